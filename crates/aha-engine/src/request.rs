@@ -1,0 +1,104 @@
+//! What a generation is asked to do, after validation and defaults.
+
+/// How the next token is chosen.
+///
+/// Order of the steps: logit bias, repetition / presence / frequency penalties, then for greedy decoding
+/// (temperature 0) the maximum; otherwise temperature, `top_k`, `top_p`, `min_p`, and a draw. It is the order of
+/// the Hugging Face reference (penalties before warpers, temperature before truncation).
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Keep the k most probable tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the smallest set whose probability reaches this; 1 keeps all.
+    pub top_p: f32,
+    /// Drop tokens less probable than this share of the most probable one; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens seen in prompt or output; 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtracted once from logits of tokens seen in the output.
+    pub presence_penalty: f32,
+    /// Subtracted for each occurrence in the output.
+    pub frequency_penalty: f32,
+    /// Added to the logits of single tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Seed of this request's own random stream; `None` draws one.
+    pub seed: Option<u64>,
+}
+
+impl Default for SamplingParams {
+    /// OpenAI's defaults: temperature 1, everything else off.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: None,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// Greedy decoding.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+}
+
+/// When a generation ends.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StopParams {
+    /// Most tokens to generate; `None` means up to the context length.
+    pub max_tokens: Option<usize>,
+    /// End-of-sequence and stop tokens are suppressed until this many tokens were generated.
+    pub min_tokens: usize,
+    /// Texts that end the generation; they are not part of the answer.
+    pub stop: Vec<String>,
+    /// Tokens that end the generation besides the model's own.
+    pub stop_token_ids: Vec<u32>,
+    /// Treat the model's end-of-sequence tokens as ordinary ones.
+    pub ignore_eos: bool,
+}
+
+/// What is reported besides the text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputParams {
+    /// `None`: no log-probabilities. `Some(n)`: the chosen token's and those of the n most probable ones.
+    pub logprobs: Option<usize>,
+    /// Leave special tokens out of the text (default true).
+    pub skip_special_tokens: bool,
+}
+
+impl Default for OutputParams {
+    fn default() -> Self {
+        Self { logprobs: None, skip_special_tokens: true }
+    }
+}
+
+/// A tokenised input.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Prompt {
+    /// Token ids in order; never empty when it reaches the scheduler.
+    pub token_ids: Vec<u32>,
+    /// The text that the ids were made of (after the chat template), for parsers and logs.
+    pub text: String,
+}
+
+/// One generation, ready for the scheduler.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GenerationRequest {
+    /// The tokenised input.
+    pub prompt: Prompt,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// When it ends.
+    pub stop: StopParams,
+    /// What is reported.
+    pub output: OutputParams,
+}
