@@ -1,0 +1,112 @@
+//! The softmax step for AVX2.
+
+use std::arch::x86_64::*;
+
+use super::task::{Scores, Step};
+use crate::buffer::flat_mut;
+use crate::exp::{HIGHEST, LN_2_HIGH, LN_2_LOW, LOWEST, POLYNOMIAL, ROUNDER};
+
+/// e^x of eight lanes: the vector body of [`crate::exp::exp`].
+#[target_feature(enable = "avx2,fma")]
+pub(crate) fn exp(x: __m256) -> __m256 {
+    // When a lane of the second operand is NaN, `min` and `max` answer that operand.
+    let x = _mm256_max_ps(_mm256_set1_ps(LOWEST), x);
+    let x = _mm256_min_ps(_mm256_set1_ps(HIGHEST), x);
+    let rounder = _mm256_set1_ps(ROUNDER);
+    let log2_e = _mm256_set1_ps(std::f32::consts::LOG2_E);
+    let power = _mm256_sub_ps(_mm256_fmadd_ps(x, log2_e, rounder), rounder);
+    let r = _mm256_fnmadd_ps(power, _mm256_set1_ps(LN_2_HIGH), x);
+    let r = _mm256_fnmadd_ps(power, _mm256_set1_ps(LN_2_LOW), r);
+    let mut tail = _mm256_set1_ps(POLYNOMIAL[0]);
+    for &coefficient in &POLYNOMIAL[1..] {
+        tail = _mm256_fmadd_ps(tail, r, _mm256_set1_ps(coefficient));
+    }
+    let mantissa = _mm256_add_ps(
+        _mm256_fmadd_ps(tail, _mm256_mul_ps(r, r), r),
+        _mm256_set1_ps(1.0),
+    );
+    let power = _mm256_cvtps_epi32(power);
+    let half = _mm256_srai_epi32::<1>(power);
+    let rest = _mm256_sub_epi32(power, half);
+    _mm256_mul_ps(
+        _mm256_mul_ps(mantissa, power_of_two(half)),
+        power_of_two(rest),
+    )
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn power_of_two(exponent: __m256i) -> __m256 {
+    let biased = _mm256_add_epi32(exponent, _mm256_set1_epi32(127));
+    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+}
+
+/// See `super::task::softmax`.
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn softmax(
+    scores: &mut Scores,
+    scale: f32,
+    seen: std::ops::Range<usize>,
+    largest: f32,
+) -> Step {
+    let scores = flat_mut(scores);
+    let (first, end) = (seen.start as i32, seen.end as i32);
+    let before = _mm256_set1_epi32(first - 1);
+    let end = _mm256_set1_epi32(end);
+    let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    let mut highest = _mm256_set1_ps(largest);
+    let mut has_nan = _mm256_setzero_ps();
+    let mut vectors = [_mm256_setzero_ps(); 4];
+    for (index, vector) in vectors.iter_mut().enumerate() {
+        let position = _mm256_add_epi32(lanes, _mm256_set1_epi32(8 * index as i32));
+        let is_seen = _mm256_and_si256(
+            _mm256_cmpgt_epi32(position, before),
+            _mm256_cmpgt_epi32(end, position),
+        );
+        // SAFETY: the scores are four vectors.
+        let loaded = unsafe { _mm256_loadu_ps(scores.as_ptr().add(8 * index)) };
+        *vector = _mm256_blendv_ps(
+            _mm256_set1_ps(f32::NEG_INFINITY),
+            _mm256_mul_ps(loaded, _mm256_set1_ps(scale)),
+            _mm256_castsi256_ps(is_seen),
+        );
+        has_nan = _mm256_or_ps(has_nan, _mm256_cmp_ps::<_CMP_UNORD_Q>(*vector, *vector));
+        highest = _mm256_max_ps(*vector, highest);
+    }
+    let mut new_largest = if largest.is_nan() {
+        largest
+    } else {
+        lanes_of(highest).into_iter().fold(largest, f32::max)
+    };
+    if _mm256_movemask_ps(has_nan) != 0 {
+        new_largest = f32::NAN;
+    }
+    if new_largest == f32::NEG_INFINITY {
+        scores.fill(0.0);
+        return Step {
+            largest: new_largest,
+            sum: 0.0,
+            correction: 1.0,
+        };
+    }
+    let mut sums = _mm256_setzero_ps();
+    for (index, vector) in vectors.into_iter().enumerate() {
+        let probability = exp(_mm256_sub_ps(vector, _mm256_set1_ps(new_largest)));
+        sums = _mm256_add_ps(sums, probability);
+        // SAFETY: the scores are four vectors.
+        unsafe { _mm256_storeu_ps(scores.as_mut_ptr().add(8 * index), probability) }
+    }
+    let correction = lanes_of(exp(_mm256_set1_ps(largest - new_largest)))[0];
+    Step {
+        largest: new_largest,
+        sum: lanes_of(sums).iter().sum(),
+        correction,
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn lanes_of(vector: __m256) -> [f32; 8] {
+    let mut lanes = [0.0; 8];
+    // SAFETY: the array holds one vector.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), vector) }
+    lanes
+}

@@ -1,0 +1,287 @@
+//! Attention over a paged cache of keys and values.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod scalar;
+mod task;
+
+use crate::error::{check_len, checked_mul};
+use crate::matmul::{PARALLEL_FROM, for_each_task};
+use crate::{InstructionSet, KernelError, instruction_set};
+
+use task::Task;
+
+/// Attention of each query token over its sequence's part of a paged cache.
+///
+/// Every query attends to the cached positions up to its own (its own included), in `f32`, with a
+/// running softmax over tiles of keys: the matrix of scores never exists. Query heads share key and
+/// value heads in equal groups (grouped-query attention), and a group reads its keys once.
+///
+/// The result for a query has the same bits whether its prompt was given at once, in chunks or
+/// token by token, and whatever other sequences stand in the batch: tiles of keys begin at fixed
+/// positions of the sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct PagedAttention<'a> {
+    /// Query heads; a multiple of `num_kv_heads`.
+    pub num_heads: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Values a head, in queries, keys and values alike.
+    pub head_dim: usize,
+    /// Positions a block of the cache holds.
+    pub block_size: usize,
+    /// Factor of the scores before the softmax, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// The sequences of the batch.
+    pub sequences: &'a [PagedSequence<'a>],
+}
+
+/// One sequence of a [`PagedAttention`] batch.
+#[derive(Debug, Clone, Copy)]
+pub struct PagedSequence<'a> {
+    /// Row of `q` that holds the first query of this sequence.
+    pub query_start: usize,
+    /// Number of queries: the last tokens of the context.
+    pub query_len: usize,
+    /// Cached tokens, including these queries.
+    pub context_len: usize,
+    /// The blocks that hold positions `0..context_len`, in order.
+    pub blocks: &'a [u32],
+    /// Sliding window: a query sees this many positions, its own included. `None`: all.
+    pub window: Option<usize>,
+}
+
+/// The arrays of one call, and the shapes that all tasks share.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    set: InstructionSet,
+    attention: &'a PagedAttention<'a>,
+    /// Query heads that share a key head.
+    group: usize,
+    q: &'a [f32],
+    k_cache: &'a [f32],
+    v_cache: &'a [f32],
+    out: Output,
+}
+
+/// The output array, which tasks fill piece by piece.
+#[derive(Clone, Copy)]
+struct Output {
+    start: *mut f32,
+    len: usize,
+}
+
+// SAFETY: tasks write disjoint pieces, see `Output::piece`.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+impl Output {
+    /// The values `start..start + len`.
+    ///
+    /// # Safety
+    /// No other piece that overlaps this one may be alive.
+    unsafe fn piece<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
+        assert!(start <= self.len && len <= self.len - start);
+        // SAFETY: inside the array (asserted) and not shared (the caller's promise).
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+impl PagedAttention<'_> {
+    /// Computes the attention of all queries.
+    ///
+    /// `q` and `out` are `[tokens, num_heads * head_dim]`; the caches are
+    /// `[num_slots, num_kv_heads * head_dim]` with slot = block number * `block_size` + offset, and
+    /// already hold the keys and values of the queries' own tokens. Rows of `out` that belong to no
+    /// sequence keep their content.
+    ///
+    /// # Errors
+    /// When a slice does not fit the shapes, a sequence points outside `q` or the cache, or two
+    /// sequences claim the same row.
+    pub fn forward(
+        &self,
+        q: &[f32],
+        k_cache: &[f32],
+        v_cache: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        self.forward_on(instruction_set(), q, k_cache, v_cache, out)
+    }
+
+    /// [`PagedAttention::forward`] on a given instruction set, for tests and measurements.
+    ///
+    /// # Errors
+    /// As [`PagedAttention::forward`], and when the processor lacks the instruction set.
+    pub fn forward_on(
+        &self,
+        set: InstructionSet,
+        q: &[f32],
+        k_cache: &[f32],
+        v_cache: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        let set = set.require()?;
+        self.check(q, k_cache, v_cache, out)?;
+        let group = self.num_heads / self.num_kv_heads;
+        let (tasks, work) = self.tasks(group);
+        let out = Output {
+            start: out.as_mut_ptr(),
+            len: out.len(),
+        };
+        let call = Call {
+            set,
+            attention: self,
+            group,
+            q,
+            k_cache,
+            v_cache,
+            out,
+        };
+        if work < PARALLEL_FROM {
+            tasks.iter().for_each(|task| task.run(&call));
+        } else {
+            for_each_task(tasks.len(), |index| tasks[index].run(&call));
+        }
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        q: &[f32],
+        k_cache: &[f32],
+        v_cache: &[f32],
+        out: &[f32],
+    ) -> Result<(), KernelError> {
+        for (argument, value) in [
+            ("num_heads", self.num_heads),
+            ("num_kv_heads", self.num_kv_heads),
+            ("head_dim", self.head_dim),
+            ("block_size", self.block_size),
+        ] {
+            if value == 0 {
+                return Err(KernelError::Zero { argument });
+            }
+        }
+        let multiple = |argument, value: usize, of| {
+            let fits = value.is_multiple_of(of);
+            if fits {
+                Ok(())
+            } else {
+                Err(KernelError::NotMultiple {
+                    argument,
+                    value,
+                    of,
+                })
+            }
+        };
+        multiple("num_heads", self.num_heads, self.num_kv_heads)?;
+        let row = checked_mul(self.num_heads, self.head_dim)?;
+        let slot = checked_mul(self.num_kv_heads, self.head_dim)?;
+        multiple("length of q", q.len(), row)?;
+        multiple("length of k_cache", k_cache.len(), slot)?;
+        check_len("v_cache", k_cache.len(), v_cache.len())?;
+        check_len("out", q.len(), out.len())?;
+        let (tokens, slots) = (q.len() / row, k_cache.len() / slot);
+        for sequence in self.sequences {
+            sequence.check(tokens, slots, self.block_size)?;
+        }
+        let mut ranges: Vec<_> = self
+            .sequences
+            .iter()
+            .filter(|sequence| sequence.query_len > 0)
+            .map(|sequence| {
+                (
+                    sequence.query_start,
+                    sequence.query_start + sequence.query_len,
+                )
+            })
+            .collect();
+        ranges.sort_unstable();
+        match ranges.windows(2).find(|pair| pair[1].0 < pair[0].1) {
+            Some(pair) => Err(KernelError::OverlappingQueries { row: pair[1].0 }),
+            None => Ok(()),
+        }
+    }
+
+    /// The pieces of work, and the multiply-adds of all of them.
+    fn tasks(&self, group: usize) -> (Vec<Task>, usize) {
+        let queries_a_task = (task::ROWS / group).max(1);
+        let (mut tasks, mut work) = (Vec::new(), 0_usize);
+        for (sequence, paged) in self.sequences.iter().enumerate() {
+            // The last queries see most keys: they come first, so that the short tasks end the call.
+            let mut end = paged.query_len;
+            while end > 0 {
+                let start = end.saturating_sub(queries_a_task);
+                for kv_head in 0..self.num_kv_heads {
+                    tasks.push(Task {
+                        sequence,
+                        kv_head,
+                        start,
+                        end,
+                    });
+                }
+                end = start;
+            }
+            let heads = self.num_heads.saturating_mul(self.head_dim);
+            let pairs = paged.query_len.saturating_mul(paged.context_len);
+            work = work.saturating_add(pairs.saturating_mul(heads).saturating_mul(2));
+        }
+        (tasks, work)
+    }
+}
+
+impl PagedSequence<'_> {
+    fn check(&self, tokens: usize, slots: usize, block_size: usize) -> Result<(), KernelError> {
+        let at_most = |argument, value, maximum| {
+            if value <= maximum {
+                Ok(())
+            } else {
+                Err(KernelError::OutOfRange {
+                    argument,
+                    value,
+                    maximum,
+                })
+            }
+        };
+        at_most("query_start", self.query_start, tokens)?;
+        at_most(
+            "query_len",
+            self.query_len,
+            (tokens - self.query_start).min(self.context_len),
+        )?;
+        let blocks = self.context_len.div_ceil(block_size);
+        at_most("blocks of the context", blocks, self.blocks.len())?;
+        if self.window == Some(0) {
+            return Err(KernelError::Zero { argument: "window" });
+        }
+        // The cache may end inside its last block; kernels must not read behind it.
+        let whole_blocks = slots / block_size;
+        match self.blocks[..blocks]
+            .iter()
+            .find(|&&block| block as usize >= whole_blocks)
+        {
+            Some(&block) => Err(KernelError::OutOfRange {
+                argument: "block number",
+                value: block as usize,
+                maximum: whole_blocks.saturating_sub(1),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The positions that query `index` sees, as `first..end`.
+    fn visible(&self, index: usize) -> std::ops::Range<usize> {
+        let end = self.context_len - self.query_len + index + 1;
+        let first = self.window.map_or(0, |window| end.saturating_sub(window));
+        first..end
+    }
+
+    /// The cache slot of `position`.
+    fn slot(&self, position: usize, block_size: usize) -> usize {
+        self.blocks[position / block_size] as usize * block_size + position % block_size
+    }
+}
+
+#[cfg(test)]
+mod tests;

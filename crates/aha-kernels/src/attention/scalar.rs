@@ -1,0 +1,50 @@
+//! The portable softmax step.
+
+use super::task::{KEYS, Scores, Step};
+use crate::buffer::flat_mut;
+use crate::exp::exp;
+
+/// Lanes that are summed apart before they meet, as in the vector body.
+const LANES: usize = 8;
+
+/// See `super::task::softmax`.
+pub(super) fn softmax(
+    scores: &mut Scores,
+    scale: f32,
+    seen: std::ops::Range<usize>,
+    largest: f32,
+) -> Step {
+    let scores = flat_mut(scores);
+    let mut new_largest = largest;
+    for (index, score) in scores.iter_mut().enumerate() {
+        *score = if seen.contains(&index) {
+            *score * scale
+        } else {
+            f32::NEG_INFINITY
+        };
+        // NaN must win, and `f32::max` would drop it.
+        if *score > new_largest || score.is_nan() {
+            new_largest = *score;
+        }
+    }
+    if new_largest == f32::NEG_INFINITY {
+        scores.fill(0.0);
+        return Step {
+            largest: new_largest,
+            sum: 0.0,
+            correction: 1.0,
+        };
+    }
+    let mut sums = [0.0; LANES];
+    for lanes in scores[..KEYS].chunks_exact_mut(LANES) {
+        for (score, sum) in lanes.iter_mut().zip(&mut sums) {
+            *score = exp(*score - new_largest);
+            *sum += *score;
+        }
+    }
+    Step {
+        largest: new_largest,
+        sum: sums.iter().sum(),
+        correction: exp(largest - new_largest),
+    }
+}

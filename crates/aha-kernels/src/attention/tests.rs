@@ -1,0 +1,395 @@
+use crate::matmul::tests::values;
+use crate::{InstructionSet, KernelError, PagedAttention, PagedSequence};
+
+const BLOCK: usize = 8;
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    window: Option<usize>,
+}
+
+/// A sequence of `len` tokens whose blocks lie scattered in a cache.
+struct Cached {
+    shape: Shape,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    blocks: Vec<u32>,
+}
+
+impl Cached {
+    fn new(shape: Shape, len: usize) -> Self {
+        let count = len.div_ceil(BLOCK);
+        let blocks = (0..count)
+            .map(|block| ((block * 7 + 3) % (7 * count)) as u32)
+            .collect();
+        let slots = 7 * count * BLOCK + BLOCK;
+        let mut q = values(len * shape.heads * shape.dim, 1);
+        q.iter_mut().for_each(|value| *value *= 4.0);
+        let k = values(slots * shape.kv_heads * shape.dim, 2);
+        let v = values(slots * shape.kv_heads * shape.dim, 3);
+        Self {
+            shape,
+            q,
+            k,
+            v,
+            blocks,
+        }
+    }
+
+    fn slot(&self, position: usize) -> usize {
+        self.blocks[position / BLOCK] as usize * BLOCK + position % BLOCK
+    }
+
+    /// Attention of the queries `start..end`, with a context that ends there.
+    fn chunk(&self, set: InstructionSet, start: usize, end: usize) -> Vec<f32> {
+        let sequence = PagedSequence {
+            query_start: 0,
+            query_len: end - start,
+            context_len: end,
+            blocks: &self.blocks,
+            window: self.shape.window,
+        };
+        let row = self.shape.heads * self.shape.dim;
+        let q = &self.q[start * row..end * row];
+        let mut out = vec![f32::NAN; q.len()];
+        self.attention(&[sequence])
+            .forward_on(set, q, &self.k, &self.v, &mut out)
+            .unwrap();
+        out
+    }
+
+    fn attention<'a>(&self, sequences: &'a [PagedSequence<'a>]) -> PagedAttention<'a> {
+        PagedAttention {
+            num_heads: self.shape.heads,
+            num_kv_heads: self.shape.kv_heads,
+            head_dim: self.shape.dim,
+            block_size: BLOCK,
+            scale: 1.0 / (self.shape.dim as f32).sqrt(),
+            sequences,
+        }
+    }
+
+    /// The definition, in double precision.
+    fn reference(&self, query: usize, head: usize) -> Vec<f64> {
+        let Shape {
+            heads,
+            kv_heads,
+            dim,
+            window,
+        } = self.shape;
+        let kv_head = head / (heads / kv_heads);
+        let q = &self.q[(query * heads + head) * dim..][..dim];
+        let first = window.map_or(0, |window| (query + 1).saturating_sub(window));
+        let place = |position| (self.slot(position) * kv_heads + kv_head) * dim;
+        let scores: Vec<f64> = (first..=query)
+            .map(|position| {
+                let k = &self.k[place(position)..][..dim];
+                let dot: f64 = q
+                    .iter()
+                    .zip(k)
+                    .map(|(&a, &b)| f64::from(a) * f64::from(b))
+                    .sum();
+                dot / (dim as f64).sqrt()
+            })
+            .collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
+        let mut out = vec![0.0; dim];
+        for (position, score) in (first..=query).zip(&scores) {
+            let v = &self.v[place(position)..][..dim];
+            for (out, &v) in out.iter_mut().zip(v) {
+                *out += (score - largest).exp() / total * f64::from(v);
+            }
+        }
+        out
+    }
+}
+
+fn shapes() -> Vec<Shape> {
+    vec![
+        Shape {
+            heads: 4,
+            kv_heads: 2,
+            dim: 64,
+            window: None,
+        },
+        Shape {
+            heads: 3,
+            kv_heads: 3,
+            dim: 20,
+            window: None,
+        },
+        Shape {
+            heads: 7,
+            kv_heads: 1,
+            dim: 8,
+            window: None,
+        },
+        Shape {
+            heads: 4,
+            kv_heads: 2,
+            dim: 32,
+            window: Some(1),
+        },
+        Shape {
+            heads: 2,
+            kv_heads: 1,
+            dim: 33,
+            window: Some(37),
+        },
+        Shape {
+            heads: 100,
+            kv_heads: 1,
+            dim: 4,
+            window: Some(9),
+        },
+    ]
+}
+
+fn available() -> Vec<InstructionSet> {
+    let sets = [InstructionSet::Scalar, InstructionSet::Avx2];
+    sets.into_iter().filter(|set| set.is_available()).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn attention_agrees_with_the_definition() {
+    for shape in shapes() {
+        for len in [1, 5, 31, 32, 33, 100, 150] {
+            let cached = Cached::new(shape, len);
+            for set in available() {
+                let out = cached.chunk(set, 0, len);
+                for (index, out) in out.chunks(shape.dim).enumerate() {
+                    let want = cached.reference(index / shape.heads, index % shape.heads);
+                    for (&got, want) in out.iter().zip(want) {
+                        let difference = (f64::from(got) - want).abs();
+                        assert!(
+                            difference < 4e-6,
+                            "{shape:?} {set:?} {len}: {got} is not {want}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_of_a_prompt_change_no_bit() {
+    for shape in shapes() {
+        let len = 130;
+        let cached = Cached::new(shape, len);
+        let row = shape.heads * shape.dim;
+        for set in available() {
+            let whole = cached.chunk(set, 0, len);
+            for chunk in [1, 2, 17, 48, 64] {
+                for start in (0..len).step_by(chunk) {
+                    let end = len.min(start + chunk);
+                    let part = cached.chunk(set, start, end);
+                    let whole = &whole[start * row..end * row];
+                    assert_eq!(bits(whole), bits(&part), "{shape:?} {set:?} {start}..{end}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sequences_of_a_batch_do_not_meet() {
+    let shape = Shape {
+        heads: 4,
+        kv_heads: 2,
+        dim: 64,
+        window: None,
+    };
+    let cached = Cached::new(shape, 90);
+    let row = shape.heads * shape.dim;
+    let sequence = |query_start, query_len, context_len| PagedSequence {
+        query_start,
+        query_len,
+        context_len,
+        blocks: &cached.blocks,
+        window: None,
+    };
+    // Rows 2 and 3 belong to nobody.
+    let sequences = [
+        sequence(4, 50, 50),
+        sequence(1, 1, 90),
+        sequence(54, 20, 70),
+        sequence(0, 0, 0),
+    ];
+    let rows: Vec<usize> = [89, 89, 0, 0]
+        .into_iter()
+        .chain(0..50)
+        .chain(50..70)
+        .collect();
+    let q: Vec<f32> = rows
+        .iter()
+        .flat_map(|&t| cached.q[t * row..][..row].to_vec())
+        .collect();
+    for set in available() {
+        let mut out = vec![7.0; q.len()];
+        let attention = cached.attention(&sequences);
+        attention
+            .forward_on(set, &q, &cached.k, &cached.v, &mut out)
+            .unwrap();
+        let whole = cached.chunk(set, 0, 90);
+        for (index, out) in out.chunks(row).enumerate() {
+            match index {
+                0 | 2 | 3 => assert!(out.iter().all(|&value| value == 7.0)),
+                _ => assert_eq!(bits(out), bits(&whole[rows[index] * row..][..row])),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_is_blind_to_later_and_to_forgotten_tokens() {
+    let shape = Shape {
+        heads: 2,
+        kv_heads: 1,
+        dim: 16,
+        window: Some(20),
+    };
+    let mut cached = Cached::new(shape, 70);
+    let before: Vec<_> = available()
+        .into_iter()
+        .map(|set| cached.chunk(set, 0, 70))
+        .collect();
+    // Position 40 is out of reach for queries before it and from 60 on.
+    let start = cached.slot(40) * shape.dim;
+    cached.k[start] = f32::NAN;
+    cached.v[start..start + shape.dim].fill(f32::INFINITY);
+    for (set, before) in available().into_iter().zip(before) {
+        let after = cached.chunk(set, 0, 70);
+        for (query, (after, before)) in after.chunks(32).zip(before.chunks(32)).enumerate() {
+            if (40..60).contains(&query) {
+                assert!(after.iter().all(|value| value.is_nan()), "{set:?} {query}");
+            } else {
+                assert_eq!(bits(after), bits(before), "{set:?} {query}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let cached = Cached::new(
+        Shape {
+            heads: 4,
+            kv_heads: 2,
+            dim: 64,
+            window: None,
+        },
+        200,
+    );
+    for set in available() {
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| bits(&cached.chunk(set, 0, 200)))
+        };
+        assert_eq!(on(1), on(3));
+    }
+}
+
+#[test]
+fn sequences_that_point_outside_are_errors() {
+    let cached = Cached::new(
+        Shape {
+            heads: 2,
+            kv_heads: 1,
+            dim: 4,
+            window: None,
+        },
+        16,
+    );
+    let good = PagedSequence {
+        query_start: 0,
+        query_len: 2,
+        context_len: 16,
+        blocks: &cached.blocks,
+        window: None,
+    };
+    let run = |sequences: &[PagedSequence<'_>]| {
+        let q = vec![0.0; 4 * 8];
+        let mut out = vec![0.0; 4 * 8];
+        cached
+            .attention(sequences)
+            .forward(&q, &cached.k, &cached.v, &mut out)
+    };
+    assert_eq!(run(&[good]), Ok(()));
+    let bad = [
+        PagedSequence {
+            query_start: 3,
+            ..good
+        },
+        PagedSequence {
+            query_start: usize::MAX,
+            ..good
+        },
+        PagedSequence {
+            query_len: usize::MAX,
+            ..good
+        },
+        PagedSequence {
+            context_len: 17,
+            ..good
+        },
+        PagedSequence {
+            context_len: usize::MAX,
+            ..good
+        },
+        PagedSequence {
+            context_len: 1,
+            ..good
+        },
+        PagedSequence {
+            blocks: &[0],
+            ..good
+        },
+        PagedSequence {
+            blocks: &[0, 15],
+            ..good
+        },
+        PagedSequence {
+            blocks: &[u32::MAX, 0],
+            ..good
+        },
+        PagedSequence {
+            window: Some(0),
+            ..good
+        },
+    ];
+    for sequence in bad {
+        assert!(run(&[sequence]).is_err(), "{sequence:?}");
+    }
+    assert_eq!(
+        run(&[
+            good,
+            PagedSequence {
+                query_start: 1,
+                ..good
+            }
+        ]),
+        Err(KernelError::OverlappingQueries { row: 1 })
+    );
+    let sequences = [good];
+    let mut attention = cached.attention(&sequences);
+    attention.num_kv_heads = 0;
+    assert_eq!(
+        attention.forward(&[], &[], &[], &mut []),
+        Err(KernelError::Zero {
+            argument: "num_kv_heads"
+        })
+    );
+}

@@ -1,0 +1,133 @@
+//! Memory in cache lines: packed weights and scratch space.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::Cell;
+use std::ptr::NonNull;
+
+use crate::KernelError;
+
+/// Sixteen `f32` values in one cache line: a row of a panel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [f32; 16]);
+
+impl Line {
+    pub(crate) const ZERO: Self = Self([0.0; 16]);
+}
+
+/// The values of `lines` one after another.
+pub(crate) fn flat(lines: &[Line]) -> &[f32] {
+    // SAFETY: a `Line` is sixteen `f32` without padding (size and alignment are both 64 bytes).
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 16) }
+}
+
+/// The values of `lines` one after another, for writing.
+pub(crate) fn flat_mut(lines: &mut [Line]) -> &mut [f32] {
+    // SAFETY: as in `flat`; the borrow is exclusive.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
+}
+
+/// The bytes of `lines`.
+pub(crate) fn bytes_of(lines: &[Line]) -> &[u8] {
+    // SAFETY: a `Line` has no padding, and every byte of it is initialised.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+}
+
+/// `bytes` as 32-bit floats. Bytes of a trailing partial value are left out.
+pub(crate) fn as_f32(bytes: &[u8]) -> &[f32] {
+    // SAFETY: every bit pattern is a valid `f32`.
+    let (head, values, _) = unsafe { bytes.align_to::<f32>() };
+    debug_assert!(head.is_empty(), "panels start on cache lines");
+    values
+}
+
+/// `bytes` as 16-bit words. Bytes of a trailing partial value are left out.
+pub(crate) fn as_u16(bytes: &[u8]) -> &[u16] {
+    // SAFETY: every bit pattern is a valid `u16`.
+    let (head, values, _) = unsafe { bytes.align_to::<u16>() };
+    debug_assert!(head.is_empty(), "panels start on cache lines");
+    values
+}
+
+/// `bytes` as 32-bit floats, for writing.
+pub(crate) fn as_f32_mut(bytes: &mut [u8]) -> &mut [f32] {
+    // SAFETY: every bit pattern is a valid `f32`, and every `f32` is four valid bytes.
+    let (head, values, _) = unsafe { bytes.align_to_mut::<f32>() };
+    debug_assert!(head.is_empty(), "panels start on cache lines");
+    values
+}
+
+/// `bytes` as 16-bit words, for writing.
+pub(crate) fn as_u16_mut(bytes: &mut [u8]) -> &mut [u16] {
+    // SAFETY: every bit pattern is a valid `u16`, and every `u16` is two valid bytes.
+    let (head, values, _) = unsafe { bytes.align_to_mut::<u16>() };
+    debug_assert!(head.is_empty(), "panels start on cache lines");
+    values
+}
+
+/// Zeroed bytes that start on a cache line. Unlike `Vec`, running out of memory is an error.
+pub(crate) struct AlignedBytes {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: the memory is owned by this value alone and reached through `&self`/`&mut self` only.
+unsafe impl Send for AlignedBytes {}
+// SAFETY: `&self` gives shared reads only.
+unsafe impl Sync for AlignedBytes {}
+
+impl AlignedBytes {
+    pub(crate) fn zeroed(bytes: usize) -> Result<Self, KernelError> {
+        let layout = Layout::from_size_align(bytes, align_of::<Line>())
+            .map_err(|_| KernelError::Memory { bytes })?;
+        let start = if bytes == 0 {
+            NonNull::<Line>::dangling().cast()
+        } else {
+            // SAFETY: the layout's size is not zero.
+            NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(KernelError::Memory { bytes })?
+        };
+        Ok(Self { start, layout })
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        // SAFETY: `start` addresses `layout.size()` initialised bytes that live as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as in `as_slice`; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
+    }
+}
+
+impl Drop for AlignedBytes {
+    fn drop(&mut self) {
+        if self.layout.size() > 0 {
+            // SAFETY: allocated in `zeroed` with this very layout.
+            unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        }
+    }
+}
+
+/// Scratch memory that a thread keeps between calls; more than this is given back at once.
+const KEPT_LINES: usize = (32 << 20) / size_of::<Line>();
+
+/// Runs `work` on `lines` cache lines of scratch memory, whose content is arbitrary.
+///
+/// The memory is taken from the thread and put back, so a nested call (rayon may run another task
+/// on this thread while `work` waits) finds an empty place and allocates its own.
+pub(crate) fn with_scratch<R>(lines: usize, work: impl FnOnce(&mut [Line]) -> R) -> R {
+    thread_local! {
+        static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    }
+    let mut memory = SCRATCH.take();
+    if memory.len() < lines {
+        memory.clear();
+        memory.resize(lines, Line::ZERO);
+    }
+    let result = work(memory.get_mut(..lines).unwrap_or_default());
+    if memory.len() <= KEPT_LINES {
+        SCRATCH.set(memory);
+    }
+    result
+}

@@ -1,0 +1,76 @@
+//! The exponential function, in a form that vectorises and that both kernel bodies share.
+
+use std::f32::consts::LOG2_E;
+
+/// `exp` is zero below this and infinite above the other, in `f32`.
+pub(crate) const LOWEST: f32 = -104.0;
+pub(crate) const HIGHEST: f32 = 89.0;
+
+/// ln 2 in two parts; the first has trailing zeros, so that its small multiples are exact.
+pub(crate) const LN_2_HIGH: f32 = 0.693_359_4;
+pub(crate) const LN_2_LOW: f32 = -2.121_944_4e-4;
+
+/// Adding and subtracting 1.5 x 2^23 rounds to the nearest integer.
+pub(crate) const ROUNDER: f32 = 12_582_912.0;
+
+/// Coefficients of (e^r - 1 - r) / r^2 on |r| <= ln 2 / 2, highest power first: the minimax
+/// polynomial of the Cephes library.
+pub(crate) const POLYNOMIAL: [f32; 6] = [
+    1.987_569_1e-4,
+    1.398_199_9e-3,
+    8.333_452e-3,
+    4.166_579_6e-2,
+    1.666_666_5e-1,
+    0.5,
+];
+
+/// e^x within two units in the last place; NaN stays NaN.
+#[inline]
+pub(crate) fn exp(x: f32) -> f32 {
+    // Written as comparisons, because `f32::max` would drop NaN.
+    let x = if x < LOWEST { LOWEST } else { x };
+    let x = if x > HIGHEST { HIGHEST } else { x };
+    let power = (x * LOG2_E + ROUNDER) - ROUNDER;
+    let r = (x - power * LN_2_HIGH) - power * LN_2_LOW;
+    let mut tail = POLYNOMIAL[0];
+    for coefficient in &POLYNOMIAL[1..] {
+        tail = tail * r + coefficient;
+    }
+    let mantissa = tail * (r * r) + r + 1.0;
+    // Two factors, because 2^128 and the smallest denormals are out of reach of one exponent field.
+    let power = power as i32;
+    let half = power >> 1;
+    mantissa * power_of_two(half) * power_of_two(power - half)
+}
+
+fn power_of_two(exponent: i32) -> f32 {
+    f32::from_bits(((exponent + 127) << 23).cast_unsigned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::exp;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let mut x = -87.0_f32;
+        while x < 88.7 {
+            let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!(
+                (got - want).abs() <= 2.5e-7 * want,
+                "exp({x}) = {got}, not {want}"
+            );
+            x += 0.000_97 + x.abs() * 1e-4;
+        }
+    }
+
+    #[test]
+    fn exp_meets_its_limits() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-1e30), 0.0);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(-100.0) > 0.0 && exp(-100.0) < 1e-43);
+    }
+}

@@ -1,0 +1,31 @@
+//! CPU kernels for the products that inference spends its time in.
+//!
+//! Every kernel has two bodies: one in portable Rust (the scalar twin, which compilers vectorise as
+//! far as the target allows) and one written for an instruction set that is looked up at run time,
+//! see [`instruction_set`]. The crate knows plain slices only; it has no notion of a model.
+//!
+//! Two properties hold throughout and are tested:
+//!
+//! * **Batch invariance.** Each output value is accumulated in one fixed order, whatever rows stand
+//!   beside it and however many threads run. A request gives the same bits alone or in company.
+//! * **No reads outside the given slices.** Shapes are checked on entry and answered with
+//!   [`KernelError`].
+//!
+//! Parallel work runs on the [`rayon`] pool of the calling thread. Callers that issue many small
+//! products should do so from inside that pool (`ThreadPool::install`): a call from outside pays for
+//! a hand-over each time.
+
+mod attention;
+mod bandwidth;
+mod buffer;
+mod error;
+mod exp;
+mod isa;
+mod matmul;
+mod pack;
+
+pub use attention::{PagedAttention, PagedSequence};
+pub use bandwidth::measure_read_bandwidth;
+pub use error::KernelError;
+pub use isa::{InstructionSet, instruction_set};
+pub use pack::{PackedMatrix, WeightKind};

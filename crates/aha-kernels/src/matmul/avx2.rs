@@ -1,0 +1,265 @@
+//! The AVX2 kernels: each accumulator lane is one chain of fused multiply-adds.
+
+use std::arch::x86_64::*;
+
+use super::{Activations, Panels, Sums};
+use crate::buffer::Line;
+use crate::pack::WeightKind;
+
+/// Bytes that the narrow kernels ask for ahead of use, a panel.
+const PREFETCH: usize = 1024;
+
+/// Sixteen weights of one column.
+type Column = [__m256; 2];
+
+/// How columns are read from a panel.
+trait Columns {
+    /// Bytes of two columns.
+    const PAIR_BYTES: usize;
+
+    /// Reads two columns.
+    ///
+    /// # Safety
+    /// `PAIR_BYTES` must be readable at `at`, and AVX2, FMA and F16C present.
+    unsafe fn pair(at: *const u8) -> [Column; 2];
+
+    /// Reads the last column of an odd number.
+    ///
+    /// # Safety
+    /// As `pair`, for the bytes of one column (of two for `bf16`, whose panels are filled up).
+    unsafe fn single(at: *const u8) -> Column;
+}
+
+struct F32;
+struct F16;
+struct Bf16;
+
+impl Columns for F32 {
+    const PAIR_BYTES: usize = 128;
+
+    #[inline(always)]
+    unsafe fn pair(at: *const u8) -> [Column; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [Self::single(at), Self::single(at.add(64))] }
+    }
+
+    #[inline(always)]
+    unsafe fn single(at: *const u8) -> Column {
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                _mm256_loadu_ps(at.cast()),
+                _mm256_loadu_ps(at.add(32).cast()),
+            ]
+        }
+    }
+}
+
+impl Columns for F16 {
+    const PAIR_BYTES: usize = 64;
+
+    #[inline(always)]
+    unsafe fn pair(at: *const u8) -> [Column; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [Self::single(at), Self::single(at.add(32))] }
+    }
+
+    #[inline(always)]
+    unsafe fn single(at: *const u8) -> Column {
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(at.add(16).cast())),
+            ]
+        }
+    }
+}
+
+impl Columns for Bf16 {
+    const PAIR_BYTES: usize = 64;
+
+    #[inline(always)]
+    unsafe fn pair(at: *const u8) -> [Column; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = _mm256_loadu_si256(at.cast());
+            let high = _mm256_loadu_si256(at.add(32).cast());
+            let upper_half = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+            let even = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
+            let odd = |v| _mm256_castsi256_ps(_mm256_and_si256(v, upper_half));
+            [[even(low), even(high)], [odd(low), odd(high)]]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn single(at: *const u8) -> Column {
+        // SAFETY: the caller's promise.
+        unsafe { Self::pair(at)[0] }
+    }
+}
+
+/// See [`super::tile`].
+///
+/// # Safety
+/// The lengths must be as `super::tile` asserts, and AVX2, FMA and F16C present.
+pub(super) unsafe fn tile(
+    x: Activations<'_>,
+    rows: usize,
+    w: Panels<'_>,
+    depth: usize,
+    sums: Sums<'_>,
+) {
+    let (data, c) = (w.data.as_ptr(), sums.lines.as_mut_ptr());
+    macro_rules! shapes {
+        ($columns:ty, $packed:literal, $x:expr, $stride:expr, $($rows:literal x $panels:literal),*) => {
+            match (rows, w.count) {
+                $(($rows, $panels) => {
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        kernel::<$columns, $rows, $panels, $packed>(
+                            $x, $stride, data, w.stride, depth, c, sums.stride, sums.accumulate,
+                        );
+                    }
+                })*
+                (rows, panels) => unreachable!("no tile of {rows} rows and {panels} panels"),
+            }
+        };
+    }
+    macro_rules! all_shapes {
+        ($columns:ty, $packed:literal, $x:expr, $stride:expr) => {
+            shapes!(
+                $columns, $packed, $x, $stride, 1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1, 3 x 2,
+                4 x 1, 5 x 1, 6 x 1
+            )
+        };
+    }
+    match (x, w.kind) {
+        (Activations::Rows(x, stride), WeightKind::F32) => {
+            all_shapes!(F32, false, x.as_ptr(), stride)
+        }
+        (Activations::Rows(x, stride), WeightKind::F16) => {
+            all_shapes!(F16, false, x.as_ptr(), stride)
+        }
+        (Activations::Rows(x, stride), WeightKind::Bf16) => {
+            all_shapes!(Bf16, false, x.as_ptr(), stride)
+        }
+        (Activations::Packed(x), WeightKind::F32) => all_shapes!(F32, true, x.as_ptr(), 0),
+        (Activations::Packed(_), kind) => unreachable!("packed rows meet f32, not {kind:?}"),
+    }
+}
+
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one flat call into the innermost loop"
+)]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn kernel<C: Columns, const ROWS: usize, const PANELS: usize, const PACKED: bool>(
+    x: *const f32,
+    x_stride: usize,
+    w: *const u8,
+    w_stride: usize,
+    depth: usize,
+    c: *mut Line,
+    c_stride: usize,
+    accumulate: bool,
+) {
+    // SAFETY: the caller checked all lengths; every offset below stays within them.
+    unsafe {
+        let mut sums = [[[_mm256_setzero_ps(); 2]; ROWS]; PANELS];
+        if accumulate {
+            for (panel, sums) in sums.iter_mut().enumerate() {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let line: *const f32 = c.add(panel * c_stride + row).cast();
+                    *sums = [_mm256_load_ps(line), _mm256_load_ps(line.add(8))];
+                }
+            }
+        }
+        let value = |k: usize, row: usize| {
+            let at = if PACKED {
+                x.add(k * ROWS + row)
+            } else {
+                x.add(row * x_stride + k)
+            };
+            _mm256_broadcast_ss(&*at)
+        };
+        for pair in 0..depth / 2 {
+            let mut columns = [[[_mm256_setzero_ps(); 2]; 2]; PANELS];
+            for (panel, columns) in columns.iter_mut().enumerate() {
+                let at = w.add(panel * w_stride + pair * C::PAIR_BYTES);
+                if !PACKED {
+                    for line in (0..C::PAIR_BYTES).step_by(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH + line).cast());
+                    }
+                }
+                *columns = C::pair(at);
+            }
+            for half in 0..2 {
+                for row in 0..ROWS {
+                    let value = value(2 * pair + half, row);
+                    for (sums, columns) in sums.iter_mut().zip(&columns) {
+                        let [low, high] = columns[half];
+                        let sums = &mut sums[row];
+                        sums[0] = _mm256_fmadd_ps(value, low, sums[0]);
+                        sums[1] = _mm256_fmadd_ps(value, high, sums[1]);
+                    }
+                }
+            }
+        }
+        if depth % 2 == 1 {
+            for (panel, sums) in sums.iter_mut().enumerate() {
+                let [low, high] = C::single(w.add(panel * w_stride + depth / 2 * C::PAIR_BYTES));
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let value = value(depth - 1, row);
+                    sums[0] = _mm256_fmadd_ps(value, low, sums[0]);
+                    sums[1] = _mm256_fmadd_ps(value, high, sums[1]);
+                }
+            }
+        }
+        for (panel, sums) in sums.iter().enumerate() {
+            for (row, sums) in sums.iter().enumerate() {
+                let line: *mut f32 = c.add(panel * c_stride + row).cast();
+                _mm256_store_ps(line, sums[0]);
+                _mm256_store_ps(line.add(8), sums[1]);
+            }
+        }
+    }
+}
+
+/// See [`super::decode`]; `panel` starts at the first column wanted.
+///
+/// # Safety
+/// AVX2, FMA and F16C must be present.
+pub(super) unsafe fn decode(kind: WeightKind, panel: &[u8], out: &mut [Line]) {
+    assert!(panel.len() >= kind.span(out.len()));
+    // SAFETY: the panel holds a column for each line of `out` (asserted).
+    unsafe {
+        match kind {
+            WeightKind::F32 => decode_columns::<F32>(panel, out),
+            WeightKind::F16 => decode_columns::<F16>(panel, out),
+            WeightKind::Bf16 => decode_columns::<Bf16>(panel, out),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn decode_columns<C: Columns>(panel: &[u8], out: &mut [Line]) {
+    let mut at = panel.as_ptr();
+    // SAFETY: the caller checked that `panel` holds as many columns as `out` has lines.
+    unsafe {
+        let store = |line: &mut Line, column: Column| {
+            _mm256_store_ps(line.0.as_mut_ptr(), column[0]);
+            _mm256_store_ps(line.0.as_mut_ptr().add(8), column[1]);
+        };
+        let mut pairs = out.chunks_exact_mut(2);
+        for pair in &mut pairs {
+            let [first, second] = C::pair(at);
+            store(&mut pair[0], first);
+            store(&mut pair[1], second);
+            at = at.add(C::PAIR_BYTES);
+        }
+        if let [last] = pairs.into_remainder() {
+            store(last, C::single(at));
+        }
+    }
+}

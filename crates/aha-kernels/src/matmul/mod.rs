@@ -1,0 +1,407 @@
+//! The driver of the matrix product: how work is cut into tiles and shared among threads.
+//!
+//! Whatever the cut, an output value is one lane of one accumulator that starts at zero and takes
+//! the columns in ascending order. Accumulators may be stored and loaded again between stretches of
+//! columns, which changes no bit.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod scalar;
+
+use rayon::prelude::*;
+
+use crate::InstructionSet;
+use crate::buffer::{Line, bytes_of, flat_mut, with_scratch};
+use crate::pack::{PANEL, PackedMatrix, WeightKind};
+
+/// Rows of `x` that a tile holds at most: 6 x 16 accumulators fill twelve of AVX2's registers.
+pub(crate) const TILE_ROWS: usize = 6;
+
+/// Multiply-adds below which threads cost more than they bring.
+pub(crate) const PARALLEL_FROM: usize = 64 * 1024;
+
+/// Columns decoded at once when many rows share them (16 KiB of `f32`: half a first-level cache).
+const WIDE_DEPTH: usize = 256;
+
+/// Columns decoded at once for up to four panels when few rows share them.
+const NARROW_DEPTH: usize = 64;
+
+/// Rows of `x` that stay in the second-level cache together with `WIDE_PANELS` panels of outputs.
+const WIDE_ROWS: usize = 192;
+const WIDE_PANELS: usize = 8;
+
+/// The rows of `x` in a tile.
+#[derive(Clone, Copy)]
+pub(crate) enum Activations<'a> {
+    /// Row-major, with this many values from one row to the next.
+    Rows(&'a [f32], usize),
+    /// `[depth][rows]` without gaps.
+    Packed(&'a [f32]),
+}
+
+/// Panels of weights in a tile.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'a> {
+    /// The first panel's bytes at the first column, and all that follows.
+    pub(crate) data: &'a [u8],
+    /// `F32`, `F16` or `Bf16`.
+    pub(crate) kind: WeightKind,
+    /// Bytes from one panel to the next.
+    pub(crate) stride: usize,
+    /// One, two or four.
+    pub(crate) count: usize,
+}
+
+/// Where a tile's results go: panel `p`, row `r` to `lines[p * stride + r]`.
+pub(crate) struct Sums<'a> {
+    pub(crate) lines: &'a mut [Line],
+    pub(crate) stride: usize,
+    /// Whether the sums go on from what the lines hold, instead of zero.
+    pub(crate) accumulate: bool,
+}
+
+/// Multiplies `rows` rows of `x` with `w.count` panels over `depth` columns.
+///
+/// `rows * w.count` may be at most six; the portable kernel takes `F32` panels only.
+pub(crate) fn tile(
+    set: InstructionSet,
+    x: Activations<'_>,
+    rows: usize,
+    w: Panels<'_>,
+    depth: usize,
+    sums: Sums<'_>,
+) {
+    // The kernels below index without further checks.
+    assert!(matches!(w.count, 1 | 2 | 4) && rows >= 1 && rows * w.count <= TILE_ROWS);
+    let last = w.count - 1;
+    assert!(w.data.len() >= last * w.stride + w.kind.span(depth));
+    assert!(sums.lines.len() >= last * sums.stride + rows);
+    match x {
+        Activations::Rows(data, stride) => assert!(data.len() >= (rows - 1) * stride + depth),
+        Activations::Packed(data) => assert!(data.len() >= rows * depth),
+    }
+    match set {
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx2 => {
+            // SAFETY: the lengths were checked above, the instruction set when it was chosen.
+            unsafe { avx2::tile(x, rows, w, depth, sums) }
+        }
+        _ => scalar::tile(x, rows, w, depth, sums),
+    }
+}
+
+/// Writes columns `start..start + out.len()` of a panel as `f32`, sixteen rows a line.
+/// `start` must be a multiple of 32.
+fn decode(set: InstructionSet, kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
+    let panel = &panel[kind.column_offset(start)..];
+    match set {
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx2 => {
+            // SAFETY: the instruction set was checked when it was chosen.
+            unsafe { avx2::decode(kind, panel, out) }
+        }
+        _ => scalar::decode(kind, panel, out),
+    }
+}
+
+/// How many panels a tile of `rows` rows takes: enough independent sums to hide the latency of the
+/// multiply-add, no more than there are `left`.
+pub(crate) fn tile_panels(rows: usize, left: usize) -> usize {
+    let wanted: usize = match rows {
+        1 => 4,
+        2 | 3 => 2,
+        _ => 1,
+    };
+    if left >= wanted {
+        wanted
+    } else {
+        left.min(wanted / 2).max(1)
+    }
+}
+
+/// The product; shapes were checked by the caller.
+pub(crate) fn matmul(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: &mut [f32]) {
+    if out.is_empty() {
+        return;
+    }
+    let out = Output {
+        start: out.as_mut_ptr(),
+        rows: m,
+        cols: w.rows(),
+    };
+    if m <= TILE_ROWS {
+        narrow(set, w, x, m, out)
+    } else {
+        wide(set, w, x, m, out)
+    }
+}
+
+/// The output matrix, which tasks fill piece by piece.
+#[derive(Clone, Copy)]
+struct Output {
+    start: *mut f32,
+    rows: usize,
+    cols: usize,
+}
+
+// SAFETY: tasks write disjoint pieces, see `write`.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+impl Output {
+    /// Copies the sixteen (or, at the right edge, fewer) values of one row of one panel.
+    ///
+    /// # Safety
+    /// No other thread may write the same panel of the same row.
+    unsafe fn write(self, row: usize, panel: usize, line: &Line) {
+        let col = panel * PANEL;
+        assert!(row < self.rows && col < self.cols);
+        let len = PANEL.min(self.cols - col);
+        // SAFETY: the piece lies inside the matrix (asserted), and is this task's own.
+        unsafe {
+            let target = self.start.add(row * self.cols + col);
+            std::ptr::copy_nonoverlapping(line.0.as_ptr(), target, len);
+        }
+    }
+}
+
+/// Runs `task` for each index below `count`, on all threads when there is more than one.
+pub(crate) fn for_each_task(count: usize, task: impl Fn(usize) + Sync) {
+    if count == 1 {
+        task(0);
+    } else {
+        (0..count).into_par_iter().with_max_len(1).for_each(&task);
+    }
+}
+
+/// Up to six rows: the weights stream through once, each value used as it arrives.
+fn narrow(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Output) {
+    let panels = w.panels();
+    let group = tile_panels(m, usize::MAX);
+    let groups = panels.div_ceil(group);
+    let work = m.saturating_mul(w.rows()).saturating_mul(w.cols());
+    // A few tasks a thread, so that a thread that is held up elsewhere does not hold up the rest.
+    let tasks = if work < PARALLEL_FROM {
+        1
+    } else {
+        groups
+            .min(4 * rayon::current_num_threads())
+            .min(work / (PARALLEL_FROM / 2))
+    };
+    for_each_task(tasks, |task| {
+        let end = panels.min((task + 1) * groups / tasks * group);
+        let mut first = task * groups / tasks * group;
+        while first < end {
+            let count = tile_panels(m, end - first);
+            let mut c = [Line::ZERO; TILE_ROWS];
+            narrow_group(set, w, x, m, first, count, &mut c);
+            for (index, line) in c[..count * m].iter().enumerate() {
+                // SAFETY: the panels of this task are its own.
+                unsafe { out.write(index % m, first + index / m, line) }
+            }
+            first += count;
+        }
+    });
+}
+
+fn narrow_group(
+    set: InstructionSet,
+    w: &PackedMatrix,
+    x: &[f32],
+    m: usize,
+    first: usize,
+    count: usize,
+    c: &mut [Line],
+) {
+    let (kind, cols) = (w.kind(), w.cols());
+    if reads_directly(set, kind) {
+        let stride = w.panel_bytes();
+        let panels = Panels {
+            data: w.panel_range(first, count),
+            kind,
+            stride,
+            count,
+        };
+        let sums = Sums {
+            lines: c,
+            stride: m,
+            accumulate: false,
+        };
+        tile(set, Activations::Rows(x, cols), m, panels, cols, sums);
+        return;
+    }
+    let mut values = [Line::ZERO; 4 * NARROW_DEPTH];
+    for start in (0..cols).step_by(NARROW_DEPTH) {
+        let depth = NARROW_DEPTH.min(cols - start);
+        for (index, values) in values
+            .chunks_exact_mut(NARROW_DEPTH)
+            .take(count)
+            .enumerate()
+        {
+            decode(
+                set,
+                kind,
+                w.panel(first + index),
+                start,
+                &mut values[..depth],
+            );
+        }
+        let panels = Panels {
+            data: bytes_of(&values),
+            kind: WeightKind::F32,
+            stride: NARROW_DEPTH * size_of::<Line>(),
+            count,
+        };
+        let sums = Sums {
+            lines: c,
+            stride: m,
+            accumulate: start > 0,
+        };
+        tile(
+            set,
+            Activations::Rows(&x[start..], cols),
+            m,
+            panels,
+            depth,
+            sums,
+        );
+    }
+}
+
+/// Whether `tile` reads panels of this kind as they are.
+fn reads_directly(set: InstructionSet, kind: WeightKind) -> bool {
+    match kind {
+        WeightKind::F32 => true,
+        WeightKind::F16 | WeightKind::Bf16 => set != InstructionSet::Scalar,
+    }
+}
+
+/// The cut of `total` into `parts` nearly equal stretches: where stretch `index` starts.
+fn cut(total: usize, parts: usize, index: usize) -> usize {
+    (total as u128 * index as u128 / parts as u128) as usize
+}
+
+/// Many rows: a stretch of columns of a panel is decoded once and meets a block of rows of `x`.
+fn wide(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Output) {
+    let (panels, threads) = (w.panels(), rayon::current_num_threads());
+    let blocks = m.div_ceil(WIDE_ROWS);
+    let wanted = (2 * threads).div_ceil(blocks);
+    let groups = panels.div_ceil(WIDE_PANELS).max(wanted.min(panels));
+    with_scratch(x.len().div_ceil(PANEL), |packed| {
+        let packed = &mut flat_mut(packed)[..x.len()];
+        pack_rows(x, m, w.cols(), blocks, packed);
+        let packed = &*packed;
+        let parallel = m.saturating_mul(w.rows()).saturating_mul(w.cols()) >= PARALLEL_FROM;
+        let task = |task: usize| {
+            let (block, group) = (task / groups, task % groups);
+            let rows = cut(m, blocks, block)..cut(m, blocks, block + 1);
+            let panels = cut(panels, groups, group)..cut(panels, groups, group + 1);
+            let x = &packed[rows.start * w.cols()..rows.end * w.cols()];
+            wide_task(set, w, x, rows, panels, out);
+        };
+        if parallel {
+            for_each_task(blocks * groups, task);
+        } else {
+            (0..blocks * groups).for_each(task);
+        }
+    });
+}
+
+fn wide_task(
+    set: InstructionSet,
+    w: &PackedMatrix,
+    x: &[f32],
+    rows: std::ops::Range<usize>,
+    panels: std::ops::Range<usize>,
+    out: Output,
+) {
+    let (kind, cols, m) = (w.kind(), w.cols(), rows.len());
+    let tiles = m.div_ceil(TILE_ROWS);
+    with_scratch(panels.len() * m + WIDE_DEPTH, |scratch| {
+        let (values, c) = scratch.split_at_mut(WIDE_DEPTH);
+        if cols == 0 {
+            c.fill(Line::ZERO);
+        }
+        for start in (0..cols).step_by(WIDE_DEPTH) {
+            let depth = WIDE_DEPTH.min(cols - start);
+            let x = &x[start * m..][..depth * m];
+            for (panel, c) in panels.clone().zip(c.chunks_exact_mut(m)) {
+                let data = if kind == WeightKind::F32 {
+                    &w.panel(panel)[kind.column_offset(start)..]
+                } else {
+                    decode(set, kind, w.panel(panel), start, &mut values[..depth]);
+                    bytes_of(values)
+                };
+                let panel = Panels {
+                    data,
+                    kind: WeightKind::F32,
+                    stride: 0,
+                    count: 1,
+                };
+                for index in 0..tiles {
+                    let (from, to) = (cut(m, tiles, index), cut(m, tiles, index + 1));
+                    let x = Activations::Packed(&x[from * depth..to * depth]);
+                    let sums = Sums {
+                        lines: &mut c[from..to],
+                        stride: 0,
+                        accumulate: start > 0,
+                    };
+                    tile(set, x, to - from, panel, depth, sums);
+                }
+            }
+        }
+        for (index, row) in rows.enumerate() {
+            for (offset, panel) in panels.clone().enumerate() {
+                // SAFETY: these panels of these rows are this task's own.
+                unsafe { out.write(row, panel, &c[offset * m + index]) }
+            }
+        }
+    });
+}
+
+/// Rearranges `x[m, cols]` to `[block][stretch of columns][tile][column][row of the tile]`, the
+/// order in which `wide_task` reads it.
+fn pack_rows(x: &[f32], m: usize, cols: usize, blocks: usize, packed: &mut [f32]) {
+    let mut pieces = Vec::new();
+    let mut rest = packed;
+    for block in 0..blocks {
+        let rows = cut(m, blocks, block)..cut(m, blocks, block + 1);
+        for start in (0..cols).step_by(WIDE_DEPTH) {
+            let depth = WIDE_DEPTH.min(cols - start);
+            let (piece, tail) = rest.split_at_mut(rows.len() * depth);
+            pieces.push((rows.clone(), start, depth, piece));
+            rest = tail;
+        }
+    }
+    let pack = |(rows, start, depth, piece): (std::ops::Range<usize>, usize, usize, &mut [f32])| {
+        let tiles = rows.len().div_ceil(TILE_ROWS);
+        for index in 0..tiles {
+            let (from, to) = (
+                cut(rows.len(), tiles, index),
+                cut(rows.len(), tiles, index + 1),
+            );
+            let target = &mut piece[from * depth..to * depth];
+            let source = &x[(rows.start + from) * cols + start..];
+            transpose(source, cols, to - from, depth, target);
+        }
+    };
+    if m * cols < PARALLEL_FROM {
+        pieces.into_iter().for_each(pack);
+    } else {
+        pieces.into_par_iter().for_each(pack);
+    }
+}
+
+/// Writes `rows` rows of `depth` values as `[depth][rows]`.
+fn transpose(source: &[f32], stride: usize, rows: usize, depth: usize, target: &mut [f32]) {
+    for row in 0..rows {
+        let source = &source[row * stride..][..depth];
+        for (&value, place) in source.iter().zip(target[row..].iter_mut().step_by(rows)) {
+            *place = value;
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,227 @@
+use half::{bf16, f16};
+use rayon::ThreadPoolBuilder;
+
+use crate::{InstructionSet, KernelError, PackedMatrix, WeightKind};
+
+/// Deterministic values in -1..1.
+pub(crate) fn values(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn available() -> Vec<InstructionSet> {
+    let sets = [InstructionSet::Scalar, InstructionSet::Avx2];
+    sets.into_iter().filter(|set| set.is_available()).collect()
+}
+
+/// A packed matrix and the values that it holds, in `f32`.
+fn matrix(kind: WeightKind, rows: usize, cols: usize, seed: u64) -> (PackedMatrix, Vec<f32>) {
+    let data = values(rows * cols, seed);
+    match kind {
+        WeightKind::F32 => (PackedMatrix::from_f32(rows, cols, &data).unwrap(), data),
+        WeightKind::F16 => {
+            let data: Vec<_> = data.into_iter().map(f16::from_f32).collect();
+            let exact = data.iter().map(|value| value.to_f32()).collect();
+            (PackedMatrix::from_f16(rows, cols, &data).unwrap(), exact)
+        }
+        WeightKind::Bf16 => {
+            let data: Vec<_> = data.into_iter().map(bf16::from_f32).collect();
+            let exact = data.iter().map(|value| value.to_f32()).collect();
+            (PackedMatrix::from_bf16(rows, cols, &data).unwrap(), exact)
+        }
+    }
+}
+
+const KINDS: [WeightKind; 3] = [WeightKind::F32, WeightKind::F16, WeightKind::Bf16];
+
+fn product(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize) -> Vec<f32> {
+    let mut out = vec![f32::NAN; m * w.rows()];
+    w.matmul_on(set, x, m, &mut out).unwrap();
+    out
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn products_agree_with_double_precision_over_odd_shapes() {
+    for kind in KINDS {
+        for (rows, cols) in [
+            (1, 1),
+            (2, 7),
+            (15, 33),
+            (16, 64),
+            (17, 65),
+            (31, 2),
+            (33, 99),
+            (40, 100),
+            (130, 300),
+        ] {
+            let (w, exact) = matrix(kind, rows, cols, (rows * 1000 + cols) as u64);
+            for m in (1..=20).chain([200]) {
+                let x = values(m * cols, m as u64);
+                for set in available() {
+                    let out = product(set, &w, &x, m);
+                    for (index, &got) in out.iter().enumerate() {
+                        let x = &x[index / rows * cols..][..cols];
+                        let row = &exact[index % rows * cols..][..cols];
+                        let terms = x
+                            .iter()
+                            .zip(row)
+                            .map(|(&a, &b)| f64::from(a) * f64::from(b));
+                        let (want, magnitude) = terms.fold((0.0, 0.0), |(sum, all), term| {
+                            (sum + term, all + term.abs())
+                        });
+                        // Recursive summation: each of the `cols` steps rounds once or twice.
+                        let bound = magnitude * (cols + 1) as f64 * f64::from(f32::EPSILON);
+                        let difference = (f64::from(got) - want).abs();
+                        assert!(
+                            difference <= bound,
+                            "{kind:?} {set:?} [{rows}, {cols}] m {m}: {got} is not {want}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_in_every_batch() {
+    for kind in KINDS {
+        for (rows, cols) in [(40, 99), (129, 515), (70, 512)] {
+            let (w, _) = matrix(kind, rows, cols, 7);
+            let x = values(400 * cols, 3);
+            for set in available() {
+                let alone: Vec<f32> = x
+                    .chunks(cols)
+                    .flat_map(|row| product(set, &w, row, 1))
+                    .collect();
+                for m in (2..=20).chain([64, 193, 400]) {
+                    let together = product(set, &w, &x[..m * cols], m);
+                    assert_eq!(
+                        bits(&alone[..m * rows]),
+                        bits(&together),
+                        "{kind:?} {set:?} m {m}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let (rows, cols) = (600, 300);
+    for kind in KINDS {
+        let (w, _) = matrix(kind, rows, cols, 11);
+        for m in [1, 5, 64] {
+            let x = values(m * cols, 5);
+            for set in available() {
+                let on = |threads| {
+                    let pool = ThreadPoolBuilder::new()
+                        .num_threads(threads)
+                        .build()
+                        .unwrap();
+                    pool.install(|| bits(&product(set, &w, &x, m)))
+                };
+                let one = on(1);
+                assert_eq!(one, on(2));
+                assert_eq!(one, on(5));
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_reach_exactly_their_row() {
+    let (rows, cols) = (20, 33);
+    for kind in KINDS {
+        let (w, _) = matrix(kind, rows, cols, 1);
+        for m in [3, 12] {
+            let mut x = values(m * cols, 2);
+            x[cols + 32] = f32::NAN;
+            x[2 * cols] = f32::INFINITY;
+            for set in available() {
+                let out = product(set, &w, &x, m);
+                for (row, out) in out.chunks(rows).enumerate() {
+                    match row {
+                        1 => assert!(out.iter().all(|value| value.is_nan())),
+                        2 => assert!(out.iter().all(|value| !value.is_finite())),
+                        _ => assert!(out.iter().all(|value| value.is_finite())),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_come_back_as_they_went_in() {
+    for kind in KINDS {
+        for (rows, cols) in [(1, 1), (17, 33), (40, 64)] {
+            let (w, exact) = matrix(kind, rows, cols, 9);
+            let mut out = vec![0.0; cols];
+            for row in 0..rows {
+                w.row(row, &mut out).unwrap();
+                assert_eq!(out, exact[row * cols..][..cols]);
+            }
+            assert!(matches!(
+                w.row(rows, &mut out),
+                Err(KernelError::OutOfRange { .. })
+            ));
+        }
+    }
+}
+
+#[test]
+fn empty_shapes_are_products_too() {
+    let w = PackedMatrix::from_f32(0, 5, &[]).unwrap();
+    w.matmul(&[0.0; 10], 2, &mut []).unwrap();
+    for m in [1, 9] {
+        let w = PackedMatrix::from_bf16(20, 0, &[]).unwrap();
+        let mut out = vec![1.0; 20 * m];
+        w.matmul(&[], m, &mut out).unwrap();
+        assert_eq!(out, vec![0.0; 20 * m]);
+    }
+}
+
+#[test]
+fn wrong_shapes_are_errors_with_both_numbers() {
+    assert_eq!(
+        PackedMatrix::from_f32(3, 4, &[0.0; 11]).unwrap_err(),
+        KernelError::Length {
+            argument: "data",
+            expected: 12,
+            actual: 11
+        }
+    );
+    assert!(matches!(
+        PackedMatrix::from_f32(usize::MAX, 2, &[]).unwrap_err(),
+        KernelError::Memory { .. }
+    ));
+    let w = PackedMatrix::from_f32(3, 4, &[0.0; 12]).unwrap();
+    assert_eq!(format!("{w:?}"), "PackedMatrix([3, 4], F32)");
+    assert_eq!(
+        w.matmul(&[0.0; 7], 2, &mut [0.0; 6]).unwrap_err(),
+        KernelError::Length {
+            argument: "x",
+            expected: 8,
+            actual: 7
+        }
+    );
+    assert_eq!(
+        w.matmul(&[0.0; 8], 2, &mut [0.0; 5])
+            .unwrap_err()
+            .to_string(),
+        "`out` has 5 elements, but the shapes given ask for 6"
+    );
+}

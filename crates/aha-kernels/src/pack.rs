@@ -1,0 +1,289 @@
+use std::fmt;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::buffer::{AlignedBytes, as_f32, as_f32_mut, as_u16, as_u16_mut};
+use crate::error::{check_len, checked_mul};
+use crate::{InstructionSet, KernelError, instruction_set, matmul};
+
+/// Output rows that stand side by side in a panel: two AVX2 registers of `f32`.
+pub(crate) const PANEL: usize = 16;
+
+/// How the values of a [`PackedMatrix`] are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WeightKind {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit IEEE floats.
+    F16,
+    /// 16-bit floats with the exponent range of `f32`.
+    Bf16,
+}
+
+impl WeightKind {
+    /// Bytes of one panel of `cols` columns.
+    fn panel_bytes(self, cols: usize) -> Option<usize> {
+        match self {
+            Self::F32 => cols.checked_mul(4 * PANEL),
+            Self::F16 => cols.checked_mul(2 * PANEL)?.checked_next_multiple_of(64),
+            Self::Bf16 => cols.div_ceil(2).checked_mul(4 * PANEL),
+        }
+    }
+
+    /// Bytes that kernels read for `depth` columns of a panel.
+    pub(crate) fn span(self, depth: usize) -> usize {
+        match self {
+            Self::Bf16 => self.column_offset(depth.next_multiple_of(2)),
+            _ => self.column_offset(depth),
+        }
+    }
+
+    /// Byte at which column `col` starts inside a panel. `col` must be even for `Bf16`.
+    pub(crate) fn column_offset(self, col: usize) -> usize {
+        match self {
+            Self::F32 => col * 4 * PANEL,
+            Self::F16 | Self::Bf16 => col * 2 * PANEL,
+        }
+    }
+}
+
+/// A weight matrix `[rows = out_features, cols = in_features]`, packed once for fast products.
+///
+/// Sixteen rows at a time form a panel that is stored column after column, so that a product reads
+/// memory strictly forwards and each of sixteen neighbouring lanes owns one output. The last panel
+/// is filled up with zeros. Values keep their type: a `bf16` matrix takes two bytes a value.
+pub struct PackedMatrix {
+    kind: WeightKind,
+    rows: usize,
+    cols: usize,
+    panel_bytes: usize,
+    data: AlignedBytes,
+}
+
+impl fmt::Debug for PackedMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "PackedMatrix([{}, {}], {:?})",
+            self.rows, self.cols, self.kind
+        )
+    }
+}
+
+impl PackedMatrix {
+    /// Packs a row-major matrix of `f32`.
+    ///
+    /// # Errors
+    /// When `data` has not `rows * cols` elements, or memory runs out.
+    pub fn from_f32(rows: usize, cols: usize, data: &[f32]) -> Result<Self, KernelError> {
+        Self::pack(WeightKind::F32, rows, cols, data, |panel, source| {
+            interleave(as_f32_mut(panel), source, cols, |col, lane| {
+                col * PANEL + lane
+            });
+        })
+    }
+
+    /// Packs a row-major matrix of `f16`, kept in 16 bits.
+    ///
+    /// # Errors
+    /// As [`PackedMatrix::from_f32`].
+    pub fn from_f16(rows: usize, cols: usize, data: &[f16]) -> Result<Self, KernelError> {
+        Self::pack(
+            WeightKind::F16,
+            rows,
+            cols,
+            bits_of_f16(data),
+            |panel, source| {
+                interleave(as_u16_mut(panel), source, cols, |col, lane| {
+                    col * PANEL + lane
+                });
+            },
+        )
+    }
+
+    /// Packs a row-major matrix of `bf16`, kept in 16 bits.
+    ///
+    /// # Errors
+    /// As [`PackedMatrix::from_f32`].
+    pub fn from_bf16(rows: usize, cols: usize, data: &[bf16]) -> Result<Self, KernelError> {
+        // Two columns share a 32-bit lane: the even one in the low half, the odd one in the high
+        // half, where a shift and a mask turn them into `f32`.
+        Self::pack(
+            WeightKind::Bf16,
+            rows,
+            cols,
+            bits_of_bf16(data),
+            |panel, source| {
+                interleave(as_u16_mut(panel), source, cols, bf16_index);
+            },
+        )
+    }
+
+    fn pack<T: Sync>(
+        kind: WeightKind,
+        rows: usize,
+        cols: usize,
+        data: &[T],
+        pack_panel: impl Fn(&mut [u8], &[T]) + Sync,
+    ) -> Result<Self, KernelError> {
+        check_len("data", checked_mul(rows, cols)?, data.len())?;
+        let panel_bytes = kind
+            .panel_bytes(cols)
+            .ok_or(KernelError::Memory { bytes: usize::MAX })?;
+        let mut packed = AlignedBytes::zeroed(checked_mul(rows.div_ceil(PANEL), panel_bytes)?)?;
+        if panel_bytes > 0 {
+            packed
+                .as_mut_slice()
+                .par_chunks_mut(panel_bytes)
+                .zip(data.par_chunks(PANEL * cols))
+                .for_each(|(panel, source)| pack_panel(panel, source));
+        }
+        Ok(Self {
+            kind,
+            rows,
+            cols,
+            panel_bytes,
+            data: packed,
+        })
+    }
+
+    /// Number of rows: output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns: input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// How the values are stored.
+    pub fn kind(&self) -> WeightKind {
+        self.kind
+    }
+
+    /// Bytes of memory that the packed values take.
+    pub fn size_in_bytes(&self) -> usize {
+        self.data.as_slice().len()
+    }
+
+    /// `out[m, rows] = x[m, cols] · Wᵀ`, accumulated in `f32` over the columns in their order.
+    ///
+    /// Every output element is computed by the same operations in the same order for every `m` and
+    /// every number of threads.
+    ///
+    /// # Errors
+    /// When `x` has not `m * cols` or `out` not `m * rows` elements.
+    pub fn matmul(&self, x: &[f32], m: usize, out: &mut [f32]) -> Result<(), KernelError> {
+        self.matmul_on(instruction_set(), x, m, out)
+    }
+
+    /// [`PackedMatrix::matmul`] on a given instruction set, for tests and measurements.
+    ///
+    /// # Errors
+    /// As [`PackedMatrix::matmul`], and when the processor lacks the instruction set.
+    pub fn matmul_on(
+        &self,
+        set: InstructionSet,
+        x: &[f32],
+        m: usize,
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        check_len("x", checked_mul(m, self.cols)?, x.len())?;
+        check_len("out", checked_mul(m, self.rows)?, out.len())?;
+        matmul::matmul(set.require()?, self, x, m, out);
+        Ok(())
+    }
+
+    /// Copies row `index` into `out` as `f32`: the embedding lookup of tied weights.
+    ///
+    /// # Errors
+    /// When there is no such row, or `out` has not `cols` elements.
+    pub fn row(&self, index: usize, out: &mut [f32]) -> Result<(), KernelError> {
+        if index >= self.rows {
+            let maximum = self.rows.saturating_sub(1);
+            return Err(KernelError::OutOfRange {
+                argument: "row index",
+                value: index,
+                maximum,
+            });
+        }
+        check_len("out", self.cols, out.len())?;
+        let (panel, lane) = (self.panel(index / PANEL), index % PANEL);
+        match self.kind {
+            WeightKind::F32 => {
+                for (value, line) in out.iter_mut().zip(as_f32(panel).chunks_exact(PANEL)) {
+                    *value = line[lane];
+                }
+            }
+            WeightKind::F16 => {
+                for (value, line) in out.iter_mut().zip(as_u16(panel).chunks_exact(PANEL)) {
+                    *value = f16::from_bits(line[lane]).to_f32();
+                }
+            }
+            WeightKind::Bf16 => {
+                let words = as_u16(panel);
+                for (col, value) in out.iter_mut().enumerate() {
+                    *value = bf16::from_bits(words[bf16_index(col, lane)]).to_f32();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Number of panels.
+    pub(crate) fn panels(&self) -> usize {
+        self.rows.div_ceil(PANEL)
+    }
+
+    /// Bytes from one panel to the next.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.panel_bytes
+    }
+
+    /// The bytes of panel `index`.
+    pub(crate) fn panel(&self, index: usize) -> &[u8] {
+        &self.data.as_slice()[index * self.panel_bytes..][..self.panel_bytes]
+    }
+
+    /// The bytes of `count` panels from `first` on.
+    pub(crate) fn panel_range(&self, first: usize, count: usize) -> &[u8] {
+        &self.data.as_slice()[first * self.panel_bytes..][..count * self.panel_bytes]
+    }
+}
+
+/// Place of a value among the 16-bit words of a `bf16` panel.
+pub(crate) fn bf16_index(col: usize, lane: usize) -> usize {
+    (col / 2) * 2 * PANEL + 2 * lane + col % 2
+}
+
+/// Spreads up to sixteen rows of `source` over `panel`; `place(col, lane)` says where a value goes.
+fn interleave<T: Copy>(
+    panel: &mut [T],
+    source: &[T],
+    cols: usize,
+    place: impl Fn(usize, usize) -> usize,
+) {
+    // Column blocks keep the panel's lines in the first-level cache while the rows pass.
+    const BLOCK: usize = 64;
+    for start in (0..cols).step_by(BLOCK) {
+        let end = cols.min(start + BLOCK);
+        for (lane, row) in source.chunks_exact(cols).enumerate() {
+            for (offset, &value) in row[start..end].iter().enumerate() {
+                panel[place(start + offset, lane)] = value;
+            }
+        }
+    }
+}
+
+fn bits_of_f16(data: &[f16]) -> &[u16] {
+    // SAFETY: `f16` is a transparent wrapper of `u16`.
+    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len()) }
+}
+
+fn bits_of_bf16(data: &[bf16]) -> &[u16] {
+    // SAFETY: `bf16` is a transparent wrapper of `u16`.
+    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len()) }
+}
