@@ -1,1 +1,15 @@
-//! aha-models
+//! The model families: one folder each, one line each in [`registry`].
+
+pub mod checkpoint;
+pub mod config;
+pub mod decoder;
+pub mod error;
+pub mod llama;
+pub mod qwen3;
+pub mod registry;
+pub mod releases;
+pub mod text;
+
+pub use checkpoint::{Checkpoint, LoadOptions};
+pub use error::LoadError;
+pub use registry::{FAMILIES, Family, load};

@@ -1,0 +1,289 @@
+//! A checkpoint on disk: a folder in the release's layout, or one GGUF file.
+
+use aha_engine::GenerationDefaults;
+use aha_nn::weights::Weights;
+use aha_nn::weights::gguf::{GgufFile, Metadata};
+use aha_nn::weights::{DtypeRequest, NameMap, Placement};
+use candle_core::Device;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::LoadError;
+
+/// Called while weights load, with the bytes done and the bytes in all.
+pub type ProgressCallback = Arc<dyn Fn(u64, u64) + Send + Sync>;
+
+/// Where and how a model is loaded.
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// Where the tensors go.
+    pub device: Device,
+    /// In which precision.
+    pub dtype: DtypeRequest,
+    /// Told about the progress of loading.
+    pub progress: Option<ProgressCallback>,
+}
+
+impl Default for LoadOptions {
+    /// On the CPU, in the precision that the checkpoint and the device agree on.
+    fn default() -> Self {
+        Self { device: Device::Cpu, dtype: DtypeRequest::Auto, progress: None }
+    }
+}
+
+impl std::fmt::Debug for LoadOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadOptions").field("device", &self.device).field("dtype", &self.dtype).finish()
+    }
+}
+
+/// How the checkpoint is kept.
+#[derive(Debug, Clone)]
+pub enum Format {
+    /// A folder with config.json, tokenizer.json and safetensors.
+    Folder {
+        /// The parsed config.json.
+        config: Value,
+    },
+    /// One GGUF file, which holds everything.
+    Gguf(Arc<GgufFile>),
+}
+
+/// An opened checkpoint whose weights are not loaded yet.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    path: PathBuf,
+    format: Format,
+}
+
+const CONFIG: &str = "config.json";
+/// No released configuration comes near; a larger file is not one.
+const LARGEST_JSON: u64 = 64 << 20;
+
+impl Checkpoint {
+    /// Opens a checkpoint folder, a folder that holds one GGUF file, or a GGUF file.
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        let not_one = |reason: &str| LoadError::NotACheckpoint { path: path.to_owned(), reason: reason.to_owned() };
+        if path.is_file() {
+            if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+                return Self::open_gguf(path);
+            }
+            return Err(not_one("it is a file, but not a .gguf; give the folder that holds config.json"));
+        }
+        if !path.is_dir() {
+            return Err(not_one("there is no such file or folder"));
+        }
+        if path.join(CONFIG).is_file() {
+            let config = read_json(&path.join(CONFIG))?;
+            return Ok(Self { path: path.to_owned(), format: Format::Folder { config } });
+        }
+        match gguf_files(path)?.as_slice() {
+            [] => Err(not_one("the folder holds neither config.json nor a .gguf file")),
+            [file] => Self::open_gguf(file),
+            several => Err(not_one(&format!(
+                "the folder holds {} .gguf files; name one of them: {}",
+                several.len(),
+                several.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ")
+            ))),
+        }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, LoadError> {
+        let file = GgufFile::open(path)?;
+        if file.metadata.unsigned("split.count")?.is_some_and(|count| count > 1) {
+            return Err(LoadError::config(
+                "split.count",
+                "the GGUF is one of several parts: join them with llama-gguf-split --merge first",
+            ));
+        }
+        Ok(Self { path: path.to_owned(), format: Format::Gguf(Arc::new(file)) })
+    }
+
+    /// What was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How it is kept.
+    pub fn format(&self) -> &Format {
+        &self.format
+    }
+
+    /// The names by which the registry finds the family: `architectures` and `model_type` of config.json, or
+    /// `general.architecture` of a GGUF.
+    pub fn architecture(&self) -> Result<Architecture, LoadError> {
+        match &self.format {
+            Format::Folder { config } => {
+                #[derive(Deserialize)]
+                struct Names {
+                    #[serde(default)]
+                    architectures: Option<Vec<String>>,
+                    model_type: Option<String>,
+                }
+                let names: Names = parse(config, &self.path.join(CONFIG))?;
+                Ok(Architecture::Config {
+                    architectures: names.architectures.unwrap_or_default(),
+                    model_type: names.model_type.unwrap_or_default(),
+                })
+            }
+            Format::Gguf(file) => {
+                let name = file.metadata.text("general.architecture")?.ok_or_else(|| {
+                    LoadError::config("general.architecture", "the GGUF does not say what model it holds")
+                })?;
+                Ok(Architecture::Gguf(name.to_owned()))
+            }
+        }
+    }
+
+    /// The family's configuration: config.json read as `C`, or built from a GGUF's metadata.
+    pub fn config<C: DeserializeOwned>(
+        &self,
+        from_gguf: impl FnOnce(&Metadata, bool) -> Result<C, LoadError>,
+    ) -> Result<C, LoadError> {
+        match &self.format {
+            Format::Folder { config } => parse(config, &self.path.join(CONFIG)),
+            // GGUF has no key for tied embeddings: it leaves the head out.
+            Format::Gguf(file) => from_gguf(&file.metadata, file.tensor("output.weight").is_none()),
+        }
+    }
+
+    /// The view on the weights that layers load from; `names` maps the release's tensor names to a GGUF's.
+    pub fn weights(&self, names: NameMap, options: &LoadOptions) -> Result<Weights, LoadError> {
+        let weights = match &self.format {
+            Format::Folder { .. } => Weights::open(&self.path, Placement::cpu())?,
+            Format::Gguf(file) => Weights::from_gguf(file.clone(), names, Placement::cpu()),
+        };
+        let stored = weights.catalog().main_type();
+        let (placement, explanation) = Placement::resolve_for(options.dtype, options.device.clone(), stored);
+        tracing::info!("{explanation}");
+        let weights = weights.with_placement(placement);
+        Ok(match &options.progress {
+            Some(progress) => {
+                let progress = progress.clone();
+                weights.on_progress(move |done, total| progress(done, total))
+            }
+            None => weights,
+        })
+    }
+
+    /// What the checkpoint says about generation.
+    pub fn generation_defaults(&self) -> Result<GenerationDefaults, LoadError> {
+        match &self.format {
+            Format::Folder { config } => {
+                let path = self.path.join("generation_config.json");
+                let own: GenerationConfig =
+                    if path.is_file() { parse(&read_json(&path)?, &path)? } else { GenerationConfig::default() };
+                let model: EosKey = parse(config, &self.path.join(CONFIG))?;
+                Ok(own.defaults(model.eos_token_id))
+            }
+            Format::Gguf(file) => {
+                let mut eos = Vec::new();
+                for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
+                    let id = file.metadata.unsigned(&format!("tokenizer.ggml.{key}"))?;
+                    eos.extend(id.and_then(|id| u32::try_from(id).ok()));
+                }
+                eos.dedup();
+                Ok(GenerationDefaults { eos_token_ids: eos, ..GenerationDefaults::default() })
+            }
+        }
+    }
+}
+
+/// What a checkpoint calls itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Architecture {
+    /// From config.json.
+    Config {
+        /// `architectures`, most specific first.
+        architectures: Vec<String>,
+        /// `model_type`.
+        model_type: String,
+    },
+    /// `general.architecture` of a GGUF.
+    Gguf(String),
+}
+
+/// One id or a list of them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl OneOrMany {
+    fn into_vec(self) -> Vec<u32> {
+        match self {
+            Self::One(id) => vec![id],
+            Self::Many(ids) => ids,
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct EosKey {
+    eos_token_id: Option<OneOrMany>,
+}
+
+/// The keys of generation_config.json that sampling takes its defaults from.
+#[derive(Debug, Default, Deserialize)]
+struct GenerationConfig {
+    temperature: Option<f32>,
+    top_k: Option<usize>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    eos_token_id: Option<OneOrMany>,
+}
+
+impl GenerationConfig {
+    fn defaults(self, model_eos: Option<OneOrMany>) -> GenerationDefaults {
+        let mut defaults = GenerationDefaults {
+            eos_token_ids: self.eos_token_id.or(model_eos).map(OneOrMany::into_vec).unwrap_or_default(),
+            ..GenerationDefaults::default()
+        };
+        let sampling = &mut defaults.sampling;
+        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
+        sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
+        sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
+        sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
+        sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
+        defaults
+    }
+}
+
+fn gguf_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let io = |source| LoadError::Io { path: folder.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn read_json(path: &Path) -> Result<Value, LoadError> {
+    let io = |source| LoadError::Io { path: path.to_owned(), source };
+    let length = fs::metadata(path).map_err(io)?.len();
+    let malformed =
+        |reason: String| LoadError::Json { path: path.to_owned(), field: ".".to_owned(), reason };
+    if length > LARGEST_JSON {
+        return Err(malformed(format!("{length} bytes is too large for a configuration")));
+    }
+    serde_json::from_slice(&fs::read(path).map_err(io)?).map_err(|error| malformed(error.to_string()))
+}
+
+fn parse<T: DeserializeOwned>(value: &Value, path: &Path) -> Result<T, LoadError> {
+    serde_path_to_error::deserialize(value).map_err(|error| LoadError::Json {
+        path: path.to_owned(),
+        field: error.path().to_string(),
+        reason: error.inner().to_string(),
+    })
+}

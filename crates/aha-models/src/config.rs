@@ -1,0 +1,107 @@
+//! What the config structs of the families share.
+
+use aha_nn::rope::{RopeScaling, RopeType};
+use aha_nn::weights::gguf::Metadata;
+use serde::Deserialize;
+
+use crate::error::LoadError;
+
+/// Where configs keep their rotary settings: `rope_theta` and `rope_scaling` (transformers 4), or both inside
+/// `rope_parameters` (transformers 5).
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct RopeKeys {
+    rope_theta: Option<f64>,
+    rope_scaling: Option<RopeScaling>,
+    rope_parameters: Option<RopeScaling>,
+}
+
+impl RopeKeys {
+    /// Base of the frequencies; 10000 where no key names it, as in the reference.
+    pub fn theta(&self) -> f64 {
+        let nested = |scaling: &Option<RopeScaling>| scaling.as_ref().and_then(|scaling| scaling.rope_theta);
+        self.rope_theta
+            .or_else(|| nested(&self.rope_parameters))
+            .or_else(|| nested(&self.rope_scaling))
+            .unwrap_or(10_000.0)
+    }
+
+    /// The scaling, unless it is the plain one.
+    pub fn scaling(&self) -> Option<RopeScaling> {
+        self.rope_scaling
+            .clone()
+            .or_else(|| self.rope_parameters.clone())
+            .filter(|scaling| scaling.rope_type != RopeType::Default)
+    }
+}
+
+/// Hyper-parameters of a GGUF, under the prefix of its architecture.
+#[derive(Debug, Clone, Copy)]
+pub struct GgufKeys<'a> {
+    metadata: &'a Metadata,
+    architecture: &'a str,
+}
+
+impl<'a> GgufKeys<'a> {
+    /// Keys `<architecture>.*` of `metadata`.
+    pub fn new(metadata: &'a Metadata, architecture: &'a str) -> Self {
+        Self { metadata, architecture }
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture)
+    }
+
+    /// An optional whole number.
+    pub fn optional_unsigned(&self, name: &str) -> Result<Option<usize>, LoadError> {
+        let key = self.key(name);
+        match self.metadata.unsigned(&key)? {
+            None => Ok(None),
+            Some(value) => usize::try_from(value)
+                .map(Some)
+                .map_err(|_| LoadError::config(key, format!("{value} is too large"))),
+        }
+    }
+
+    /// A required whole number.
+    pub fn unsigned(&self, name: &str) -> Result<usize, LoadError> {
+        self.optional_unsigned(name)?.ok_or_else(|| LoadError::config(self.key(name), "the GGUF lacks it"))
+    }
+
+    /// A required number.
+    pub fn float(&self, name: &str) -> Result<f64, LoadError> {
+        self.metadata
+            .float(&self.key(name))?
+            .ok_or_else(|| LoadError::config(self.key(name), "the GGUF lacks it"))
+    }
+
+    /// Rows of the embedding: `<architecture>.vocab_size`, else the number of tokens.
+    pub fn vocab_size(&self) -> Result<usize, LoadError> {
+        if let Some(size) = self.optional_unsigned("vocab_size")? {
+            return Ok(size);
+        }
+        let tokens = self.metadata.texts("tokenizer.ggml.tokens")?;
+        tokens
+            .map(<[String]>::len)
+            .ok_or_else(|| LoadError::config("tokenizer.ggml.tokens", "the GGUF lacks it"))
+    }
+
+    /// Rotary base and scaling.
+    pub fn rope(&self) -> Result<RopeKeys, LoadError> {
+        let rope_theta = self.metadata.float(&self.key("rope.freq_base"))?;
+        let kind = self.metadata.text(&self.key("rope.scaling.type"))?;
+        let rope_scaling = match kind {
+            None | Some("none") => None,
+            Some(kind @ ("linear" | "yarn")) => Some(RopeScaling {
+                rope_type: if kind == "yarn" { RopeType::Yarn } else { RopeType::Linear },
+                factor: self.metadata.float(&self.key("rope.scaling.factor"))?,
+                original_max_position_embeddings: self.optional_unsigned("rope.scaling.original_context_length")?,
+                ..RopeScaling::default()
+            }),
+            Some(other) => {
+                let reason = format!("`{other}` is not one of none, linear, yarn");
+                return Err(LoadError::config(self.key("rope.scaling.type"), reason));
+            }
+        };
+        Ok(RopeKeys { rope_theta, rope_scaling, rope_parameters: None })
+    }
+}

@@ -1,0 +1,240 @@
+//! The pre-norm decoder that Llama introduced and most text families share; families choose its options.
+
+use aha_engine::Generator;
+use aha_nn::attention::{AttentionConfig, SelfAttention};
+use aha_nn::batch::Batch;
+use aha_nn::cache::{Cache, CacheSpec, KvCache, LayerSpec};
+use aha_nn::linear::{Embedding, Linear};
+use aha_nn::mlp::{Activation, GatedMlp};
+use aha_nn::norm::RmsNorm;
+use aha_nn::rope::{RopeScaling, RotaryEmbedding, Rotation};
+use aha_nn::weights::Weights;
+use candle_core::{DType, Device, Module, Result, Tensor};
+
+use crate::error::LoadError;
+
+/// Sizes and options; keys of config.json in brackets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderConfig {
+    /// Rows of the embedding (`vocab_size`).
+    pub vocab_size: usize,
+    /// Width of the gated MLP (`intermediate_size`).
+    pub intermediate_size: usize,
+    /// Decoder layers (`num_hidden_layers`).
+    pub num_layers: usize,
+    /// Self-attention of every layer.
+    pub attention: AttentionConfig,
+    /// Epsilon of all RMS norms (`rms_norm_eps`).
+    pub rms_norm_eps: f64,
+    /// Activation of the MLP (`hidden_act`).
+    pub activation: Activation,
+    /// Biases in the MLP (`mlp_bias`).
+    pub mlp_bias: bool,
+    /// The output head is the embedding (`tie_word_embeddings`).
+    pub tie_word_embeddings: bool,
+    /// Longest sequence (`max_position_embeddings`).
+    pub max_position_embeddings: usize,
+    /// Base of the rotary frequencies (`rope_theta`).
+    pub rope_theta: f64,
+    /// Scaling of the rotary frequencies (`rope_scaling`).
+    pub rope_scaling: Option<RopeScaling>,
+}
+
+impl DecoderConfig {
+    /// Refuses sizes that no checkpoint has, before anything is allocated for them.
+    fn validate(&self) -> std::result::Result<(), LoadError> {
+        let AttentionConfig { hidden_size, num_heads, num_kv_heads, head_dim, .. } = self.attention;
+        let bounded = [
+            ("hidden_size", hidden_size, 1 << 20),
+            ("intermediate_size", self.intermediate_size, 1 << 22),
+            ("num_hidden_layers", self.num_layers, 1 << 12),
+            ("num_attention_heads", num_heads, 1 << 14),
+            ("num_key_value_heads", num_kv_heads, 1 << 14),
+            ("head_dim", head_dim, 1 << 14),
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 30),
+        ];
+        for (key, value, most) in bounded {
+            if value == 0 || value > most {
+                return Err(LoadError::config(key, format!("{value} is not between 1 and {most}")));
+            }
+        }
+        if num_heads % num_kv_heads != 0 {
+            let reason = format!("{num_heads} query heads cannot share {num_kv_heads} key/value heads evenly");
+            return Err(LoadError::config("num_key_value_heads", reason));
+        }
+        if head_dim % 2 != 0 {
+            return Err(LoadError::config("head_dim", format!("{head_dim} is odd, but rotation pairs its values")));
+        }
+        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
+            return Err(LoadError::config("rope_theta", format!("{} is not a positive number", self.rope_theta)));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            let reason = format!("{} is not a positive number", self.rms_norm_eps);
+            return Err(LoadError::config("rms_norm_eps", reason));
+        }
+        Ok(())
+    }
+}
+
+/// Attention and MLP, each behind a norm and beside a residual.
+#[derive(Debug, Clone)]
+pub struct DecoderLayer {
+    input_layernorm: RmsNorm,
+    self_attn: SelfAttention,
+    post_attention_layernorm: RmsNorm,
+    mlp: GatedMlp,
+}
+
+impl DecoderLayer {
+    fn load(weights: &Weights, config: &DecoderConfig) -> aha_nn::weights::Result<Self> {
+        let hidden_size = config.attention.hidden_size;
+        Ok(Self {
+            input_layernorm: RmsNorm::load(&weights.pp("input_layernorm"), hidden_size, config.rms_norm_eps)?,
+            self_attn: SelfAttention::load(&weights.pp("self_attn"), &config.attention)?,
+            post_attention_layernorm: RmsNorm::load(
+                &weights.pp("post_attention_layernorm"),
+                hidden_size,
+                config.rms_norm_eps,
+            )?,
+            mlp: GatedMlp::load(
+                &weights.pp("mlp"),
+                hidden_size,
+                config.intermediate_size,
+                config.activation,
+                config.mlp_bias,
+            )?,
+        })
+    }
+
+    /// `hidden` is `[tokens, hidden_size]`.
+    pub fn forward(
+        &self,
+        hidden: &Tensor,
+        rotation: &Rotation,
+        batch: &Batch,
+        cache: &mut KvCache,
+    ) -> Result<Tensor> {
+        let attended = self.self_attn.forward(&self.input_layernorm.forward(hidden)?, rotation, batch, cache)?;
+        let hidden = (hidden + attended)?;
+        let fed = self.mlp.forward(&self.post_attention_layernorm.forward(&hidden)?)?;
+        hidden + fed
+    }
+}
+
+/// Embedding, layers, final norm and output head.
+#[derive(Debug)]
+pub struct Decoder {
+    embed_tokens: Embedding,
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+    lm_head: Linear,
+    rotary: RotaryEmbedding,
+    config: DecoderConfig,
+    dtype: DType,
+    device: Device,
+}
+
+/// Rope divisors of GGUF files converted from Llama 3.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+impl Decoder {
+    /// Loads `model.*` and, unless tied, `lm_head` from `weights`, and reports what is missing or misshapen.
+    pub fn load(weights: &Weights, config: DecoderConfig) -> std::result::Result<Self, LoadError> {
+        config.validate()?;
+        let model = weights.pp("model");
+        let hidden_size = config.attention.hidden_size;
+        let embed_tokens = Embedding::load(&model.pp("embed_tokens"), config.vocab_size, hidden_size)?;
+        let layers = (0..config.num_layers)
+            .map(|index| DecoderLayer::load(&model.pp(format_args!("layers.{index}")), &config))
+            .collect::<aha_nn::weights::Result<_>>()?;
+        let norm = RmsNorm::load(&model.pp("norm"), hidden_size, config.rms_norm_eps)?;
+        // Some tied checkpoints carry a copy of the embedding as the head, others do not: neither is needed.
+        let lm_head = if config.tie_word_embeddings {
+            embed_tokens.tied_head()
+        } else {
+            Linear::load(&weights.pp("lm_head"), hidden_size, config.vocab_size, false)?
+        };
+        let mut rotary = RotaryEmbedding::new(
+            config.attention.head_dim,
+            config.rope_theta,
+            config.rope_scaling.as_ref(),
+            config.max_position_embeddings,
+        )?;
+        if weights.contains(ROPE_FACTORS) {
+            let factors = weights.tensor(ROPE_FACTORS, &[config.attention.head_dim / 2])?;
+            rotary = rotary.divided_by(&factors.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+        }
+        let known: &[&str] = if config.tie_word_embeddings {
+            &["lm_head.weight", "*.rotary_emb.inv_freq"]
+        } else {
+            &["*.rotary_emb.inv_freq"]
+        };
+        weights.finish(known)?;
+        let (dtype, device) = (weights.dtype(), weights.device().clone());
+        Ok(Self { embed_tokens, layers, norm, lm_head, rotary, config, dtype, device })
+    }
+
+    /// Embeddings of the batch's tokens, `[tokens, hidden_size]`.
+    pub fn embed(&self, batch: &Batch) -> Result<Tensor> {
+        self.embed_tokens.forward(batch.token_ids())
+    }
+
+    /// Rotation of the batch's positions.
+    pub fn rotation(&self, batch: &Batch) -> Result<Rotation> {
+        self.rotary.rotation(batch, self.dtype, &self.device)
+    }
+
+    /// The layers in order.
+    pub fn layers(&self) -> &[DecoderLayer] {
+        &self.layers
+    }
+
+    /// Embedding and all layers: `[tokens, hidden_size]` before the final norm.
+    fn forward_layers(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
+        let rotation = self.rotation(batch)?;
+        let mut hidden = self.embed(batch)?;
+        for (layer, cache) in self.layers.iter().zip(cache.layers_mut()) {
+            hidden = layer.forward(&hidden, &rotation, batch, cache)?;
+        }
+        Ok(hidden)
+    }
+
+    /// The final norm over `[rows, hidden_size]`.
+    pub fn final_norm(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.norm.forward(hidden)
+    }
+}
+
+impl Generator for Decoder {
+    fn cache_spec(&self) -> CacheSpec {
+        let AttentionConfig { num_kv_heads, head_dim, .. } = self.config.attention;
+        CacheSpec {
+            layers: vec![LayerSpec::Attention { num_kv_heads, head_dim }; self.config.num_layers],
+            dtype: self.dtype,
+            shareable_prompt_len: self.rotary.length_independent_up_to(),
+        }
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        self.config.max_position_embeddings
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn forward(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
+        let hidden = self.forward_layers(batch, cache)?;
+        let rows = self.final_norm(&batch.select_logit_rows(&hidden)?)?;
+        self.lm_head.forward(&rows)?.to_dtype(DType::F32)
+    }
+
+    fn prefill(&self, batch: &Batch, cache: &mut Cache) -> Result<()> {
+        self.forward_layers(batch, cache).map(drop)
+    }
+}

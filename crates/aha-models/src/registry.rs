@@ -1,0 +1,67 @@
+//! The families, one line each.
+
+use crate::checkpoint::{Architecture, Checkpoint, LoadOptions};
+use crate::error::LoadError;
+use aha_engine::{LoadedModel, Task};
+use std::path::Path;
+
+/// A model family: how its checkpoints are recognised and loaded. Sizes are data, not families.
+#[derive(Debug, Clone, Copy)]
+pub struct Family {
+    /// Short name, also the folder's.
+    pub slug: &'static str,
+    /// What its models are for.
+    pub task: Task,
+    /// `architectures` of config.json.
+    pub architectures: &'static [&'static str],
+    /// `model_type` of config.json, where `architectures` is missing.
+    pub model_types: &'static [&'static str],
+    /// `general.architecture` of GGUF files.
+    pub gguf_architectures: &'static [&'static str],
+    /// Loads a checkpoint of the family.
+    pub load: fn(&Checkpoint, &LoadOptions) -> Result<LoadedModel, LoadError>,
+}
+
+/// Every family that this build knows.
+pub static FAMILIES: &[Family] = &[crate::qwen3::FAMILY, crate::llama::FAMILY];
+
+impl Family {
+    /// The family of a checkpoint, by what its configuration says.
+    pub fn of(checkpoint: &Checkpoint) -> Result<&'static Self, LoadError> {
+        let architecture = checkpoint.architecture()?;
+        FAMILIES.iter().find(|family| family.matches(&architecture)).ok_or_else(|| {
+            let found = match architecture {
+                Architecture::Gguf(name) => name,
+                Architecture::Config { architectures, model_type } if architectures.is_empty() => model_type,
+                Architecture::Config { architectures, .. } => architectures.join(", "),
+            };
+            let supported: Vec<&str> =
+                FAMILIES.iter().flat_map(|family| family.architectures.iter().copied()).collect();
+            LoadError::UnknownArchitecture {
+                path: checkpoint.path().to_owned(),
+                found,
+                supported: supported.join(", "),
+            }
+        })
+    }
+
+    fn matches(&self, architecture: &Architecture) -> bool {
+        match architecture {
+            Architecture::Gguf(name) => self.gguf_architectures.contains(&name.as_str()),
+            Architecture::Config { architectures, model_type } if architectures.is_empty() => {
+                self.model_types.contains(&model_type.as_str())
+            }
+            Architecture::Config { architectures, .. } => {
+                architectures.iter().any(|name| self.architectures.contains(&name.as_str()))
+            }
+        }
+    }
+}
+
+/// Loads whatever checkpoint is at `path`.
+pub fn load(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
+    let checkpoint = Checkpoint::open(path)?;
+    let family = Family::of(&checkpoint)?;
+    tracing::debug!(family = family.slug, path = %path.display(), "checkpoint recognised");
+    (family.load)(&checkpoint, options)
+}

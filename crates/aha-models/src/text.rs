@@ -1,0 +1,22 @@
+//! What every text family needs besides its tensors.
+
+use crate::checkpoint::{Checkpoint, Format};
+use crate::error::LoadError;
+use aha_engine::{Generator, LoadedModel, TextModel, TextProcessor};
+
+/// Joins a loaded decoder with the checkpoint's tokenizer, chat template and generation defaults.
+pub fn text_model(checkpoint: &Checkpoint, generator: Box<dyn Generator>) -> Result<LoadedModel, LoadError> {
+    let processor = match checkpoint.format() {
+        Format::Folder { .. } => TextProcessor::from_folder(checkpoint.path())?,
+        Format::Gguf(file) => TextProcessor::from_gguf(&file.metadata)?,
+    };
+    let (tokens, rows) = (processor.tokenizer().vocab_size(), generator.vocab_size());
+    if tokens > rows {
+        return Err(LoadError::config(
+            "vocab_size",
+            format!("the tokenizer knows {tokens} tokens, but the embedding has {rows} rows"),
+        ));
+    }
+    let defaults = checkpoint.generation_defaults()?;
+    Ok(LoadedModel::Text(TextModel { generator, processor, defaults }))
+}

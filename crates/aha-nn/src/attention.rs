@@ -1,0 +1,285 @@
+//! Causal self-attention over paged caches.
+
+use crate::batch::Batch;
+use crate::cache::KvCache;
+use crate::linear::Linear;
+use crate::norm::RmsNorm;
+use crate::rope::Rotation;
+use crate::weights::{Result, Weights};
+use aha_kernels::{PagedAttention, PagedSequence};
+use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Module, Shape, Tensor};
+
+/// Shape and options of a self-attention block; keys of config.json in brackets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionConfig {
+    /// Width of the residual stream (`hidden_size`).
+    pub hidden_size: usize,
+    /// Query heads (`num_attention_heads`).
+    pub num_heads: usize,
+    /// Key/value heads (`num_key_value_heads`).
+    pub num_kv_heads: usize,
+    /// Size of a head (`head_dim`).
+    pub head_dim: usize,
+    /// Biases on q, k and v (`attention_bias`).
+    pub qkv_bias: bool,
+    /// Bias on the output projection.
+    pub output_bias: bool,
+    /// Epsilon of RMS norms over each head of q and k (Qwen3's `q_norm`, `k_norm`), where the family has them.
+    pub qk_norm_eps: Option<f64>,
+    /// Only the last tokens are seen (`sliding_window`).
+    pub window: Option<usize>,
+}
+
+/// Grouped-query attention with rotary positions (arXiv 2305.13245).
+#[derive(Debug, Clone)]
+pub struct SelfAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
+    config: AttentionConfig,
+}
+
+impl SelfAttention {
+    /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj` and, where configured, `q_norm` and `k_norm`.
+    pub fn load(weights: &Weights, config: &AttentionConfig) -> Result<Self> {
+        let AttentionConfig { hidden_size, num_heads, num_kv_heads, head_dim, qkv_bias, .. } = *config;
+        let (q_size, kv_size) = (num_heads * head_dim, num_kv_heads * head_dim);
+        let norm = |name| {
+            config
+                .qk_norm_eps
+                .map(|eps| RmsNorm::load(&weights.pp(name), head_dim, eps))
+                .transpose()
+        };
+        Ok(Self {
+            q_proj: Linear::load(&weights.pp("q_proj"), hidden_size, q_size, qkv_bias)?,
+            k_proj: Linear::load(&weights.pp("k_proj"), hidden_size, kv_size, qkv_bias)?,
+            v_proj: Linear::load(&weights.pp("v_proj"), hidden_size, kv_size, qkv_bias)?,
+            o_proj: Linear::load(&weights.pp("o_proj"), q_size, hidden_size, config.output_bias)?,
+            q_norm: norm("q_norm")?,
+            k_norm: norm("k_norm")?,
+            config: config.clone(),
+        })
+    }
+
+    /// Attends from the batch's tokens `x` `[tokens, hidden_size]` to their sequences' caches, which gain them.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        rotation: &Rotation,
+        batch: &Batch,
+        cache: &mut KvCache,
+    ) -> candle_core::Result<Tensor> {
+        let AttentionConfig { num_heads, num_kv_heads, head_dim, .. } = self.config;
+        let tokens = batch.num_tokens();
+        let q = self.q_proj.forward(x)?.reshape((tokens, num_heads, head_dim))?;
+        let k = self.k_proj.forward(x)?.reshape((tokens, num_kv_heads, head_dim))?;
+        let v = self.v_proj.forward(x)?;
+
+        let q = rotation.apply(&normalised(&self.q_norm, q)?)?;
+        let k = rotation.apply(&normalised(&self.k_norm, k)?)?;
+        cache.append(&k.reshape((tokens, num_kv_heads * head_dim))?, &v, batch)?;
+
+        let attention = CausalAttention {
+            batch,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            window: self.config.window,
+            scale: 1.0 / (head_dim as f64).sqrt(),
+        };
+        self.o_proj.forward(&attention.forward(&q, cache)?)
+    }
+}
+
+fn normalised(norm: &Option<RmsNorm>, x: Tensor) -> candle_core::Result<Tensor> {
+    match norm {
+        Some(norm) => norm.forward(&x),
+        None => Ok(x),
+    }
+}
+
+/// Softmax attention of a batch's queries over the paged caches of their sequences.
+struct CausalAttention<'a> {
+    batch: &'a Batch,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    window: Option<usize>,
+    scale: f64,
+}
+
+impl CausalAttention<'_> {
+    /// `q` is `[tokens, num_heads, head_dim]`; the result `[tokens, num_heads * head_dim]`.
+    fn forward(&self, q: &Tensor, cache: &KvCache) -> candle_core::Result<Tensor> {
+        if q.device().is_cpu() && q.dtype() == DType::F32 {
+            q.contiguous()?.apply_op3_no_bwd(cache.keys(), cache.values(), self)
+        } else {
+            self.forward_gathered(q, cache)
+        }
+    }
+
+    /// The same by Candle's own operations, for devices without a kernel of ours: keys and values of each sequence
+    /// are gathered, scores are materialised in f32.
+    fn forward_gathered(&self, q: &Tensor, cache: &KvCache) -> candle_core::Result<Tensor> {
+        let device = q.device();
+        let groups = self.num_heads / self.num_kv_heads;
+        let mut outputs = Vec::with_capacity(self.batch.sequences().len());
+        for sequence in self.batch.sequences() {
+            let block_size = self.batch.block_size();
+            let slots: Vec<u32> = (0..sequence.context_len)
+                .map(|p| sequence.blocks[p / block_size] * block_size as u32 + (p % block_size) as u32)
+                .collect();
+            let slots = Tensor::new(slots, device)?;
+            let gathered = |rows: &Tensor| {
+                rows.index_select(&slots, 0)?
+                    .reshape((sequence.context_len, self.num_kv_heads, self.head_dim))?
+                    .transpose(0, 1)?
+                    .contiguous()
+            };
+            let (keys, values) = (gathered(cache.keys())?, gathered(cache.values())?);
+            // [kv_heads, groups * queries, head_dim]: each key/value head is read once for its group of query heads.
+            let queries = q
+                .narrow(0, sequence.query_start, sequence.query_len)?
+                .reshape((sequence.query_len, self.num_kv_heads, groups, self.head_dim))?
+                .permute((1, 2, 0, 3))?
+                .contiguous()?
+                .reshape((self.num_kv_heads, groups * sequence.query_len, self.head_dim))?;
+            let scores = (queries.matmul(&keys.t()?)?.to_dtype(DType::F32)? * self.scale)?;
+            let scores = scores
+                .reshape((self.num_kv_heads, groups, sequence.query_len, sequence.context_len))?
+                .broadcast_add(&self.mask(sequence.query_len, sequence.context_len, device)?)?;
+            let shares = candle_nn::ops::softmax(&scores, D::Minus1)?
+                .to_dtype(values.dtype())?
+                .reshape((self.num_kv_heads, groups * sequence.query_len, sequence.context_len))?;
+            let output = shares
+                .matmul(&values)?
+                .reshape((self.num_kv_heads, groups, sequence.query_len, self.head_dim))?
+                .permute((2, 0, 1, 3))?
+                .contiguous()?
+                .reshape((sequence.query_len, self.num_heads * self.head_dim))?;
+            outputs.push(output);
+        }
+        Tensor::cat(&outputs, 0)
+    }
+
+    fn mask(&self, query_len: usize, context_len: usize, device: &candle_core::Device) -> candle_core::Result<Tensor> {
+        let first = context_len - query_len;
+        let visible = |query: usize, key: usize| {
+            let position = first + query;
+            key <= position && self.window.is_none_or(|window| position - key < window)
+        };
+        let mask: Vec<f32> = (0..query_len)
+            .flat_map(|query| (0..context_len).map(move |key| (query, key)))
+            .map(|(query, key)| if visible(query, key) { 0.0 } else { f32::NEG_INFINITY })
+            .collect();
+        Tensor::from_vec(mask, (query_len, context_len), device)
+    }
+}
+
+impl CustomOp3 for CausalAttention<'_> {
+    fn name(&self) -> &'static str {
+        "paged-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        keys: &CpuStorage,
+        keys_layout: &Layout,
+        values: &CpuStorage,
+        values_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let tokens = self.batch.num_tokens();
+        let width = self.num_heads * self.head_dim;
+        let sequences: Vec<PagedSequence<'_>> = self
+            .batch
+            .sequences()
+            .iter()
+            .map(|sequence| PagedSequence {
+                query_start: sequence.query_start,
+                query_len: sequence.query_len,
+                context_len: sequence.context_len,
+                blocks: &sequence.blocks,
+                window: self.window,
+            })
+            .collect();
+        let kernel = PagedAttention {
+            num_heads: self.num_heads,
+            num_kv_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+            block_size: self.batch.block_size(),
+            scale: self.scale as f32,
+            sequences: &sequences,
+        };
+        let mut output = vec![0f32; tokens * width];
+        kernel
+            .forward(
+                contiguous_f32(q, q_layout)?,
+                contiguous_f32(keys, keys_layout)?,
+                contiguous_f32(values, values_layout)?,
+                &mut output,
+            )
+            .map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(output), Shape::from((tokens, width))))
+    }
+}
+
+/// The values of a contiguous f32 tensor on the CPU.
+pub(crate) fn contiguous_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
+        _ => candle_core::bail!("the kernel needs contiguous f32 values"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::SequenceSlice;
+    use crate::cache::{Cache, CacheSpec, LayerSpec};
+    use candle_core::Device;
+
+    /// Two sequences with scattered blocks, one in mid-prompt and one decoding, after their history was cached.
+    #[test]
+    fn the_kernel_equals_the_gathered_computation() {
+        let (num_heads, num_kv_heads, head_dim, block_size) = (6, 2, 10, 4);
+        let spec = CacheSpec {
+            layers: vec![LayerSpec::Attention { num_kv_heads, head_dim }],
+            dtype: DType::F32,
+            shareable_prompt_len: None,
+        };
+        let mut cache = Cache::new(&spec, 16, block_size, &Device::Cpu).unwrap();
+        let slice = |query_start, query_len, context_len, blocks: &[u32]| SequenceSlice {
+            query_start,
+            query_len,
+            context_len,
+            prompt_len: context_len,
+            blocks: blocks.to_vec(),
+        };
+        let random = |rows: usize, width: usize| Tensor::randn(0f32, 1.0, (rows, width), &Device::Cpu).unwrap();
+        let batch = |sequences: Vec<SequenceSlice>| {
+            let tokens: usize = sequences.iter().map(|s| s.query_len).sum();
+            Batch::new(&vec![0; tokens], sequences, &[0], block_size, &Device::Cpu).unwrap()
+        };
+        let layer = &mut cache.layers_mut()[0];
+        let width = num_kv_heads * head_dim;
+        let history = batch(vec![slice(0, 9, 9, &[7, 2, 11]), slice(9, 12, 12, &[0, 5, 3])]);
+        layer.append(&random(21, width), &random(21, width), &history).unwrap();
+        let step = batch(vec![slice(0, 3, 12, &[7, 2, 11]), slice(3, 1, 13, &[0, 5, 3, 9])]);
+        layer.append(&random(4, width), &random(4, width), &step).unwrap();
+
+        let q = random(4, num_heads * head_dim).reshape((4, num_heads, head_dim)).unwrap();
+        for window in [None, Some(5)] {
+            let attention = CausalAttention { batch: &step, num_heads, num_kv_heads, head_dim, window, scale: 0.3 };
+            let kernel: Vec<f32> = attention.forward(&q, layer).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let gathered = attention.forward_gathered(&q, layer).unwrap();
+            let gathered: Vec<f32> = gathered.flatten_all().unwrap().to_vec1().unwrap();
+            let worst = kernel.iter().zip(&gathered).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(worst < 1e-5, "window {window:?}: {worst}");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The building blocks of models on Candle: weights, layers, rotary positions, attention over paged caches.
+//!
+//! One implementation of each block serves every family. Nothing here knows of requests or tokenizers.
+
+pub mod attention;
+pub mod batch;
+pub mod cache;
+pub mod linear;
+pub mod mlp;
+pub mod norm;
+pub mod rope;
+pub mod weights;

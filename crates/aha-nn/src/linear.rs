@@ -1,0 +1,182 @@
+//! Products with weight matrices: the one place that knows how they are stored.
+
+use crate::attention::contiguous_f32;
+use crate::weights::{LoadedTensor, Precision, Result, StoredType, Weights, WeightsError};
+use aha_kernels::PackedMatrix;
+use candle_core::{CpuStorage, CustomOp1, Layout, Module, Shape, Tensor};
+use half::{bf16, f16};
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// A weight matrix `[out_features, in_features]` on its device.
+#[derive(Debug, Clone)]
+enum Matrix {
+    /// On the CPU: panels of our own kernels in the stored type, products in f32.
+    Packed(Arc<PackedMatrix>),
+    /// On an accelerator: a dense tensor in the activation type.
+    Dense(Tensor),
+    /// The checkpoint lacked it; `Weights::finish` reports that before anything runs.
+    Absent,
+}
+
+impl Matrix {
+    fn load(weights: &Weights, out_features: usize, in_features: usize) -> Result<Self> {
+        let Some(stored) = weights.stored("weight", &[out_features, in_features])? else {
+            return Ok(Self::Absent);
+        };
+        if weights.device().is_cpu() {
+            Ok(Self::Packed(Arc::new(pack(&stored, weights.placement().weights, out_features, in_features)?)))
+        } else {
+            Ok(Self::Dense(weights.tensor("weight", &[out_features, in_features])?))
+        }
+    }
+
+    /// `x · Wᵀ` for `x` of `[tokens, in_features]`.
+    fn matmul(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&PackedMatmul(packed)),
+            Self::Dense(weight) => x.matmul(&weight.t()?),
+            Self::Absent => candle_core::bail!("a weight matrix is missing"),
+        }
+    }
+}
+
+/// Packs a stored matrix for the CPU kernels, in its own type or the one that was asked for.
+fn pack(stored: &LoadedTensor, precision: Precision, rows: usize, cols: usize) -> Result<PackedMatrix> {
+    let kind = match precision {
+        Precision::F32 => StoredType::F32,
+        Precision::F16 => StoredType::F16,
+        Precision::Bf16 => StoredType::Bf16,
+        Precision::Stored => stored.stored(),
+    };
+    let bytes = stored.bytes()?;
+    let packed = if kind == stored.stored() {
+        match kind {
+            StoredType::F32 => PackedMatrix::from_f32(rows, cols, &typed::<f32>(&bytes)),
+            StoredType::F16 => PackedMatrix::from_f16(rows, cols, &typed::<f16>(&bytes)),
+            StoredType::Bf16 => PackedMatrix::from_bf16(rows, cols, &typed::<bf16>(&bytes)),
+            _ => PackedMatrix::from_f32(rows, cols, &stored.to_f32()?),
+        }
+    } else {
+        let values = stored.to_f32()?;
+        match kind {
+            StoredType::F16 => {
+                let values: Vec<f16> = values.iter().map(|value| f16::from_f32(*value)).collect();
+                PackedMatrix::from_f16(rows, cols, &values)
+            }
+            StoredType::Bf16 => {
+                let values: Vec<bf16> = values.iter().map(|value| bf16::from_f32(*value)).collect();
+                PackedMatrix::from_bf16(rows, cols, &values)
+            }
+            _ => PackedMatrix::from_f32(rows, cols, &values),
+        }
+    };
+    packed.map_err(|error| WeightsError::from(candle_core::Error::wrap(error)))
+}
+
+/// Little-endian bytes as values; copied only where the file does not align them.
+fn typed<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Cow<'_, [T]> {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(values) => Cow::Borrowed(values),
+        Err(_) => Cow::Owned(
+            bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect(),
+        ),
+    }
+}
+
+/// An affine map `x · Wᵀ + b`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Matrix,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Loads `weight` `[out_features, in_features]` and, when asked for, `bias` `[out_features]`.
+    pub fn load(weights: &Weights, in_features: usize, out_features: usize, bias: bool) -> Result<Self> {
+        Ok(Self {
+            weight: Matrix::load(weights, out_features, in_features)?,
+            bias: bias.then(|| weights.tensor("bias", &[out_features])).transpose()?,
+        })
+    }
+}
+
+impl Module for Linear {
+    /// Maps the last dimension of `x`, which has two dimensions.
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let y = self.weight.matmul(x)?;
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}
+
+/// Token embeddings, whose matrix may double as the output head.
+#[derive(Debug, Clone)]
+pub struct Embedding {
+    weight: Matrix,
+}
+
+impl Embedding {
+    /// Loads `weight` `[vocab_size, hidden_size]`.
+    pub fn load(weights: &Weights, vocab_size: usize, hidden_size: usize) -> Result<Self> {
+        Ok(Self { weight: Matrix::load(weights, vocab_size, hidden_size)? })
+    }
+
+    /// The output head of a checkpoint with `tie_word_embeddings`: the same matrix, not a copy.
+    pub fn tied_head(&self) -> Linear {
+        Linear { weight: self.weight.clone(), bias: None }
+    }
+}
+
+impl Module for Embedding {
+    /// Rows of the matrix for `token_ids` `[tokens]` (u32).
+    fn forward(&self, token_ids: &Tensor) -> candle_core::Result<Tensor> {
+        match &self.weight {
+            Matrix::Packed(packed) => {
+                token_ids.apply_op1_no_bwd(&PackedLookup(packed))
+            }
+            Matrix::Dense(weight) => weight.index_select(token_ids, 0),
+            Matrix::Absent => candle_core::bail!("the embedding matrix is missing"),
+        }
+    }
+}
+
+/// `x · Wᵀ` on the CPU.
+struct PackedMatmul<'a>(&'a PackedMatrix);
+
+impl CustomOp1 for PackedMatmul<'_> {
+    fn name(&self) -> &'static str {
+        "packed-matmul"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (tokens, _) = layout.shape().dims2()?;
+        let x = contiguous_f32(storage, layout)?;
+        let mut y = vec![0f32; tokens * self.0.rows()];
+        self.0.matmul(x, tokens, &mut y).map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(y), Shape::from((tokens, self.0.rows()))))
+    }
+}
+
+/// Rows of a packed matrix by token id.
+struct PackedLookup<'a>(&'a PackedMatrix);
+
+impl CustomOp1 for PackedLookup<'_> {
+    fn name(&self) -> &'static str {
+        "packed-lookup"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (CpuStorage::U32(ids), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            candle_core::bail!("token ids must be contiguous u32 values");
+        };
+        let hidden_size = self.0.cols();
+        let mut rows = vec![0f32; (end - start) * hidden_size];
+        for (id, row) in ids[start..end].iter().zip(rows.chunks_exact_mut(hidden_size)) {
+            self.0.row(*id as usize, row).map_err(candle_core::Error::wrap)?;
+        }
+        Ok((CpuStorage::F32(rows), Shape::from((end - start, hidden_size))))
+    }
+}

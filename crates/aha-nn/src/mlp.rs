@@ -1,0 +1,67 @@
+//! Feed-forward blocks.
+
+use crate::linear::Linear;
+use crate::weights::{Result, Weights};
+use candle_core::{Module, Tensor};
+use serde::Deserialize;
+
+/// Activation functions by their names in `hidden_act`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    #[serde(alias = "swish")]
+    Silu,
+    /// The exact form with erf.
+    Gelu,
+    /// The tanh approximation.
+    #[serde(alias = "gelu_new")]
+    GeluPytorchTanh,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+impl Module for Activation {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Silu => candle_nn::ops::silu(x),
+            Self::Gelu => x.gelu_erf(),
+            Self::GeluPytorchTanh => x.gelu(),
+            Self::Relu => x.relu(),
+        }
+    }
+}
+
+/// `down(act(gate(x)) * up(x))` (GLU variants, arXiv 2002.05202).
+#[derive(Debug, Clone)]
+pub struct GatedMlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+    activation: Activation,
+}
+
+impl GatedMlp {
+    /// Loads `gate_proj`, `up_proj` `[intermediate, hidden]` and `down_proj` `[hidden, intermediate]`.
+    pub fn load(
+        weights: &Weights,
+        hidden_size: usize,
+        intermediate_size: usize,
+        activation: Activation,
+        bias: bool,
+    ) -> Result<Self> {
+        Ok(Self {
+            gate_proj: Linear::load(&weights.pp("gate_proj"), hidden_size, intermediate_size, bias)?,
+            up_proj: Linear::load(&weights.pp("up_proj"), hidden_size, intermediate_size, bias)?,
+            down_proj: Linear::load(&weights.pp("down_proj"), intermediate_size, hidden_size, bias)?,
+            activation,
+        })
+    }
+}
+
+impl Module for GatedMlp {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let gate = self.activation.forward(&self.gate_proj.forward(x)?)?;
+        self.down_proj.forward(&(gate * self.up_proj.forward(x)?)?)
+    }
+}

@@ -1,0 +1,287 @@
+//! Rotary position embeddings (arXiv 2104.09864) and their scalings for long contexts.
+
+use crate::batch::{Batch, SequenceSlice};
+use candle_core::{DType, Device, Result, Tensor};
+use serde::Deserialize;
+
+/// `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5) of a config.json.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+pub struct RopeScaling {
+    /// Kind of scaling; older configs call it `type`.
+    #[serde(alias = "type", default)]
+    pub rope_type: RopeType,
+    /// Base of the frequencies, where the config keeps it here.
+    pub rope_theta: Option<f64>,
+    /// How much longer than the trained context the new one is.
+    pub factor: Option<f64>,
+    /// Context length that the model was trained with.
+    pub original_max_position_embeddings: Option<usize>,
+    /// llama3: wavelengths longer than `original / low_freq_factor` are interpolated.
+    pub low_freq_factor: Option<f64>,
+    /// llama3: wavelengths shorter than `original / high_freq_factor` are kept.
+    pub high_freq_factor: Option<f64>,
+    /// yarn: rotations above which a dimension is kept (default 32).
+    pub beta_fast: Option<f64>,
+    /// yarn: rotations below which a dimension is interpolated (default 1).
+    pub beta_slow: Option<f64>,
+    /// yarn: factor on cos and sin; default `0.1 ln(factor) + 1`.
+    pub attention_factor: Option<f64>,
+    /// yarn: round the correction range to whole dimensions (default true).
+    pub truncate: Option<bool>,
+    /// Share of a head that is rotated, where the config keeps it here.
+    pub partial_rotary_factor: Option<f64>,
+}
+
+/// Kinds of rope scaling that the checkpoints name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeType {
+    /// No scaling.
+    #[default]
+    Default,
+    /// Positions divided by `factor`.
+    Linear,
+    /// NTK-aware: the base grows with the length of the sequence beyond the trained context.
+    Dynamic,
+    /// Interpolation by parts (arXiv 2309.00071).
+    Yarn,
+    /// Llama 3's interpolation of long wavelengths.
+    Llama3,
+}
+
+/// A config that asks for a scaling it does not describe.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("rope_scaling of type {rope_type:?} needs `{key}`: correct the checkpoint's config.json")]
+pub struct RopeConfigError {
+    rope_type: RopeType,
+    key: &'static str,
+}
+
+/// Frequencies of a model's rotary embedding: `inv_freq[i] = theta^(-2i / rotary_dim)`, scaled.
+#[derive(Debug, Clone)]
+pub struct RotaryEmbedding {
+    inv_freq: Vec<f32>,
+    /// Factor on cos and sin (yarn), else 1.
+    attention_scaling: f32,
+    dynamic: Option<DynamicNtk>,
+}
+
+/// What dynamic scaling needs to recompute the frequencies of a longer sequence.
+#[derive(Debug, Clone)]
+struct DynamicNtk {
+    theta: f64,
+    factor: f64,
+    original_len: usize,
+    rotary_dim: usize,
+}
+
+/// Cosines and sines of a batch's positions, `[tokens, rotary_dim / 2]` each.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+fn frequencies(theta: f64, rotary_dim: usize) -> Vec<f64> {
+    (0..rotary_dim / 2).map(|i| theta.powf(-((2 * i) as f64) / rotary_dim as f64)).collect()
+}
+
+impl RotaryEmbedding {
+    /// Frequencies for heads of which `rotary_dim` values are rotated.
+    ///
+    /// `max_position_embeddings` stands in for `original_max_position_embeddings` where a scaling leaves it out.
+    pub fn new(
+        rotary_dim: usize,
+        theta: f64,
+        scaling: Option<&RopeScaling>,
+        max_position_embeddings: usize,
+    ) -> std::result::Result<Self, RopeConfigError> {
+        let plain = frequencies(theta, rotary_dim);
+        let mut rotary = Self { inv_freq: Vec::new(), attention_scaling: 1.0, dynamic: None };
+        let Some(scaling) = scaling else {
+            rotary.inv_freq = plain.iter().map(|f| *f as f32).collect();
+            return Ok(rotary);
+        };
+        let rope_type = scaling.rope_type;
+        let need = |value: Option<f64>, key| value.ok_or(RopeConfigError { rope_type, key });
+        let original_len = scaling.original_max_position_embeddings.unwrap_or(max_position_embeddings);
+        let scaled = match rope_type {
+            RopeType::Default => plain,
+            RopeType::Linear => {
+                let factor = need(scaling.factor, "factor")?;
+                plain.iter().map(|f| f / factor).collect()
+            }
+            RopeType::Dynamic => {
+                let factor = need(scaling.factor, "factor")?;
+                rotary.dynamic = Some(DynamicNtk { theta, factor, original_len, rotary_dim });
+                plain
+            }
+            RopeType::Yarn => {
+                let factor = need(scaling.factor, "factor")?;
+                rotary.attention_scaling =
+                    scaling.attention_factor.unwrap_or(0.1 * factor.ln() + 1.0) as f32;
+                yarn(&plain, theta, factor, original_len, scaling)
+            }
+            RopeType::Llama3 => {
+                let factor = need(scaling.factor, "factor")?;
+                let low = need(scaling.low_freq_factor, "low_freq_factor")?;
+                let high = need(scaling.high_freq_factor, "high_freq_factor")?;
+                plain.iter().map(|f| llama3(*f, factor, low, high, original_len as f64)).collect()
+            }
+        };
+        rotary.inv_freq = scaled.iter().map(|f| *f as f32).collect();
+        Ok(rotary)
+    }
+
+    /// Divides every frequency by its own factor `[rotary_dim / 2]`: how GGUF files carry Llama 3's scaling.
+    pub fn divided_by(mut self, factors: &[f32]) -> Self {
+        for (inv_freq, factor) in self.inv_freq.iter_mut().zip(factors) {
+            *inv_freq /= factor;
+        }
+        self
+    }
+
+    /// Longest prompt whose keys do not depend on its length; `None` where they never do.
+    pub fn length_independent_up_to(&self) -> Option<usize> {
+        self.dynamic.as_ref().map(|dynamic| dynamic.original_len)
+    }
+
+    /// Cosines and sines for the new tokens of a batch, in the activation type.
+    pub fn rotation(&self, batch: &Batch, dtype: DType, device: &Device) -> Result<Rotation> {
+        let half = self.inv_freq.len();
+        let mut cos = Vec::with_capacity(batch.num_tokens() * half);
+        let mut sin = Vec::with_capacity(batch.num_tokens() * half);
+        for sequence in batch.sequences() {
+            for position in sequence.positions() {
+                let longer = self.frequencies_of(sequence, position);
+                for inv_freq in longer.as_ref().unwrap_or(&self.inv_freq) {
+                    let (s, c) = (position as f32 * inv_freq).sin_cos();
+                    cos.push(c * self.attention_scaling);
+                    sin.push(s * self.attention_scaling);
+                }
+            }
+        }
+        let shape = (batch.num_tokens(), half);
+        Ok(Rotation {
+            cos: Tensor::from_vec(cos, shape, device)?.to_dtype(dtype)?,
+            sin: Tensor::from_vec(sin, shape, device)?.to_dtype(dtype)?,
+        })
+    }
+
+    /// Dynamic scaling as the reference applies it: a prompt is rotated for its whole length, a generated token for
+    /// the length that the sequence has with it. Neither depends on how the prompt was cut into chunks.
+    fn frequencies_of(&self, sequence: &SequenceSlice, position: usize) -> Option<Vec<f32>> {
+        let dynamic = self.dynamic.as_ref()?;
+        let length = sequence.prompt_len.max(position + 1);
+        if length <= dynamic.original_len {
+            return None;
+        }
+        let dim = dynamic.rotary_dim as f64;
+        let grown = dynamic.factor * length as f64 / dynamic.original_len as f64 - (dynamic.factor - 1.0);
+        let theta = dynamic.theta * grown.powf(dim / (dim - 2.0));
+        Some(frequencies(theta, dynamic.rotary_dim).iter().map(|f| *f as f32).collect())
+    }
+}
+
+impl Rotation {
+    /// Rotates `x` `[tokens, heads, head_dim]` with the half-split pairing (i, i + rotary_dim / 2); values of a head
+    /// beyond `rotary_dim` pass unchanged.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let (tokens, heads, head_dim) = x.dims3()?;
+        let half = self.cos.dim(1)?;
+        let rotary_dim = 2 * half;
+        // One batch entry a token lets Candle's kernel run in parallel over tokens.
+        let cos = self.cos.reshape((tokens, 1, half))?;
+        let sin = self.sin.reshape((tokens, 1, half))?;
+        let rotate = |x: &Tensor, dim: usize| {
+            let x = x.contiguous()?.reshape((tokens, 1, heads, dim))?;
+            candle_nn::rotary_emb::rope_thd(&x, &cos, &sin)?.reshape((tokens, heads, dim))
+        };
+        if rotary_dim == head_dim {
+            return rotate(x, head_dim);
+        }
+        let rotated = rotate(&x.narrow(2, 0, rotary_dim)?, rotary_dim)?;
+        Tensor::cat(&[rotated, x.narrow(2, rotary_dim, head_dim - rotary_dim)?], 2)
+    }
+}
+
+fn llama3(inv_freq: f64, factor: f64, low: f64, high: f64, original_len: f64) -> f64 {
+    let wavelength = 2.0 * std::f64::consts::PI / inv_freq;
+    if wavelength > original_len / low {
+        inv_freq / factor
+    } else if wavelength < original_len / high {
+        inv_freq
+    } else {
+        let smooth = (original_len / wavelength - low) / (high - low);
+        (1.0 - smooth) * inv_freq / factor + smooth * inv_freq
+    }
+}
+
+fn yarn(plain: &[f64], theta: f64, factor: f64, original_len: usize, scaling: &RopeScaling) -> Vec<f64> {
+    let rotary_dim = (2 * plain.len()) as f64;
+    let dimension_of = |rotations: f64| {
+        rotary_dim * (original_len as f64 / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln())
+    };
+    let mut low = dimension_of(scaling.beta_fast.unwrap_or(32.0));
+    let mut high = dimension_of(scaling.beta_slow.unwrap_or(1.0));
+    if scaling.truncate.unwrap_or(true) {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    low = low.max(0.0);
+    high = high.min(rotary_dim - 1.0);
+    if low == high {
+        high += 0.001;
+    }
+    plain
+        .iter()
+        .enumerate()
+        .map(|(i, f)| {
+            let interpolated = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+            f / factor * interpolated + f * (1.0 - interpolated)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scaling(json: &str) -> RopeScaling {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn linear_divides_every_frequency() {
+        let plain = RotaryEmbedding::new(8, 1e4, None, 64).unwrap();
+        let linear =
+            RotaryEmbedding::new(8, 1e4, Some(&scaling(r#"{"type":"linear","factor":4.0}"#)), 64).unwrap();
+        for (a, b) in plain.inv_freq.iter().zip(&linear.inv_freq) {
+            assert!((a / 4.0 - b).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn a_scaling_without_its_factor_is_refused() {
+        let error = RotaryEmbedding::new(8, 1e4, Some(&scaling(r#"{"rope_type":"yarn"}"#)), 64).unwrap_err();
+        assert!(error.to_string().contains("factor"), "{error}");
+    }
+
+    #[test]
+    fn dynamic_keeps_short_sequences_and_stretches_long_ones() {
+        let json = r#"{"rope_type":"dynamic","factor":2.0,"original_max_position_embeddings":16}"#;
+        let rotary = RotaryEmbedding::new(8, 1e4, Some(&scaling(json)), 64).unwrap();
+        let sequence = |prompt_len| SequenceSlice {
+            query_start: 0,
+            query_len: 1,
+            context_len: 1,
+            prompt_len,
+            blocks: vec![0],
+        };
+        assert!(rotary.frequencies_of(&sequence(16), 15).is_none());
+        let long = rotary.frequencies_of(&sequence(32), 0).unwrap();
+        // theta' = 1e4 * (2 * 32 / 16 - 1)^(8 / 6) = 1e4 * 3^(4/3); inv_freq[1] = theta'^(-1/4)
+        let want = (1e4 * 3f64.powf(4.0 / 3.0)).powf(-0.25);
+        assert!((f64::from(long[1]) - want).abs() < 1e-7);
+        assert_eq!(long, rotary.frequencies_of(&sequence(20), 31).unwrap());
+    }
+}
