@@ -1,8 +1,13 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use crate::buffer::{AlignedBytes, as_f32};
+
 /// Bytes that the measurement reads: far more than caches hold.
 const BYTES: usize = 512 << 20;
+
+/// Parts of the memory that are timed one by one.
+const STRETCHES: usize = 4;
 
 /// Measures how many bytes a second `threads` threads together read from memory.
 ///
@@ -11,34 +16,37 @@ const BYTES: usize = 512 << 20;
 /// that memory is not to be had.
 pub fn measure_read_bandwidth(threads: usize) -> f64 {
     let threads = threads.max(1);
-    let mut data: Vec<u64> = Vec::new();
-    if data.try_reserve_exact(BYTES / 8).is_err() {
+    // The same kind of memory that weights lie in.
+    let Ok(mut memory) = AlignedBytes::zeroed(BYTES) else {
         return 0.0;
-    }
-    data.resize(BYTES / 8, 1); // not zero: the pages of zeroed memory may not exist yet
-    let share = data.len().div_ceil(threads);
+    };
+    memory.as_mut_slice().fill(1); // memory that was never written may not exist yet
+    let data = as_f32(memory.as_slice());
     let mut best: f64 = 0.0;
-    for _ in 0..5 {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for part in data.chunks(share) {
-                scope.spawn(move || black_box(sum(part)));
-            }
-        });
-        best = best.max(size_of_val(data.as_slice()) as f64 / start.elapsed().as_secs_f64());
+    for _ in 0..4 {
+        // Stretches short enough that some fall between the interruptions of a busy machine.
+        for stretch in data.chunks(BYTES / 4 / STRETCHES) {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for part in stretch.chunks(stretch.len().div_ceil(threads)) {
+                    scope.spawn(move || black_box(sum(part)));
+                }
+            });
+            best = best.max(size_of_val(stretch) as f64 / start.elapsed().as_secs_f64());
+        }
     }
     best
 }
 
 /// A sum with enough independent parts that memory is all it waits for.
-fn sum(data: &[u64]) -> u64 {
-    let mut sums = [0_u64; 32];
+fn sum(data: &[f32]) -> f32 {
+    let mut sums = [0.0; 32];
     for chunk in data.chunks_exact(32) {
         for (sum, value) in sums.iter_mut().zip(chunk) {
-            *sum = sum.wrapping_add(*value);
+            *sum += *value;
         }
     }
-    sums.iter().fold(0, |all, sum| all.wrapping_add(*sum))
+    sums.iter().sum()
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! The softmax step for AVX2.
+//! The AVX2 bodies.
 
 use std::arch::x86_64::*;
 
-use super::task::{Scores, Step};
-use crate::buffer::flat_mut;
+use super::task::{LANES, Scores, Step};
+use crate::buffer::{Line, flat_mut};
 use crate::exp::{HIGHEST, LN_2_HIGH, LN_2_LOW, LOWEST, POLYNOMIAL, ROUNDER};
 
 /// e^x of eight lanes: the vector body of [`crate::exp::exp`].
@@ -109,4 +109,54 @@ fn lanes_of(vector: __m256) -> [f32; 8] {
     // SAFETY: the array holds one vector.
     unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), vector) }
     lanes
+}
+
+/// See `super::task::interleave`.
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn interleave(rows: [&[f32]; LANES], first_lane: usize, lines: &mut [Line]) {
+    let dim = lines.len();
+    assert!(first_lane + LANES <= 16 && rows.iter().all(|row| row.len() >= dim));
+    let whole = dim / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
+        // SAFETY: each row holds `dim` values (asserted), of which eight begin at `start`.
+        let rows = rows.map(|row| unsafe { _mm256_loadu_ps(row.as_ptr().add(start)) });
+        for (line, column) in lines[start..start + LANES].iter_mut().zip(transposed(rows)) {
+            // SAFETY: eight lanes begin at `first_lane` (asserted).
+            unsafe { _mm256_storeu_ps(line.0.as_mut_ptr().add(first_lane), column) }
+        }
+    }
+    super::scalar::interleave(
+        rows.map(|row| &row[whole..]),
+        first_lane,
+        &mut lines[whole..],
+    );
+}
+
+/// The transpose of an 8 x 8 matrix.
+#[target_feature(enable = "avx2,fma")]
+fn transposed(rows: [__m256; 8]) -> [__m256; 8] {
+    let pair = |a, b| (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    let [r0, r1, r2, r3, r4, r5, r6, r7] = rows;
+    let ((a0, a1), (a2, a3)) = (pair(r0, r1), pair(r2, r3));
+    let ((a4, a5), (a6, a7)) = (pair(r4, r5), pair(r6, r7));
+    let quad = |a, b| {
+        (
+            _mm256_shuffle_ps::<0x44>(a, b),
+            _mm256_shuffle_ps::<0xee>(a, b),
+        )
+    };
+    let ((b0, b1), (b2, b3)) = (quad(a0, a2), quad(a1, a3));
+    let ((b4, b5), (b6, b7)) = (quad(a4, a6), quad(a5, a7));
+    let low = |a, b| _mm256_permute2f128_ps::<0x20>(a, b);
+    let high = |a, b| _mm256_permute2f128_ps::<0x31>(a, b);
+    [
+        low(b0, b4),
+        low(b1, b5),
+        low(b2, b6),
+        low(b3, b7),
+        high(b0, b4),
+        high(b1, b5),
+        high(b2, b6),
+        high(b3, b7),
+    ]
 }

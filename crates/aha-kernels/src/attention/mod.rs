@@ -207,16 +207,24 @@ impl PagedAttention<'_> {
     /// The pieces of work, and the multiply-adds of all of them.
     fn tasks(&self, group: usize) -> (Vec<Task>, usize) {
         let queries_a_task = (task::ROWS / group).max(1);
+        // Heads of a position lie side by side in the cache: a task takes as many as fit its rows,
+        // as long as every thread gets a task.
+        let sequences = self.sequences.len().max(1);
+        let spread = (2 * rayon::current_num_threads()).div_ceil(sequences);
+        let heads_at_most = self.num_kv_heads.div_ceil(spread);
         let (mut tasks, mut work) = (Vec::new(), 0_usize);
         for (sequence, paged) in self.sequences.iter().enumerate() {
-            // The last queries see most keys: they come first, so that the short tasks end the call.
+            // The last queries see most keys: they come first, so that short tasks end the call.
             let mut end = paged.query_len;
             while end > 0 {
                 let start = end.saturating_sub(queries_a_task);
-                for kv_head in 0..self.num_kv_heads {
+                let rows = (end - start) * group;
+                let heads = (task::ROWS / rows).clamp(1, heads_at_most);
+                for first in (0..self.num_kv_heads).step_by(heads) {
+                    let kv_heads = first..self.num_kv_heads.min(first + heads);
                     tasks.push(Task {
                         sequence,
-                        kv_head,
+                        kv_heads,
                         start,
                         end,
                     });

@@ -1,11 +1,17 @@
-//! The portable softmax step.
+//! The portable bodies.
 
-use super::task::{KEYS, Scores, Step};
-use crate::buffer::flat_mut;
+use super::task::{KEYS, LANES, Scores, Step};
+use crate::buffer::{Line, flat_mut};
 use crate::exp::exp;
 
-/// Lanes that are summed apart before they meet, as in the vector body.
-const LANES: usize = 8;
+/// See `super::task::interleave`.
+pub(super) fn interleave(rows: [&[f32]; LANES], first_lane: usize, lines: &mut [Line]) {
+    for (index, line) in lines.iter_mut().enumerate() {
+        for (value, row) in line.0[first_lane..].iter_mut().zip(rows) {
+            *value = row[index];
+        }
+    }
+}
 
 /// See `super::task::softmax`.
 pub(super) fn softmax(

@@ -1,8 +1,10 @@
-//! One piece of attention: a stretch of queries of one sequence, for one key head.
+//! One piece of attention: a stretch of queries of one sequence, for some key heads.
 
-use super::{Call, PagedSequence};
+use std::ops::Range;
+
+use super::Call;
 use crate::InstructionSet;
-use crate::buffer::{Line, bytes_of, flat, flat_mut, with_scratch};
+use crate::buffer::{Line, bytes_of, flat, flat_mut, prefetch, with_scratch};
 use crate::matmul::{Activations, Panels, Sums, TILE_ROWS, tile, tile_panels};
 use crate::pack::{PANEL, WeightKind};
 
@@ -18,11 +20,11 @@ const KEY_PANELS: usize = KEYS / PANEL;
 /// Scores, then probabilities, of one row and one tile of keys.
 pub(super) type Scores = [Line; KEY_PANELS];
 
-/// Queries `start..end` of a sequence, for the heads that share one key head.
-#[derive(Clone, Copy)]
+/// Queries `start..end` of a sequence, for all heads that share some key heads.
+#[derive(Clone)]
 pub(super) struct Task {
     pub(super) sequence: usize,
-    pub(super) kv_head: usize,
+    pub(super) kv_heads: Range<usize>,
     pub(super) start: usize,
     pub(super) end: usize,
 }
@@ -44,75 +46,112 @@ pub(super) struct Step {
     pub(super) correction: f32,
 }
 
+/// Keys that are interleaved at once.
+pub(super) const LANES: usize = 8;
+
+/// Where a tile of keys and values is loaded to.
+struct Loaded<'a> {
+    keys: &'a mut [Line],
+    values: &'a mut [Line],
+    /// `head_dim` zeros.
+    zeros: &'a [f32],
+}
+
+/// What one key head of a task carries from tile to tile.
+struct Head<'a> {
+    kv_head: usize,
+    queries: &'a mut [Line],
+    running: &'a mut [Running],
+    /// `[panel of dims][row]`.
+    sums: &'a mut [Line],
+}
+
 impl Task {
     pub(super) fn run(&self, call: &Call<'_>) {
+        let (dim, heads) = (call.attention.head_dim, self.kv_heads.len());
         let rows = (self.end - self.start) * call.group;
-        let dim_panels = call.attention.head_dim.div_ceil(PANEL);
-        let keys = KEY_PANELS * call.attention.head_dim;
-        let values = dim_panels * KEYS;
-        let queries = (rows * call.attention.head_dim).div_ceil(PANEL);
-        let sums = dim_panels * rows;
-        let lines = keys + values + queries + 2 * KEY_PANELS * rows + sums;
+        let dim_panels = dim.div_ceil(PANEL);
+        let (keys, values) = (KEY_PANELS * dim, dim_panels * KEYS);
+        let (queries, sums) = ((rows * dim).div_ceil(PANEL), dim_panels * rows);
+        let scores = KEY_PANELS * rows;
+        let lines = dim_panels + keys + values + 2 * scores + heads * (queries + sums);
+        let start = Running {
+            largest: f32::NEG_INFINITY,
+            sum: 0.0,
+        };
+        let mut running = vec![start; heads * rows];
         with_scratch(lines, |scratch| {
+            let (zeros, scratch) = scratch.split_at_mut(dim_panels);
             let (keys, scratch) = scratch.split_at_mut(keys);
             let (values, scratch) = scratch.split_at_mut(values);
-            let (queries, scratch) = scratch.split_at_mut(queries);
-            let (scores, scratch) = scratch.split_at_mut(KEY_PANELS * rows);
-            let (probabilities, sums) = scratch.split_at_mut(KEY_PANELS * rows);
-            self.pack_queries(call, flat_mut(queries));
-            sums.fill(Line::ZERO);
-            let mut running = vec![
-                Running {
-                    largest: f32::NEG_INFINITY,
-                    sum: 0.0
-                };
-                rows
-            ];
+            let (scores, scratch) = scratch.split_at_mut(scores);
+            let (probabilities, scratch) = scratch.split_at_mut(scores.len());
+            zeros.fill(Line::ZERO);
+            let zeros = &flat(zeros)[..dim];
+            let (all_queries, all_sums) = scratch.split_at_mut(heads * queries);
+            let mut states: Vec<Head<'_>> = (self.kv_heads.clone())
+                .zip(all_queries.chunks_exact_mut(queries))
+                .zip(
+                    all_sums
+                        .chunks_exact_mut(sums)
+                        .zip(running.chunks_exact_mut(rows)),
+                )
+                .map(|((kv_head, queries), (sums, running))| {
+                    self.pack_queries(call, kv_head, flat_mut(queries));
+                    sums.fill(Line::ZERO);
+                    Head {
+                        kv_head,
+                        queries,
+                        running,
+                        sums,
+                    }
+                })
+                .collect();
             let sequence = &call.attention.sequences[self.sequence];
             let first = sequence.visible(self.start).start;
             let last = sequence.visible(self.end - 1).end;
-            for tile_start in (first / KEYS * KEYS..last).step_by(KEYS) {
-                let loaded = first.max(tile_start)..last.min(tile_start + KEYS);
-                self.load(call, tile_start, loaded, flat_mut(keys), flat_mut(values));
-                score(call, rows, flat(queries), keys, scores);
+            // Heads inside, tiles outside: the heads of a position are neighbours in the cache.
+            for tile in (first / KEYS * KEYS..last).step_by(KEYS) {
                 let visible = |row: usize| {
                     let seen = sequence.visible(self.start + row / call.group);
-                    let inside = |position: usize| position.clamp(tile_start, tile_start + KEYS);
-                    inside(seen.start) - tile_start..inside(seen.end) - tile_start
+                    let inside = |position: usize| position.clamp(tile, tile + KEYS) - tile;
+                    inside(seen.start)..inside(seen.end)
                 };
-                for (row, running) in running.iter_mut().enumerate() {
-                    let seen = visible(row);
-                    if seen.is_empty() {
-                        continue;
-                    }
-                    let mut tile = [scores[row], scores[rows + row]];
-                    let scale = call.attention.scale;
-                    let step = softmax(call.set, &mut tile, scale, seen, running.largest);
-                    probabilities[KEY_PANELS * row..][..KEY_PANELS].copy_from_slice(&tile);
-                    if step.correction != 1.0 {
-                        for line in sums.iter_mut().skip(row).step_by(rows) {
-                            line.0.iter_mut().for_each(|sum| *sum *= step.correction);
-                        }
-                    }
-                    running.sum = running.sum * step.correction + step.sum;
-                    running.largest = step.largest;
+                for head in &mut states {
+                    let loaded = Loaded {
+                        keys,
+                        values,
+                        zeros,
+                    };
+                    self.load(call, head.kv_head, tile, first..last, loaded);
+                    score(call, rows, flat(head.queries), keys, scores);
+                    head.advance(call, visible, scores, probabilities);
+                    weigh(
+                        call.set,
+                        rows,
+                        visible,
+                        flat(probabilities),
+                        values,
+                        head.sums,
+                    );
                 }
-                weigh(call.set, rows, visible, flat(probabilities), values, sums);
             }
-            self.write(call, &running, sums);
+            for head in &states {
+                self.write(call, head);
+            }
         });
     }
 
-    /// Row `row` of the task in `q` and `out`: where its head starts.
-    fn row_start(&self, call: &Call<'_>, row: usize) -> usize {
+    /// Where row `row` of a key head starts in `q` and `out`.
+    fn row_start(&self, call: &Call<'_>, kv_head: usize, row: usize) -> usize {
         let sequence = &call.attention.sequences[self.sequence];
         let token = sequence.query_start + self.start + row / call.group;
-        let head = self.kv_head * call.group + row % call.group;
+        let head = kv_head * call.group + row % call.group;
         (token * call.attention.num_heads + head) * call.attention.head_dim
     }
 
     /// Lays the queries out as `[tile][dim][row of the tile]`.
-    fn pack_queries(&self, call: &Call<'_>, target: &mut [f32]) {
+    fn pack_queries(&self, call: &Call<'_>, kv_head: usize, target: &mut [f32]) {
         let (dim, rows) = (
             call.attention.head_dim,
             (self.end - self.start) * call.group,
@@ -121,7 +160,7 @@ impl Task {
             let count = TILE_ROWS.min(rows - from);
             let target = &mut target[from * dim..(from + count) * dim];
             for row in 0..count {
-                let source = &call.q[self.row_start(call, from + row)..][..dim];
+                let source = &call.q[self.row_start(call, kv_head, from + row)..][..dim];
                 for (&value, place) in source.iter().zip(target[row..].iter_mut().step_by(count)) {
                     *place = value;
                 }
@@ -129,50 +168,103 @@ impl Task {
         }
     }
 
-    /// Loads the keys of positions `loaded` as panels `[dim][16 keys]` and their values as panels
-    /// `[32 keys][16 dims]`. Places of other positions are zero.
+    /// Loads the keys of the tile at position `tile` as panels `[dim][16 keys]` and their values as
+    /// panels `[32 keys][16 dims]`. Places of positions outside `wanted` are zero.
     fn load(
         &self,
         call: &Call<'_>,
-        tile_start: usize,
-        loaded: std::ops::Range<usize>,
-        keys: &mut [f32],
-        values: &mut [f32],
+        kv_head: usize,
+        tile: usize,
+        wanted: Range<usize>,
+        into: Loaded<'_>,
     ) {
-        let sequence: &PagedSequence<'_> = &call.attention.sequences[self.sequence];
+        let sequence = &call.attention.sequences[self.sequence];
         let (dim, block_size) = (call.attention.head_dim, call.attention.block_size);
         let slot_len = call.attention.num_kv_heads * dim;
-        if loaded.len() < KEYS {
-            keys.fill(0.0);
-            values.fill(0.0);
-        }
-        for position in loaded {
-            let start = sequence.slot(position, block_size) * slot_len + self.kv_head * dim;
-            let index = position - tile_start;
-            let lane = (index / PANEL) * dim * PANEL + index % PANEL;
-            let key = &call.k_cache[start..start + dim];
-            for (&value, place) in key.iter().zip(keys[lane..].iter_mut().step_by(PANEL)) {
-                *place = value;
-            }
-            let value = call.v_cache[start..start + dim].chunks(PANEL);
-            for (panel, piece) in value.enumerate() {
-                let line = &mut values[(panel * KEYS + index) * PANEL..][..PANEL];
-                line[..piece.len()].copy_from_slice(piece);
-                line[piece.len()..].fill(0.0);
+        let place = |position: usize| {
+            let start = sequence.slot(position, block_size) * slot_len + kv_head * dim;
+            start..start + dim
+        };
+        for first in (0..KEYS).step_by(LANES) {
+            let rows: [_; LANES] = std::array::from_fn(|lane| {
+                let position = tile + first + lane;
+                if position + KEYS < wanted.end {
+                    // Rows of a cache lie too far apart for the processor to guess the next one.
+                    let next = place(position + KEYS);
+                    prefetch(&call.k_cache[next.clone()]);
+                    prefetch(&call.v_cache[next]);
+                }
+                if wanted.contains(&position) {
+                    let place = place(position);
+                    (&call.k_cache[place.clone()], &call.v_cache[place])
+                } else {
+                    (into.zeros, into.zeros)
+                }
+            });
+            let target = &mut into.keys[first / PANEL * dim..][..dim];
+            interleave(call.set, rows.map(|(key, _)| key), first % PANEL, target);
+            for (lane, (_, value)) in rows.into_iter().enumerate() {
+                let lines = into.values[first + lane..].iter_mut().step_by(KEYS);
+                for (line, piece) in lines.zip(value.chunks(PANEL)) {
+                    match <&[f32; PANEL]>::try_from(piece) {
+                        Ok(whole) => line.0 = *whole,
+                        Err(_) => {
+                            *line = Line::ZERO;
+                            line.0[..piece.len()].copy_from_slice(piece);
+                        }
+                    }
+                }
             }
         }
     }
 
-    fn write(&self, call: &Call<'_>, running: &[Running], sums: &[Line]) {
-        let (dim, rows) = (call.attention.head_dim, running.len());
-        for (row, running) in running.iter().enumerate() {
+    fn write(&self, call: &Call<'_>, head: &Head<'_>) {
+        let (dim, rows) = (call.attention.head_dim, head.running.len());
+        for (row, running) in head.running.iter().enumerate() {
+            let start = self.row_start(call, head.kv_head, row);
             // SAFETY: each row and head belongs to one task, and rows to one sequence (checked).
-            let out = unsafe { call.out.piece(self.row_start(call, row), dim) };
+            let out = unsafe { call.out.piece(start, dim) };
             for (panel, piece) in out.chunks_mut(PANEL).enumerate() {
-                for (value, sum) in piece.iter_mut().zip(sums[panel * rows + row].0) {
+                for (value, sum) in piece.iter_mut().zip(head.sums[panel * rows + row].0) {
                     *value = sum / running.sum;
                 }
             }
+        }
+    }
+}
+
+impl Head<'_> {
+    /// The softmax over one more tile: scores `[panel][row]` to probabilities `[row][key]`.
+    fn advance(
+        &mut self,
+        call: &Call<'_>,
+        visible: impl Fn(usize) -> Range<usize>,
+        scores: &[Line],
+        probabilities: &mut [Line],
+    ) {
+        let rows = self.running.len();
+        let probabilities = probabilities.chunks_exact_mut(KEY_PANELS);
+        for ((row, running), target) in self.running.iter_mut().enumerate().zip(probabilities) {
+            let seen = visible(row);
+            if seen.is_empty() {
+                continue;
+            }
+            let mut tile = [scores[row], scores[rows + row]];
+            let step = softmax(
+                call.set,
+                &mut tile,
+                call.attention.scale,
+                seen,
+                running.largest,
+            );
+            target.copy_from_slice(&tile);
+            if step.correction != 1.0 {
+                for line in self.sums.iter_mut().skip(row).step_by(rows) {
+                    line.0.iter_mut().for_each(|sum| *sum *= step.correction);
+                }
+            }
+            running.sum = running.sum * step.correction + step.sum;
+            running.largest = step.largest;
         }
     }
 }
@@ -193,6 +285,7 @@ fn score(call: &Call<'_>, rows: usize, queries: &[f32], keys: &[Line], scores: &
                 kind: WeightKind::F32,
                 stride,
                 count: together,
+                ahead: &[],
             };
             let lines = &mut scores[panel * rows + from..];
             tile(
@@ -212,12 +305,24 @@ fn score(call: &Call<'_>, rows: usize, queries: &[f32], keys: &[Line], scores: &
     }
 }
 
+/// Writes eight rows of `dim` values as lanes `first_lane..first_lane + 8` of `dim` lines.
+fn interleave(set: InstructionSet, rows: [&[f32]; LANES], first_lane: usize, lines: &mut [Line]) {
+    match set {
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx2 => {
+            // SAFETY: the instruction set was checked when it was chosen.
+            unsafe { super::avx2::interleave(rows, first_lane, lines) }
+        }
+        _ => super::scalar::interleave(rows, first_lane, lines),
+    }
+}
+
 /// Turns one row's scores into `exp(scale * score - largest)`, zero outside `seen`.
 fn softmax(
     set: InstructionSet,
     scores: &mut Scores,
     scale: f32,
-    seen: std::ops::Range<usize>,
+    seen: Range<usize>,
     largest: f32,
 ) -> Step {
     match set {
@@ -238,7 +343,7 @@ fn softmax(
 fn weigh(
     set: InstructionSet,
     rows: usize,
-    visible: impl Fn(usize) -> std::ops::Range<usize>,
+    visible: impl Fn(usize) -> Range<usize>,
     probabilities: &[f32],
     values: &[Line],
     sums: &mut [Line],
@@ -259,6 +364,7 @@ fn weigh(
                     kind: WeightKind::F32,
                     stride: KEYS * size_of::<Line>(),
                     count: together,
+                    ahead: &[],
                 };
                 let lines = &mut sums[panel * rows + from..];
                 let sums = Sums {

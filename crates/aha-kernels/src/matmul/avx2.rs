@@ -118,7 +118,8 @@ pub(super) unsafe fn tile(
                     // SAFETY: the caller's promise.
                     unsafe {
                         kernel::<$columns, $rows, $panels, $packed>(
-                            $x, $stride, data, w.stride, depth, c, sums.stride, sums.accumulate,
+                            $x, $stride, data, w.stride, w.ahead, depth, c, sums.stride,
+                            sums.accumulate,
                         );
                     }
                 })*
@@ -145,7 +146,8 @@ pub(super) unsafe fn tile(
             all_shapes!(Bf16, false, x.as_ptr(), stride)
         }
         (Activations::Packed(x), WeightKind::F32) => all_shapes!(F32, true, x.as_ptr(), 0),
-        (Activations::Packed(_), kind) => unreachable!("packed rows meet f32, not {kind:?}"),
+        (Activations::Packed(x), WeightKind::F16) => all_shapes!(F16, true, x.as_ptr(), 0),
+        (Activations::Packed(x), WeightKind::Bf16) => all_shapes!(Bf16, true, x.as_ptr(), 0),
     }
 }
 
@@ -159,6 +161,7 @@ unsafe fn kernel<C: Columns, const ROWS: usize, const PANELS: usize, const PACKE
     x_stride: usize,
     w: *const u8,
     w_stride: usize,
+    ahead: &[u8],
     depth: usize,
     c: *mut Line,
     c_stride: usize,
@@ -184,6 +187,9 @@ unsafe fn kernel<C: Columns, const ROWS: usize, const PANELS: usize, const PACKE
             _mm256_broadcast_ss(&*at)
         };
         for pair in 0..depth / 2 {
+            if PACKED && pair * 64 < ahead.len() {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.as_ptr().wrapping_add(pair * 64).cast());
+            }
             let mut columns = [[[_mm256_setzero_ps(); 2]; 2]; PANELS];
             for (panel, columns) in columns.iter_mut().enumerate() {
                 let at = w.add(panel * w_stride + pair * C::PAIR_BYTES);

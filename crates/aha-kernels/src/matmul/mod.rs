@@ -12,7 +12,10 @@ use rayon::prelude::*;
 
 use crate::InstructionSet;
 use crate::buffer::{Line, bytes_of, flat_mut, with_scratch};
-use crate::pack::{PANEL, PackedMatrix, WeightKind};
+use crate::pack::{
+    PANEL, PackedMatrix,
+    WeightKind::{self, F32},
+};
 
 /// Rows of `x` that a tile holds at most: 6 x 16 accumulators fill twelve of AVX2's registers.
 pub(crate) const TILE_ROWS: usize = 6;
@@ -50,6 +53,8 @@ pub(crate) struct Panels<'a> {
     pub(crate) stride: usize,
     /// One, two or four.
     pub(crate) count: usize,
+    /// Bytes that will be wanted soon, fetched while the product runs.
+    pub(crate) ahead: &'a [u8],
 }
 
 /// Where a tile's results go: panel `p`, row `r` to `lines[p * stride + r]`.
@@ -58,6 +63,17 @@ pub(crate) struct Sums<'a> {
     pub(crate) stride: usize,
     /// Whether the sums go on from what the lines hold, instead of zero.
     pub(crate) accumulate: bool,
+}
+
+impl<'a> Sums<'a> {
+    /// The sums of a single panel.
+    fn new(lines: &'a mut [Line], accumulate: bool) -> Self {
+        Self {
+            lines,
+            stride: 0,
+            accumulate,
+        }
+    }
 }
 
 /// Multiplies `rows` rows of `x` with `w.count` panels over `depth` columns.
@@ -90,10 +106,8 @@ pub(crate) fn tile(
     }
 }
 
-/// Writes columns `start..start + out.len()` of a panel as `f32`, sixteen rows a line.
-/// `start` must be a multiple of 32.
-fn decode(set: InstructionSet, kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
-    let panel = &panel[kind.column_offset(start)..];
+/// Writes the first `out.len()` columns of `panel` as `f32`, sixteen rows a line.
+fn decode(set: InstructionSet, kind: WeightKind, panel: &[u8], out: &mut [Line]) {
     match set {
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 => {
@@ -222,6 +236,7 @@ fn narrow_group(
             kind,
             stride,
             count,
+            ahead: &[],
         };
         let sums = Sums {
             lines: c,
@@ -234,37 +249,30 @@ fn narrow_group(
     let mut values = [Line::ZERO; 4 * NARROW_DEPTH];
     for start in (0..cols).step_by(NARROW_DEPTH) {
         let depth = NARROW_DEPTH.min(cols - start);
-        for (index, values) in values
-            .chunks_exact_mut(NARROW_DEPTH)
-            .take(count)
-            .enumerate()
-        {
-            decode(
-                set,
-                kind,
-                w.panel(first + index),
-                start,
-                &mut values[..depth],
-            );
+        for (index, values) in values.chunks_mut(NARROW_DEPTH).take(count).enumerate() {
+            let bytes = &w.panel(first + index)[kind.column_offset(start)..];
+            decode(set, kind, bytes, &mut values[..depth]);
         }
+        let stride = NARROW_DEPTH * size_of::<Line>();
         let panels = Panels {
             data: bytes_of(&values),
-            kind: WeightKind::F32,
-            stride: NARROW_DEPTH * size_of::<Line>(),
+            kind: F32,
+            stride,
             count,
+            ahead: &[],
         };
-        let sums = Sums {
-            lines: c,
-            stride: m,
-            accumulate: start > 0,
-        };
+        let x = Activations::Rows(&x[start..], cols);
         tile(
             set,
-            Activations::Rows(&x[start..], cols),
+            x,
             m,
             panels,
             depth,
-            sums,
+            Sums {
+                lines: c,
+                stride: m,
+                accumulate: start > 0,
+            },
         );
     }
 }
@@ -327,27 +335,30 @@ fn wide_task(
             let depth = WIDE_DEPTH.min(cols - start);
             let x = &x[start * m..][..depth * m];
             for (panel, c) in panels.clone().zip(c.chunks_exact_mut(m)) {
-                let data = if kind == WeightKind::F32 {
-                    &w.panel(panel)[kind.column_offset(start)..]
+                let bytes = &w.panel(panel)[kind.column_offset(start)..];
+                let (data, kind) = if reads_directly(set, kind) && (tiles <= 4 || kind == F32) {
+                    (bytes, kind)
                 } else {
-                    decode(set, kind, w.panel(panel), start, &mut values[..depth]);
-                    bytes_of(values)
+                    decode(set, kind, bytes, &mut values[..depth]);
+                    (bytes_of(values), F32)
                 };
-                let panel = Panels {
-                    data,
-                    kind: WeightKind::F32,
-                    stride: 0,
-                    count: 1,
-                };
+                // While this stretch is multiplied, the next one comes from memory: each tile
+                // fetches a share.
+                let next = next_stretch(w, &panels, panel, start);
+                let share = depth / 2 * 64;
                 for index in 0..tiles {
                     let (from, to) = (cut(m, tiles, index), cut(m, tiles, index + 1));
-                    let x = Activations::Packed(&x[from * depth..to * depth]);
-                    let sums = Sums {
-                        lines: &mut c[from..to],
+                    let ahead = next.get(index * share..).unwrap_or_default();
+                    let panel = Panels {
+                        data,
+                        kind,
                         stride: 0,
-                        accumulate: start > 0,
+                        count: 1,
+                        ahead,
                     };
-                    tile(set, x, to - from, panel, depth, sums);
+                    let x = Activations::Packed(&x[from * depth..to * depth]);
+                    let lines = &mut c[from..to];
+                    tile(set, x, to - from, panel, depth, Sums::new(lines, start > 0));
                 }
             }
         }
@@ -358,6 +369,25 @@ fn wide_task(
             }
         }
     });
+}
+
+/// The bytes that follow the stretch at column `start` of `panel` in the order of `wide_task`.
+fn next_stretch<'a>(
+    w: &'a PackedMatrix,
+    panels: &std::ops::Range<usize>,
+    panel: usize,
+    start: usize,
+) -> &'a [u8] {
+    let (panel, start) = if panel + 1 < panels.end {
+        (panel + 1, start)
+    } else {
+        (panels.start, start + WIDE_DEPTH)
+    };
+    if start >= w.cols() {
+        return &[];
+    }
+    let end = w.cols().min(start + WIDE_DEPTH);
+    &w.panel(panel)[w.kind().column_offset(start)..w.kind().span(end)]
 }
 
 /// Rearranges `x[m, cols]` to `[block][stretch of columns][tile][column][row of the tile]`, the

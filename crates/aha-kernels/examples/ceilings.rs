@@ -1,0 +1,202 @@
+//! What this machine can do, and how much of it the kernels reach.
+//!
+//! `cargo run --release -p aha-kernels --example ceilings`
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use aha_kernels::{
+    InstructionSet, KernelError, PackedMatrix, PagedAttention, PagedSequence, instruction_set,
+    measure_read_bandwidth,
+};
+use half::{bf16, f16};
+
+/// Weights that the single-row products walk through: more than caches hold.
+const WEIGHT_BYTES: usize = 192 << 20;
+
+fn main() -> Result<(), KernelError> {
+    let threads = rayon::current_num_threads();
+    println!(
+        "instruction set {}, {threads} threads",
+        instruction_set().name()
+    );
+    let bandwidth = measure_read_bandwidth(threads) / 1e9;
+    let rate = multiply_add_rate(threads) / 1e9;
+    println!("memory {bandwidth:.1} GB/s, multiply-add {rate:.0} GFLOP/s\n");
+    // From inside the pool: what an engine thread does, too.
+    rayon::scope(|_| report(bandwidth, rate))
+}
+
+fn report(bandwidth: f64, rate: f64) -> Result<(), KernelError> {
+    println!(
+        "{:<28}{:>5}{:>10}{:>9}{:>7}{:>10}{:>7}",
+        "product", "m", "ms", "GB/s", "%", "GFLOP/s", "%"
+    );
+    for (rows, cols) in [(3072, 1024), (1024, 3072)] {
+        for (name, make) in kinds() {
+            let one = make(rows, cols)?;
+            let count = WEIGHT_BYTES.div_ceil(one.size_in_bytes());
+            let size = one.size_in_bytes();
+            let mut matrices = vec![one];
+            for _ in 1..count {
+                matrices.push(make(rows, cols)?);
+            }
+            for m in [1, 2, 4, 6, 8, 16, 32, 64, 512] {
+                let x = ramp(m * cols);
+                let mut out = vec![0.0; m * rows];
+                let calls = if m <= 16 { 2 * count } else { 2 + 1024 / m };
+                let mut matrices = matrices.iter().cycle();
+                let seconds = fastest(calls, || match matrices.next() {
+                    Some(w) => w.matmul(&x, m, &mut out),
+                    None => Ok(()),
+                })?;
+                let bytes = size as f64 / seconds / 1e9;
+                let flops = (2 * m * rows * cols) as f64 / seconds / 1e9;
+                println!(
+                    "{:<28}{m:>5}{:>10.3}{bytes:>9.1}{:>7.0}{flops:>10.1}{:>7.0}",
+                    format!("{name} [{rows}, {cols}]"),
+                    seconds * 1e3,
+                    100.0 * bytes / bandwidth,
+                    100.0 * flops / rate
+                );
+                black_box(&out);
+            }
+        }
+    }
+    attention(bandwidth, rate)
+}
+
+fn attention(bandwidth: f64, rate: f64) -> Result<(), KernelError> {
+    let (num_heads, num_kv_heads, head_dim, block_size) = (16, 8, 128, 16);
+    println!("\nattention of {num_heads} heads of {head_dim} over {num_kv_heads} key heads");
+    for (query_len, context_len, count) in [
+        (1_usize, 1024_usize, 16_usize),
+        (1, 8192, 4),
+        (512, 512, 1),
+        (512, 2048, 1),
+    ] {
+        let blocks: Vec<u32> = (0..(context_len * count).div_ceil(block_size) as u32).collect();
+        let slots = blocks.len() * block_size;
+        let k = ramp(slots * num_kv_heads * head_dim);
+        let v = ramp(slots * num_kv_heads * head_dim);
+        let q = ramp(query_len * count * num_heads * head_dim);
+        let mut out = vec![0.0; q.len()];
+        let sequences: Vec<_> = (0..count)
+            .map(|index| PagedSequence {
+                query_start: index * query_len,
+                query_len,
+                context_len,
+                blocks: &blocks[index * context_len / block_size..],
+                window: None,
+            })
+            .collect();
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let attention = PagedAttention {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            block_size,
+            scale,
+            sequences: &sequences,
+        };
+        let seconds = fastest(10, || attention.forward(&q, &k, &v, &mut out))?;
+        let bytes = 8.0 * (slots * num_kv_heads * head_dim) as f64 / seconds / 1e9;
+        let seen = (query_len * context_len - query_len * (query_len - 1) / 2) * count;
+        let flops = 4.0 * (seen * num_heads * head_dim) as f64 / seconds / 1e9;
+        println!(
+            "{count:>2} x {query_len:>4} queries, context {context_len:>5}: {:>8.3} ms, \
+             {bytes:>5.1} GB/s ({:.0} %), {flops:>6.1} GFLOP/s ({:.0} %)",
+            seconds * 1e3,
+            100.0 * bytes / bandwidth,
+            100.0 * flops / rate
+        );
+    }
+    Ok(())
+}
+
+type Make = fn(usize, usize) -> Result<PackedMatrix, KernelError>;
+
+fn kinds() -> Vec<(&'static str, Make)> {
+    vec![
+        ("f32", |rows, cols| {
+            PackedMatrix::from_f32(rows, cols, &ramp(rows * cols))
+        }),
+        ("f16", |rows, cols| {
+            let data: Vec<_> = ramp(rows * cols).into_iter().map(f16::from_f32).collect();
+            PackedMatrix::from_f16(rows, cols, &data)
+        }),
+        ("bf16", |rows, cols| {
+            let data: Vec<_> = ramp(rows * cols).into_iter().map(bf16::from_f32).collect();
+            PackedMatrix::from_bf16(rows, cols, &data)
+        }),
+    ]
+}
+
+fn ramp(count: usize) -> Vec<f32> {
+    (0..count)
+        .map(|index| (index % 1009) as f32 / 1009.0 - 0.5)
+        .collect()
+}
+
+/// Seconds of the fastest of some calls: what the kernel takes when nothing else runs.
+fn fastest(
+    calls: usize,
+    mut work: impl FnMut() -> Result<(), KernelError>,
+) -> Result<f64, KernelError> {
+    work()?;
+    let mut fastest = f64::INFINITY;
+    for _ in 0..calls {
+        let start = Instant::now();
+        work()?;
+        fastest = fastest.min(start.elapsed().as_secs_f64());
+    }
+    Ok(fastest)
+}
+
+/// Floating point operations a second of `threads` threads that do nothing but multiply and add.
+fn multiply_add_rate(threads: usize) -> f64 {
+    const ROUNDS: usize = 1_000_000;
+    let mut fastest = f64::INFINITY;
+    for _ in 0..40 {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| match instruction_set() {
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: the instruction set is present, or it would not have been chosen.
+                    InstructionSet::Avx2 => black_box(unsafe { multiply_add_avx2(ROUNDS) }),
+                    _ => black_box(multiply_add(ROUNDS)),
+                });
+            }
+        });
+        fastest = fastest.min(start.elapsed().as_secs_f64());
+    }
+    (2 * LANES * ROUNDS * threads) as f64 / fastest
+}
+
+/// Enough lanes to hide the latency, few enough to stay in registers.
+const LANES: usize = 96;
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn multiply_add_avx2(rounds: usize) -> [f32; LANES] {
+    let mut lanes = [1.0_f32; LANES];
+    let (factor, term) = black_box((0.999_f32, 1e-3_f32));
+    for _ in 0..rounds {
+        lanes
+            .iter_mut()
+            .for_each(|lane| *lane = lane.mul_add(factor, term));
+    }
+    lanes
+}
+
+fn multiply_add(rounds: usize) -> [f32; LANES] {
+    let mut lanes = [1.0_f32; LANES];
+    let (factor, term) = black_box((0.999_f32, 1e-3_f32));
+    for _ in 0..rounds {
+        lanes
+            .iter_mut()
+            .for_each(|lane| *lane = *lane * factor + term);
+    }
+    lanes
+}
