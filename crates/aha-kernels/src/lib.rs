@@ -23,9 +23,11 @@ mod exp;
 mod isa;
 mod matmul;
 mod pack;
+mod quant;
 
 pub use attention::{PagedAttention, PagedSequence};
 pub use bandwidth::measure_read_bandwidth;
 pub use error::KernelError;
 pub use isa::{InstructionSet, instruction_set};
 pub use pack::{PackedMatrix, WeightKind};
+pub use quant::dequantize_gguf;

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use crate::buffer::{AlignedBytes, as_f32, as_f32_mut, as_u16, as_u16_mut};
 use crate::error::{check_len, checked_mul};
+use crate::quant::{self, Format};
 use crate::{InstructionSet, KernelError, instruction_set, matmul};
 
 /// Output rows that stand side by side in a panel: two AVX2 registers of `f32`.
@@ -20,6 +21,26 @@ pub enum WeightKind {
     F16,
     /// 16-bit floats with the exponent range of `f32`.
     Bf16,
+    /// GGUF `Q4_0`: 4-bit codes around zero, a scale for 32 values.
+    Q4_0,
+    /// GGUF `Q4_1`: 4-bit codes, scale and minimum for 32 values.
+    Q4_1,
+    /// GGUF `Q5_0`: 5-bit codes around zero, a scale for 32 values.
+    Q5_0,
+    /// GGUF `Q5_1`: 5-bit codes, scale and minimum for 32 values.
+    Q5_1,
+    /// GGUF `Q8_0`: 8-bit codes around zero, a scale for 32 values.
+    Q8_0,
+    /// GGUF `Q2_K`: 2-bit codes, nested scales and minima for 16 values.
+    Q2K,
+    /// GGUF `Q3_K`: 3-bit codes around zero, nested scales for 16 values.
+    Q3K,
+    /// GGUF `Q4_K`: 4-bit codes, nested scales and minima for 32 values.
+    Q4K,
+    /// GGUF `Q5_K`: 5-bit codes, nested scales and minima for 32 values.
+    Q5K,
+    /// GGUF `Q6_K`: 6-bit codes around zero, nested scales for 16 values.
+    Q6K,
 }
 
 impl WeightKind {
@@ -29,6 +50,12 @@ impl WeightKind {
             Self::F32 => cols.checked_mul(4 * PANEL),
             Self::F16 => cols.checked_mul(2 * PANEL)?.checked_next_multiple_of(64),
             Self::Bf16 => cols.div_ceil(2).checked_mul(4 * PANEL),
+            _ => {
+                let format = Format::of(self)?;
+                // Whole cache lines, so that every panel starts on one.
+                let bytes = (cols / format.values).checked_mul(format.packed_bytes())?;
+                bytes.checked_next_multiple_of(64)
+            }
         }
     }
 
@@ -40,11 +67,13 @@ impl WeightKind {
         }
     }
 
-    /// Byte at which column `col` starts inside a panel. `col` must be even for `Bf16`.
+    /// Byte at which column `col` starts inside a panel; of a block format, its block. `col` must be
+    /// even for `Bf16`.
     pub(crate) fn column_offset(self, col: usize) -> usize {
         match self {
             Self::F32 => col * 4 * PANEL,
             Self::F16 | Self::Bf16 => col * 2 * PANEL,
+            _ => Format::of(self).map_or(0, |format| col / format.values * format.packed_bytes()),
         }
     }
 }
@@ -78,7 +107,7 @@ impl PackedMatrix {
     /// # Errors
     /// When `data` has not `rows * cols` elements, or memory runs out.
     pub fn from_f32(rows: usize, cols: usize, data: &[f32]) -> Result<Self, KernelError> {
-        Self::pack(WeightKind::F32, rows, cols, data, |panel, source| {
+        Self::pack(WeightKind::F32, rows, cols, cols, data, |panel, source| {
             interleave(as_f32_mut(panel), source, cols, |col, lane| {
                 col * PANEL + lane
             });
@@ -93,6 +122,7 @@ impl PackedMatrix {
         Self::pack(
             WeightKind::F16,
             rows,
+            cols,
             cols,
             bits_of_f16(data),
             |panel, source| {
@@ -114,6 +144,7 @@ impl PackedMatrix {
             WeightKind::Bf16,
             rows,
             cols,
+            cols,
             bits_of_bf16(data),
             |panel, source| {
                 interleave(as_u16_mut(panel), source, cols, bf16_index);
@@ -121,14 +152,35 @@ impl PackedMatrix {
         )
     }
 
+    /// Packs the rows of a GGUF tensor, whose blocks `data` holds row by row as the file does. The
+    /// values stay quantised and mean exactly what [`dequantize_gguf`](crate::dequantize_gguf) says.
+    ///
+    /// # Errors
+    /// When `kind` has no blocks, `cols` is not a whole number of them, `data` has another length
+    /// than `rows` such rows, or memory runs out.
+    pub fn from_gguf_blocks(
+        kind: WeightKind,
+        rows: usize,
+        cols: usize,
+        data: &[u8],
+    ) -> Result<Self, KernelError> {
+        let format = quant::format_of(kind)?;
+        let row_bytes = format.row_bytes(cols)?;
+        Self::pack(kind, rows, cols, row_bytes, data, |panel, source| {
+            quant::pack_panel(kind, &format, panel, source, row_bytes);
+        })
+    }
+
+    /// Packs `data`, of which a row takes `row_len` elements.
     fn pack<T: Sync>(
         kind: WeightKind,
         rows: usize,
         cols: usize,
+        row_len: usize,
         data: &[T],
         pack_panel: impl Fn(&mut [u8], &[T]) + Sync,
     ) -> Result<Self, KernelError> {
-        check_len("data", checked_mul(rows, cols)?, data.len())?;
+        check_len("data", checked_mul(rows, row_len)?, data.len())?;
         let panel_bytes = kind
             .panel_bytes(cols)
             .ok_or(KernelError::Memory { bytes: usize::MAX })?;
@@ -137,7 +189,7 @@ impl PackedMatrix {
             packed
                 .as_mut_slice()
                 .par_chunks_mut(panel_bytes)
-                .zip(data.par_chunks(PANEL * cols))
+                .zip(data.par_chunks(PANEL * row_len))
                 .for_each(|(panel, source)| pack_panel(panel, source));
         }
         Ok(Self {
@@ -228,6 +280,10 @@ impl PackedMatrix {
                 for (col, value) in out.iter_mut().enumerate() {
                     *value = bf16::from_bits(words[bf16_index(col, lane)]).to_f32();
                 }
+            }
+            kind => {
+                let format = quant::format_of(kind)?;
+                quant::scalar::row(&format, panel, lane, out);
             }
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use super::{Activations, Panels, Sums};
 use crate::buffer::Line;
 use crate::pack::WeightKind;
+use crate::quant::{self, Format};
 
 /// Bytes that the narrow kernels ask for ahead of use, a panel.
 const PREFETCH: usize = 1024;
@@ -142,12 +143,12 @@ pub(super) unsafe fn tile(
         (Activations::Rows(x, stride), WeightKind::F16) => {
             all_shapes!(F16, false, x.as_ptr(), stride)
         }
-        (Activations::Rows(x, stride), WeightKind::Bf16) => {
+        (Activations::Rows(x, stride), _) => {
             all_shapes!(Bf16, false, x.as_ptr(), stride)
         }
         (Activations::Packed(x), WeightKind::F32) => all_shapes!(F32, true, x.as_ptr(), 0),
         (Activations::Packed(x), WeightKind::F16) => all_shapes!(F16, true, x.as_ptr(), 0),
-        (Activations::Packed(x), WeightKind::Bf16) => all_shapes!(Bf16, true, x.as_ptr(), 0),
+        (Activations::Packed(x), _) => all_shapes!(Bf16, true, x.as_ptr(), 0),
     }
 }
 
@@ -232,18 +233,23 @@ unsafe fn kernel<C: Columns, const ROWS: usize, const PANELS: usize, const PACKE
     }
 }
 
-/// See [`super::decode`]; `panel` starts at the first column wanted.
+/// See [`super::decode`].
 ///
 /// # Safety
 /// AVX2, FMA and F16C must be present.
-pub(super) unsafe fn decode(kind: WeightKind, panel: &[u8], out: &mut [Line]) {
+pub(super) unsafe fn decode(kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
+    if let Some(format) = Format::of(kind) {
+        // SAFETY: the caller's promise.
+        return unsafe { quant::avx2::decode(&format, panel, start, out) };
+    }
+    let panel = &panel[kind.column_offset(start)..];
     assert!(panel.len() >= kind.span(out.len()));
     // SAFETY: the panel holds a column for each line of `out` (asserted).
     unsafe {
         match kind {
             WeightKind::F32 => decode_columns::<F32>(panel, out),
             WeightKind::F16 => decode_columns::<F16>(panel, out),
-            WeightKind::Bf16 => decode_columns::<Bf16>(panel, out),
+            _ => decode_columns::<Bf16>(panel, out),
         }
     }
 }

@@ -87,6 +87,7 @@ pub(crate) fn tile(
     depth: usize,
     sums: Sums<'_>,
 ) {
+    debug_assert!(reads_directly(set, w.kind));
     // The kernels below index without further checks.
     assert!(matches!(w.count, 1 | 2 | 4) && rows >= 1 && rows * w.count <= TILE_ROWS);
     let last = w.count - 1;
@@ -106,15 +107,16 @@ pub(crate) fn tile(
     }
 }
 
-/// Writes the first `out.len()` columns of `panel` as `f32`, sixteen rows a line.
-fn decode(set: InstructionSet, kind: WeightKind, panel: &[u8], out: &mut [Line]) {
+/// Writes columns `start..start + out.len()` of `panel` as `f32`, sixteen rows a line. `start` must be
+/// a multiple of 32.
+fn decode(set: InstructionSet, kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
     match set {
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 => {
             // SAFETY: the instruction set was checked when it was chosen.
-            unsafe { avx2::decode(kind, panel, out) }
+            unsafe { avx2::decode(kind, panel, start, out) }
         }
-        _ => scalar::decode(kind, panel, out),
+        _ => scalar::decode(kind, panel, start, out),
     }
 }
 
@@ -250,8 +252,13 @@ fn narrow_group(
     for start in (0..cols).step_by(NARROW_DEPTH) {
         let depth = NARROW_DEPTH.min(cols - start);
         for (index, values) in values.chunks_mut(NARROW_DEPTH).take(count).enumerate() {
-            let bytes = &w.panel(first + index)[kind.column_offset(start)..];
-            decode(set, kind, bytes, &mut values[..depth]);
+            decode(
+                set,
+                kind,
+                w.panel(first + index),
+                start,
+                &mut values[..depth],
+            );
         }
         let stride = NARROW_DEPTH * size_of::<Line>();
         let panels = Panels {
@@ -282,6 +289,7 @@ fn reads_directly(set: InstructionSet, kind: WeightKind) -> bool {
     match kind {
         WeightKind::F32 => true,
         WeightKind::F16 | WeightKind::Bf16 => set != InstructionSet::Scalar,
+        _ => false,
     }
 }
 
@@ -335,11 +343,10 @@ fn wide_task(
             let depth = WIDE_DEPTH.min(cols - start);
             let x = &x[start * m..][..depth * m];
             for (panel, c) in panels.clone().zip(c.chunks_exact_mut(m)) {
-                let bytes = &w.panel(panel)[kind.column_offset(start)..];
                 let (data, kind) = if reads_directly(set, kind) && (tiles <= 4 || kind == F32) {
-                    (bytes, kind)
+                    (&w.panel(panel)[kind.column_offset(start)..], kind)
                 } else {
-                    decode(set, kind, bytes, &mut values[..depth]);
+                    decode(set, kind, w.panel(panel), start, &mut values[..depth]);
                     (bytes_of(values), F32)
                 };
                 // While this stretch is multiplied, the next one comes from memory: each tile

@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use super::{Activations, Panels, Sums};
 use crate::buffer::{Line, as_f32, as_u16};
 use crate::pack::{PANEL, WeightKind, bf16_index};
+use crate::quant::{self, Format};
 
 /// See [`super::tile`]; the panels must be `F32`.
 pub(super) fn tile(x: Activations<'_>, rows: usize, w: Panels<'_>, depth: usize, sums: Sums<'_>) {
@@ -32,8 +33,12 @@ pub(super) fn tile(x: Activations<'_>, rows: usize, w: Panels<'_>, depth: usize,
     }
 }
 
-/// See [`super::decode`]; `panel` starts at the first column wanted.
-pub(super) fn decode(kind: WeightKind, panel: &[u8], out: &mut [Line]) {
+/// See [`super::decode`].
+pub(super) fn decode(kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
+    if let Some(format) = Format::of(kind) {
+        return quant::scalar::decode(&format, panel, start, out);
+    }
+    let panel = &panel[kind.column_offset(start)..];
     match kind {
         WeightKind::F32 => {
             for (line, values) in out.iter_mut().zip(as_f32(panel).chunks_exact(PANEL)) {
@@ -47,7 +52,8 @@ pub(super) fn decode(kind: WeightKind, panel: &[u8], out: &mut [Line]) {
                 }
             }
         }
-        WeightKind::Bf16 => {
+        // Block formats were served above.
+        _ => {
             let words = as_u16(panel);
             for (col, line) in out.iter_mut().enumerate() {
                 for (lane, value) in line.0.iter_mut().enumerate() {

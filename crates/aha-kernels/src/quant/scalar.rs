@@ -1,0 +1,87 @@
+//! Portable decoding of packed panels.
+
+use half::f16;
+
+use super::{Format, Scales, UNIT};
+use crate::buffer::Line;
+use crate::pack::PANEL;
+
+/// Decodes columns `start..start + out.len()` of a panel; both must be multiples of [`UNIT`].
+pub(crate) fn decode(format: &Format, panel: &[u8], start: usize, out: &mut [Line]) {
+    for (index, lines) in out.chunks_exact_mut(UNIT).enumerate() {
+        for lane in 0..PANEL {
+            let values = unit(format, panel, start / UNIT + index, lane);
+            for (line, value) in lines.iter_mut().zip(values) {
+                line.0[lane] = value;
+            }
+        }
+    }
+}
+
+/// Decodes one row of a panel; the length of `out` must be a multiple of [`UNIT`].
+pub(crate) fn row(format: &Format, panel: &[u8], lane: usize, out: &mut [f32]) {
+    for (index, values) in out.chunks_exact_mut(UNIT).enumerate() {
+        values.copy_from_slice(&unit(format, panel, index, lane));
+    }
+}
+
+/// The 32 values of unit `index` of one row.
+fn unit(format: &Format, panel: &[u8], index: usize, lane: usize) -> [f32; UNIT] {
+    let units = format.values / UNIT;
+    let block = &panel[index / units * format.packed_bytes()..];
+    let half = |place: usize| {
+        f16::from_bits(u16::from_ne_bytes([block[2 * place], block[2 * place + 1]])).to_f32()
+    };
+    let factor = half(lane);
+    let term = if format.minima {
+        half(PANEL + lane)
+    } else {
+        0.0
+    };
+    let unit = &block[format.factor_bytes() + index % units * format.unit_bytes()..];
+    let words = &unit[format.scale_bytes()..];
+    let word = |index: usize| {
+        let at = 4 * (index * PANEL + lane);
+        u32::from_ne_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]])
+    };
+    let group_scale = |group: usize| match format.scales {
+        Scales::Plain => (factor, -term),
+        Scales::Nested { groups, shared } => {
+            let group = group * groups / 2;
+            let byte = unit[group * PANEL + lane];
+            if shared {
+                (factor * f32::from(byte & 15), term * f32::from(byte >> 4))
+            } else {
+                let minimum = if format.minima {
+                    unit[(groups + group) * PANEL + lane]
+                } else {
+                    0
+                };
+                (
+                    factor * f32::from(byte.cast_signed()),
+                    term * f32::from(minimum),
+                )
+            }
+        }
+    };
+    let scales = [group_scale(0), group_scale(1)];
+    std::array::from_fn(|index| {
+        let (first, shift) = (index * format.bits / 32, index * format.bits % 32);
+        let mut bits = word(first) >> shift;
+        if shift + format.bits > 32 {
+            bits |= word(first + 1) << (32 - shift);
+        }
+        let unused = 32 - format.bits as u32;
+        let code = if format.signed {
+            ((bits << unused).cast_signed() >> unused) as f32
+        } else {
+            (bits << unused >> unused) as f32
+        };
+        let (scale, minimum) = scales[index / 16];
+        if format.minima {
+            scale * code - minimum
+        } else {
+            scale * code
+        }
+    })
+}
