@@ -1,0 +1,245 @@
+//! From the engine's events to the pieces of an answer: one path for plain and streamed answers,
+//! so that both say the same.
+
+use crate::error::ApiError;
+use crate::types::chat::Reasoning;
+use crate::types::response::{
+    AssistantMessage, ChatDelta, ChatLogprobs, FinishReasonName, FunctionCall, TextLogprobs,
+    TokenLogprobs, ToolCall,
+};
+use aha_engine::parser::{Delta, OutputParser};
+use aha_engine::{Engine, Event, Finished, Generation, GenerationRequest};
+use futures_util::stream::{BoxStream, SelectAll, StreamExt, unfold};
+
+/// The running generations of one request. Dropping it cancels them.
+pub(crate) struct Generations(SelectAll<BoxStream<'static, (usize, Event)>>);
+
+impl Generations {
+    /// Submits all requests, or none: the first refusal drops those before it.
+    pub(crate) fn submit(
+        engine: &Engine,
+        requests: impl IntoIterator<Item = GenerationRequest>,
+    ) -> Result<Self, ApiError> {
+        let generations = requests
+            .into_iter()
+            .map(|request| engine.submit(request))
+            .collect::<Result<Vec<Generation>, _>>()?;
+        let tagged = generations
+            .into_iter()
+            .enumerate()
+            .map(|(choice, generation)| {
+                unfold(generation, move |mut generation| async move {
+                    let event = generation.next().await?;
+                    Some(((choice, event), generation))
+                })
+                .boxed()
+            });
+        Ok(Self(tagged.collect()))
+    }
+
+    /// The next event of any generation, with the number of its answer; `None` after all ended.
+    pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
+        self.0.next().await
+    }
+}
+
+/// What one event adds to a chat's answer.
+#[derive(Debug, Default)]
+pub(crate) struct ChatStep {
+    pub(crate) deltas: Vec<ChatDelta>,
+    pub(crate) logprobs: Option<TokenLogprobs>,
+    pub(crate) finished: Option<(FinishReasonName, Finished)>,
+}
+
+/// One answer of a chat, while it comes in.
+pub(crate) struct ChatAnswer {
+    parser: OutputParser,
+    reasoning: Reasoning,
+    called_tools: bool,
+    in_reasoning: bool,
+    reasoning_tokens: usize,
+}
+
+impl ChatAnswer {
+    pub(crate) fn new(parser: OutputParser, reasoning: Reasoning) -> Self {
+        Self {
+            parser,
+            reasoning,
+            called_tools: false,
+            in_reasoning: false,
+            reasoning_tokens: 0,
+        }
+    }
+
+    /// Tokens of the reasoning so far.
+    pub(crate) fn reasoning_tokens(&self) -> usize {
+        self.reasoning_tokens
+    }
+
+    pub(crate) fn step(&mut self, event: Event) -> Result<ChatStep, ApiError> {
+        match event {
+            Event::Token(token) => {
+                let deltas = self.parser.push(&token.text);
+                if let Some(last) = deltas.last() {
+                    self.in_reasoning = matches!(last, Delta::Reasoning(_));
+                }
+                self.reasoning_tokens += usize::from(self.in_reasoning);
+                Ok(ChatStep {
+                    deltas: self.convert(deltas),
+                    logprobs: TokenLogprobs::of(&token),
+                    finished: None,
+                })
+            }
+            Event::Finished(finished) => {
+                let mut deltas = self.parser.push(&finished.text);
+                deltas.extend(self.parser.finish());
+                let deltas = self.convert(deltas);
+                let reason = FinishReasonName::of(finished.reason, self.called_tools);
+                Ok(ChatStep {
+                    deltas,
+                    logprobs: None,
+                    finished: Some((reason, finished)),
+                })
+            }
+            Event::Failed(error) => Err(error.into()),
+        }
+    }
+
+    fn convert(&mut self, deltas: Vec<Delta>) -> Vec<ChatDelta> {
+        deltas
+            .into_iter()
+            .filter_map(|delta| self.convert_one(delta))
+            .collect()
+    }
+
+    fn convert_one(&mut self, delta: Delta) -> Option<ChatDelta> {
+        match delta {
+            Delta::Content(text) => Some(ChatDelta {
+                content: Some(text),
+                ..ChatDelta::default()
+            }),
+            Delta::Reasoning(_) if self.reasoning == Reasoning::Hidden => None,
+            Delta::Reasoning(text) => Some(ChatDelta {
+                reasoning_content: Some(text),
+                ..ChatDelta::default()
+            }),
+            Delta::ToolCall {
+                index,
+                id,
+                name,
+                arguments,
+            } => {
+                self.called_tools = true;
+                let call = ToolCall {
+                    index: Some(index),
+                    id: Some(id),
+                    kind: Some("function"),
+                    function: FunctionCall {
+                        name: Some(name),
+                        arguments,
+                    },
+                };
+                Some(ChatDelta {
+                    tool_calls: vec![call],
+                    ..ChatDelta::default()
+                })
+            }
+        }
+    }
+}
+
+/// A whole message, gathered from its steps.
+#[derive(Debug, Default)]
+pub(crate) struct GatheredMessage {
+    content: String,
+    reasoning: Option<String>,
+    tool_calls: Vec<ToolCall>,
+    logprobs: Vec<TokenLogprobs>,
+}
+
+impl GatheredMessage {
+    pub(crate) fn add(&mut self, deltas: Vec<ChatDelta>, logprobs: Option<TokenLogprobs>) {
+        self.logprobs.extend(logprobs);
+        for delta in deltas {
+            self.content
+                .push_str(delta.content.as_deref().unwrap_or_default());
+            if let Some(text) = delta.reasoning_content {
+                self.reasoning.get_or_insert_default().push_str(&text);
+            }
+            let whole_calls = delta.tool_calls.into_iter();
+            self.tool_calls.extend(whole_calls.map(|call| ToolCall {
+                index: None,
+                ..call
+            }));
+        }
+    }
+
+    /// The message, and its log-probabilities if `wanted`.
+    pub(crate) fn finish(self, wanted: bool) -> (AssistantMessage, Option<ChatLogprobs>) {
+        let silent = self.content.is_empty() && !self.tool_calls.is_empty();
+        let message = AssistantMessage {
+            role: "assistant",
+            content: (!silent).then_some(self.content),
+            reasoning_content: self.reasoning,
+            tool_calls: self.tool_calls,
+            refusal: None,
+        };
+        let logprobs = wanted.then_some(ChatLogprobs {
+            content: self.logprobs,
+            refusal: None,
+        });
+        (message, logprobs)
+    }
+}
+
+/// What one event adds to a plain completion.
+#[derive(Debug, Default)]
+pub(crate) struct TextStep {
+    pub(crate) text: String,
+    pub(crate) logprobs: Option<TextLogprobs>,
+    pub(crate) finished: Option<(FinishReasonName, Finished)>,
+}
+
+/// One answer of a plain completion, while it comes in.
+#[derive(Debug, Default)]
+pub(crate) struct TextAnswer {
+    /// Characters of the answer so far, the echoed prompt included.
+    characters: usize,
+}
+
+impl TextAnswer {
+    /// An answer that begins with the prompt.
+    pub(crate) fn after(echo: &str) -> Self {
+        Self {
+            characters: echo.chars().count(),
+        }
+    }
+
+    pub(crate) fn step(&mut self, event: Event) -> Result<TextStep, ApiError> {
+        match event {
+            Event::Token(token) => {
+                let logprobs = TokenLogprobs::of(&token).map(|entry| {
+                    let mut logprobs = TextLogprobs::default();
+                    logprobs.push(entry, self.characters);
+                    logprobs
+                });
+                self.characters += token.text.chars().count();
+                Ok(TextStep {
+                    text: token.text,
+                    logprobs,
+                    finished: None,
+                })
+            }
+            Event::Finished(mut finished) => {
+                let text = std::mem::take(&mut finished.text);
+                let reason = FinishReasonName::of(finished.reason, false);
+                Ok(TextStep {
+                    text,
+                    logprobs: None,
+                    finished: Some((reason, finished)),
+                })
+            }
+            Event::Failed(error) => Err(error.into()),
+        }
+    }
+}

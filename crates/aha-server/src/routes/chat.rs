@@ -1,0 +1,241 @@
+//! `POST /chat/completions`.
+
+use crate::answer::{ChatAnswer, GatheredMessage, Generations};
+use crate::context::Deadline;
+use crate::error::ApiError;
+use crate::limits::JsonBody;
+use crate::sse::{self, Chunks, StreamLimits};
+use crate::state::AppState;
+use crate::types::chat::{ChatRequest, Reasoning};
+use crate::types::response::{
+    ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, Chunk, Completion,
+    CompletionTokensDetails, Envelope, FinishReasonName, Usage,
+};
+use aha_engine::{Engine, Event, GenerationRequest, Prompt};
+use axum::Json;
+use axum::extract::{Extension, State};
+use axum::response::{IntoResponse, Response};
+
+/// A request whose prompt is ready.
+struct Prepared {
+    model: String,
+    engine: Engine,
+    request: ChatRequest,
+    prompt: Prompt,
+}
+
+impl Prepared {
+    fn read(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
+        let request = ChatRequest::parse(body, state.options.max_choices)?;
+        let model = state.models.find(request.model.as_deref())?;
+        let engine = model.text_engine()?;
+        let prompt = engine.processor().prepare(&request.chat)?;
+        Ok(Self {
+            model: model.id().to_owned(),
+            engine,
+            request,
+            prompt,
+        })
+    }
+
+    fn answers(&self) -> Vec<ChatAnswer> {
+        let in_place = self.request.reasoning == Reasoning::InPlace;
+        let answer = |_| {
+            let processor = self.engine.processor();
+            let parser = processor.output_parser(&self.request.chat, &self.prompt, in_place);
+            ChatAnswer::new(parser, self.request.reasoning)
+        };
+        (0..self.request.n).map(answer).collect()
+    }
+
+    fn submit(self) -> Result<Generations, ApiError> {
+        let Self {
+            engine,
+            request,
+            prompt,
+            ..
+        } = self;
+        let requests = (0..request.n).map(|choice| GenerationRequest {
+            prompt: prompt.clone(),
+            sampling: request
+                .sampling
+                .resolve(&engine.defaults().sampling, choice),
+            stop: request.stop.clone(),
+            output: request.output.clone(),
+        });
+        Generations::submit(&engine, requests)
+    }
+}
+
+/// Answers a conversation.
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    Extension(deadline): Extension<Deadline>,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let shared = state.clone();
+    let prepared = state
+        .prepare(move || Prepared::read(&shared, &body))
+        .await?;
+    let answers = prepared.answers();
+    let logprobs = prepared.request.output.logprobs.is_some();
+    let streaming = prepared.request.streaming;
+    let model = prepared.model.clone();
+    let generations = prepared.submit()?;
+    if streaming.stream {
+        let chunks = ChatChunks {
+            envelope: Envelope::new("chatcmpl", "chat.completion.chunk", &model),
+            answers,
+            include_usage: streaming.include_usage,
+            usage: Usage::default(),
+        };
+        let limits = StreamLimits {
+            deadline,
+            shutdown: state.shutdown.clone(),
+            keep_alive: state.options.sse_keep_alive,
+        };
+        return Ok(sse::respond(chunks, generations, limits));
+    }
+    let envelope = Envelope::new("chatcmpl", "chat.completion", &model);
+    Ok(Json(gather(envelope, answers, generations, logprobs).await?).into_response())
+}
+
+/// Waits for all answers.
+async fn gather(
+    envelope: Envelope,
+    mut answers: Vec<ChatAnswer>,
+    mut generations: Generations,
+    logprobs: bool,
+) -> Result<Completion<ChatChoice>, ApiError> {
+    let mut messages: Vec<_> = answers.iter().map(|_| GatheredMessage::default()).collect();
+    let mut reasons = vec![None; answers.len()];
+    let mut usage = Usage::default();
+    while let Some((choice, event)) = generations.next().await {
+        let step = answers[choice].step(event)?;
+        messages[choice].add(step.deltas, step.logprobs);
+        if let Some((reason, finished)) = step.finished {
+            usage.add(&finished.usage, choice == 0);
+            reasons[choice] = Some(reason);
+        }
+    }
+    usage.completion_tokens_details = Some(reasoning_tokens(&answers));
+    let choices = messages
+        .into_iter()
+        .zip(reasons)
+        .enumerate()
+        .map(|(index, (message, reason))| {
+            let finish_reason =
+                reason.ok_or_else(|| ApiError::internal("an answer ended without a reason"))?;
+            let (message, logprobs) = message.finish(logprobs);
+            Ok(ChatChoice {
+                index,
+                message,
+                logprobs,
+                finish_reason,
+            })
+        })
+        .collect::<Result<_, ApiError>>()?;
+    Ok(Completion {
+        envelope,
+        choices,
+        usage,
+    })
+}
+
+fn reasoning_tokens(answers: &[ChatAnswer]) -> CompletionTokensDetails {
+    CompletionTokensDetails {
+        reasoning_tokens: answers.iter().map(ChatAnswer::reasoning_tokens).sum(),
+    }
+}
+
+/// A chat's answer in chunks.
+struct ChatChunks {
+    envelope: Envelope,
+    answers: Vec<ChatAnswer>,
+    include_usage: bool,
+    usage: Usage,
+}
+
+impl ChatChunks {
+    fn chunk(&self, choices: &[ChatChunkChoice]) -> String {
+        let usage = self.include_usage.then_some(None);
+        render(&Chunk {
+            envelope: &self.envelope,
+            choices,
+            usage,
+        })
+    }
+
+    fn delta(
+        &self,
+        index: usize,
+        delta: ChatDelta,
+        logprobs: Option<ChatLogprobs>,
+        finish_reason: Option<FinishReasonName>,
+    ) -> String {
+        self.chunk(&[ChatChunkChoice {
+            index,
+            delta,
+            logprobs,
+            finish_reason,
+        }])
+    }
+}
+
+impl Chunks for ChatChunks {
+    fn opening(&mut self) -> Vec<String> {
+        let role = |index| {
+            let delta = ChatDelta {
+                role: Some("assistant"),
+                content: Some(String::new()),
+                ..ChatDelta::default()
+            };
+            self.delta(index, delta, None, None)
+        };
+        (0..self.answers.len()).map(role).collect()
+    }
+
+    fn event(&mut self, choice: usize, event: Event) -> Result<Vec<String>, ApiError> {
+        let mut step = self.answers[choice].step(event)?;
+        let mut logprobs = step.logprobs.map(|entry| ChatLogprobs {
+            content: vec![entry],
+            refusal: None,
+        });
+        // A token whose text is held back still has its log-probabilities.
+        if step.deltas.is_empty() && logprobs.is_some() {
+            step.deltas.push(ChatDelta {
+                content: Some(String::new()),
+                ..ChatDelta::default()
+            });
+        }
+        let mut chunks: Vec<_> = step
+            .deltas
+            .into_iter()
+            .map(|delta| self.delta(choice, delta, logprobs.take(), None))
+            .collect();
+        if let Some((reason, finished)) = step.finished {
+            self.usage.add(&finished.usage, choice == 0);
+            chunks.push(self.delta(choice, ChatDelta::default(), None, Some(reason)));
+        }
+        Ok(chunks)
+    }
+
+    fn closing(&mut self) -> Vec<String> {
+        if !self.include_usage {
+            return Vec::new();
+        }
+        self.usage.completion_tokens_details = Some(reasoning_tokens(&self.answers));
+        let usage = Some(Some(self.usage));
+        let last: Chunk<'_, ChatChunkChoice> = Chunk {
+            envelope: &self.envelope,
+            choices: &[],
+            usage,
+        };
+        vec![render(&last)]
+    }
+}
+
+/// A chunk as JSON text. Our own types always have one.
+pub(super) fn render<Choice: serde::Serialize>(chunk: &Chunk<'_, Choice>) -> String {
+    serde_json::to_string(chunk).unwrap_or_default()
+}

@@ -1,0 +1,240 @@
+//! `POST /completions`.
+
+use super::chat::render;
+use crate::answer::{Generations, TextAnswer};
+use crate::context::Deadline;
+use crate::error::ApiError;
+use crate::limits::JsonBody;
+use crate::sse::{self, Chunks, StreamLimits};
+use crate::state::AppState;
+use crate::types::completion::{CompletionRequest, PromptInput};
+use crate::types::response::{
+    Chunk, Completion, Envelope, FinishReasonName, TextChoice, TextLogprobs, Usage,
+};
+use aha_engine::{Engine, Event, GenerationRequest, Prompt};
+use axum::Json;
+use axum::extract::{Extension, State};
+use axum::response::{IntoResponse, Response};
+
+/// A request whose prompts are ready. Answer `i` belongs to prompt `i / n`.
+struct Prepared {
+    model: String,
+    engine: Engine,
+    request: CompletionRequest,
+    prompts: Vec<Prompt>,
+}
+
+impl Prepared {
+    fn read(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
+        let mut request = CompletionRequest::parse(body, state.options.max_choices)?;
+        let model = state.models.find(request.model.as_deref())?;
+        let engine = model.text_engine()?;
+        let processor = engine.processor();
+        let prepare = |input| match input {
+            PromptInput::Text(text) => processor.prepare_text(&text),
+            PromptInput::Tokens(ids) => Ok(processor.prepare_tokens(ids)),
+        };
+        let inputs = std::mem::take(&mut request.prompts);
+        let prompts = inputs.into_iter().map(prepare).collect::<Result<_, _>>()?;
+        Ok(Self {
+            model: model.id().to_owned(),
+            engine,
+            request,
+            prompts,
+        })
+    }
+
+    /// What stands before each answer: its prompt, or nothing.
+    fn echoes(&self) -> Vec<String> {
+        let echo = |prompt: &Prompt| {
+            if self.request.echo {
+                prompt.text.clone()
+            } else {
+                String::new()
+            }
+        };
+        self.prompts
+            .iter()
+            .flat_map(|prompt| vec![echo(prompt); self.request.n])
+            .collect()
+    }
+
+    fn submit(self) -> Result<Generations, ApiError> {
+        let Self {
+            engine,
+            request,
+            prompts,
+            ..
+        } = self;
+        let requests = prompts.iter().flat_map(|prompt| {
+            (0..request.n).map(|choice| GenerationRequest {
+                prompt: prompt.clone(),
+                sampling: request
+                    .sampling
+                    .resolve(&engine.defaults().sampling, choice),
+                stop: request.stop.clone(),
+                output: request.output.clone(),
+            })
+        });
+        Generations::submit(&engine, requests)
+    }
+}
+
+/// Continues texts.
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    Extension(deadline): Extension<Deadline>,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let shared = state.clone();
+    let prepared = state
+        .prepare(move || Prepared::read(&shared, &body))
+        .await?;
+    let answers = Answers {
+        echoes: prepared.echoes(),
+        n: prepared.request.n,
+        logprobs: prepared.request.output.logprobs.is_some(),
+    };
+    let streaming = prepared.request.streaming;
+    let envelope = Envelope::new("cmpl", "text_completion", &prepared.model);
+    let generations = prepared.submit()?;
+    if !streaming.stream {
+        return Ok(Json(answers.gather(envelope, generations).await?).into_response());
+    }
+    let chunks = TextChunks {
+        envelope,
+        texts: answers.texts(),
+        answers,
+        include_usage: streaming.include_usage,
+        usage: Usage::default(),
+    };
+    let limits = StreamLimits {
+        deadline,
+        shutdown: state.shutdown.clone(),
+        keep_alive: state.options.sse_keep_alive,
+    };
+    Ok(sse::respond(chunks, generations, limits))
+}
+
+/// What is known about the answers before they come.
+struct Answers {
+    echoes: Vec<String>,
+    n: usize,
+    logprobs: bool,
+}
+
+impl Answers {
+    fn texts(&self) -> Vec<TextAnswer> {
+        self.echoes
+            .iter()
+            .map(|echo| TextAnswer::after(echo))
+            .collect()
+    }
+
+    /// Whether the answer is the one that counts its prompt's tokens.
+    fn counts_prompt(&self, choice: usize) -> bool {
+        choice.is_multiple_of(self.n)
+    }
+
+    /// Waits for all answers.
+    async fn gather(
+        self,
+        envelope: Envelope,
+        mut generations: Generations,
+    ) -> Result<Completion<TextChoice>, ApiError> {
+        let mut texts = self.texts();
+        let mut usage = Usage::default();
+        let choice = |(index, echo): (usize, &String)| TextChoice {
+            index,
+            text: echo.clone(),
+            logprobs: self.logprobs.then(TextLogprobs::default),
+            finish_reason: None,
+        };
+        let mut choices: Vec<_> = self.echoes.iter().enumerate().map(choice).collect();
+        while let Some((index, event)) = generations.next().await {
+            let step = texts[index].step(event)?;
+            let choice = &mut choices[index];
+            choice.text.push_str(&step.text);
+            if let (Some(all), Some(new)) = (&mut choice.logprobs, step.logprobs) {
+                all.append(new);
+            }
+            if let Some((reason, finished)) = step.finished {
+                usage.add(&finished.usage, self.counts_prompt(index));
+                choice.finish_reason = Some(reason);
+            }
+        }
+        Ok(Completion {
+            envelope,
+            choices,
+            usage,
+        })
+    }
+}
+
+/// Plain completions in chunks.
+struct TextChunks {
+    envelope: Envelope,
+    answers: Answers,
+    texts: Vec<TextAnswer>,
+    include_usage: bool,
+    usage: Usage,
+}
+
+impl TextChunks {
+    fn chunk(
+        &self,
+        index: usize,
+        text: String,
+        logprobs: Option<TextLogprobs>,
+        finish_reason: Option<FinishReasonName>,
+    ) -> String {
+        let choices = &[TextChoice {
+            index,
+            text,
+            logprobs,
+            finish_reason,
+        }];
+        let usage = self.include_usage.then_some(None);
+        render(&Chunk {
+            envelope: &self.envelope,
+            choices,
+            usage,
+        })
+    }
+}
+
+impl Chunks for TextChunks {
+    fn opening(&mut self) -> Vec<String> {
+        let echoes = self.answers.echoes.iter().enumerate();
+        echoes
+            .filter(|(_, echo)| !echo.is_empty())
+            .map(|(index, echo)| self.chunk(index, echo.clone(), None, None))
+            .collect()
+    }
+
+    fn event(&mut self, choice: usize, event: Event) -> Result<Vec<String>, ApiError> {
+        let step = self.texts[choice].step(event)?;
+        let reason = step.finished.map(|(reason, finished)| {
+            self.usage
+                .add(&finished.usage, self.answers.counts_prompt(choice));
+            reason
+        });
+        if step.text.is_empty() && step.logprobs.is_none() && reason.is_none() {
+            return Ok(Vec::new());
+        }
+        Ok(vec![self.chunk(choice, step.text, step.logprobs, reason)])
+    }
+
+    fn closing(&mut self) -> Vec<String> {
+        if !self.include_usage {
+            return Vec::new();
+        }
+        let usage = Some(Some(self.usage));
+        let last: Chunk<'_, TextChoice> = Chunk {
+            envelope: &self.envelope,
+            choices: &[],
+            usage,
+        };
+        vec![render(&last)]
+    }
+}

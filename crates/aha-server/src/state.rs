@@ -1,0 +1,80 @@
+//! What every handler shares.
+
+use crate::auth::ApiKeys;
+use crate::error::ApiError;
+use crate::limits::HostRule;
+use crate::metrics::Metrics;
+use crate::model::{Models, ServedModel};
+use crate::options::ServerOptions;
+use crate::shutdown::Shutdown;
+use std::ops::Deref;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Handle to the shared state; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct AppState(Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) options: ServerOptions,
+    pub(crate) models: Models,
+    pub(crate) keys: ApiKeys,
+    pub(crate) hosts: HostRule,
+    pub(crate) metrics: Metrics,
+    pub(crate) shutdown: Shutdown,
+    /// Requests that parse, fill templates or tokenise at the same time: one a core.
+    preparing: Arc<Semaphore>,
+}
+
+impl Deref for AppState {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl AppState {
+    pub(crate) fn new(
+        options: ServerOptions,
+        models: Vec<ServedModel>,
+        hosts: HostRule,
+        shutdown: Shutdown,
+    ) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self(Arc::new(Shared {
+            keys: ApiKeys::new(options.api_keys.clone()),
+            models: Models::new(models),
+            hosts,
+            metrics: Metrics::default(),
+            shutdown,
+            preparing: Arc::new(Semaphore::new(cores)),
+            options,
+        }))
+    }
+
+    /// Runs work that takes processor time (parsing, templates, tokenising) beside the runtime's
+    /// own threads.
+    pub(crate) async fn prepare<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let permit = Arc::clone(&self.preparing)
+            .acquire_owned()
+            .await
+            .map_err(|_| ApiError::shutting_down())?;
+        let span = tracing::Span::current();
+        let task = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            span.in_scope(work)
+        });
+        match task.await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => {
+                self.metrics.count_panic();
+                Err(ApiError::internal("a panic while a request was prepared"))
+            }
+            Err(_) => Err(ApiError::shutting_down()),
+        }
+    }
+}

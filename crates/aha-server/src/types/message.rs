@@ -1,0 +1,378 @@
+//! Messages and tools of a chat request.
+
+use crate::error::ApiError;
+use crate::types::fields::{Fields, wrong_type};
+use aha_engine::{Message, Part, ToolCall};
+use serde_json::{Map, Value};
+
+/// The roles that a message can have.
+const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+
+/// Reads the `messages` of a chat.
+pub(crate) fn messages(values: Vec<Value>) -> Result<Vec<Message>, ApiError> {
+    if values.is_empty() {
+        return Err(ApiError::invalid(
+            "messages",
+            "'messages' must hold at least one message",
+        ));
+    }
+    let mut messages = Vec::with_capacity(values.len());
+    let mut assistant_spoke = false;
+    for (index, value) in values.into_iter().enumerate() {
+        let message = message(value, &format!("messages[{index}]"))?;
+        if message.role == "tool" && !assistant_spoke {
+            return Err(ApiError::invalid(
+                format!("messages[{index}].role"),
+                "a message of role 'tool' must follow the assistant message that made the call",
+            ));
+        }
+        assistant_spoke |= message.role == "assistant";
+        messages.push(message);
+    }
+    Ok(messages)
+}
+
+fn message(value: Value, path: &str) -> Result<Message, ApiError> {
+    let mut fields = Fields::of(value, path.to_owned())?;
+    let role_path = fields.path("role");
+    let role = fields
+        .string("role")?
+        .ok_or_else(|| ApiError::missing(&role_path, format!("'{role_path}' is missing")))?;
+    if !ROLES.contains(&role.as_str()) {
+        return Err(ApiError::invalid(
+            &role_path,
+            format!("'{role_path}' must be one of {}", ROLES.join(", ")),
+        ));
+    }
+    if fields.has("function_call") {
+        let path = fields.path("function_call");
+        let message = format!("'{path}' is not supported: use tool_calls");
+        return Err(ApiError::unsupported(path, message));
+    }
+    let tool_calls = tool_calls(&mut fields)?;
+    let content_path = fields.path("content");
+    let content = match fields.take("content") {
+        Some(value) => content(value, &content_path)?,
+        // An assistant that only called tools said nothing.
+        None if role == "assistant" => Vec::new(),
+        None => {
+            return Err(ApiError::missing(
+                &content_path,
+                format!("'{content_path}' is missing: a message of role '{role}' needs it"),
+            ));
+        }
+    };
+    Ok(Message {
+        content,
+        reasoning_content: match fields.string("reasoning_content")? {
+            Some(text) => Some(text),
+            None => fields.string("reasoning")?,
+        },
+        tool_calls,
+        tool_call_id: fields.string("tool_call_id")?,
+        name: fields.string("name")?,
+        role,
+    })
+}
+
+/// Content: a string, or an array of parts.
+fn content(value: Value, path: &str) -> Result<Vec<Part>, ApiError> {
+    match value {
+        Value::String(text) => Ok(vec![Part::Text(text)]),
+        Value::Array(parts) => parts
+            .into_iter()
+            .enumerate()
+            .map(|(index, value)| part(value, format!("{path}[{index}]")))
+            .collect(),
+        other => Err(wrong_type(
+            path,
+            "a string or an array of content parts",
+            &other,
+        )),
+    }
+}
+
+fn part(value: Value, path: String) -> Result<Part, ApiError> {
+    if let Value::String(text) = value {
+        return Ok(Part::Text(text));
+    }
+    let mut fields = Fields::of(value, path)?;
+    let type_path = fields.path("type");
+    let kind = fields
+        .string("type")?
+        .ok_or_else(|| ApiError::missing(&type_path, format!("'{type_path}' is missing")))?;
+    if kind != "text" {
+        let shown: String = kind.chars().take(50).collect();
+        return Err(ApiError::unsupported(
+            &type_path,
+            format!("'{type_path}' is '{shown}', but this model takes text only"),
+        ));
+    }
+    let text_path = fields.path("text");
+    fields
+        .string("text")?
+        .map(Part::Text)
+        .ok_or_else(|| ApiError::missing(&text_path, format!("'{text_path}' is missing")))
+}
+
+fn tool_calls(message: &mut Fields) -> Result<Vec<ToolCall>, ApiError> {
+    let path = message.path("tool_calls");
+    let calls = message.array("tool_calls")?.unwrap_or_default();
+    calls
+        .into_iter()
+        .enumerate()
+        .map(|(index, value)| tool_call(value, format!("{path}[{index}]"), index))
+        .collect()
+}
+
+fn tool_call(value: Value, path: String, index: usize) -> Result<ToolCall, ApiError> {
+    let mut fields = Fields::of(value, path)?;
+    let id = fields
+        .string("id")?
+        .unwrap_or_else(|| format!("call_{index}"));
+    let function_path = fields.path("function");
+    let function = fields.object("function")?.ok_or_else(|| {
+        ApiError::missing(&function_path, format!("'{function_path}' is missing"))
+    })?;
+    let mut function = Fields::of(Value::Object(function), function_path)?;
+    let name_path = function.path("name");
+    let name = function
+        .string("name")?
+        .ok_or_else(|| ApiError::missing(&name_path, format!("'{name_path}' is missing")))?;
+    let arguments_path = function.path("arguments");
+    let arguments = match function.take("arguments") {
+        None => Value::Object(Map::new()),
+        Some(Value::String(text)) => arguments_of_text(text),
+        Some(object @ Value::Object(_)) => object,
+        Some(other) => {
+            return Err(wrong_type(
+                &arguments_path,
+                "a string of JSON or an object",
+                &other,
+            ));
+        }
+    };
+    Ok(ToolCall {
+        id,
+        name,
+        arguments,
+    })
+}
+
+/// Arguments as OpenAI sends them: JSON in a string. Text that is no JSON object stays text.
+fn arguments_of_text(text: String) -> Value {
+    if text.trim().is_empty() {
+        return Value::Object(Map::new());
+    }
+    match serde_json::from_str(&text) {
+        Ok(Value::Object(map)) => Value::Object(map),
+        _ => Value::String(text),
+    }
+}
+
+/// Reads `tools` and `tool_choice`: the tools that the template is to show.
+pub(crate) fn tools(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+    if fields.has("functions") || fields.has("function_call") {
+        return Err(ApiError::unsupported(
+            "functions",
+            "'functions' and 'function_call' are not supported: use 'tools' and 'tool_choice'",
+        ));
+    }
+    let tools = fields.array("tools")?.unwrap_or_default();
+    for (index, tool) in tools.iter().enumerate() {
+        check_tool(tool, &format!("tools[{index}]"))?;
+    }
+    match fields.take("tool_choice") {
+        None => Ok(tools),
+        Some(Value::String(choice)) if choice == "auto" => Ok(tools),
+        Some(Value::String(choice)) if choice == "none" => Ok(Vec::new()),
+        Some(Value::String(choice)) if choice == "required" => Err(cannot_force("'required'")),
+        Some(Value::Object(_)) => Err(cannot_force("a named function")),
+        Some(Value::String(_)) => Err(ApiError::invalid(
+            "tool_choice",
+            "'tool_choice' must be \"none\" or \"auto\"",
+        )),
+        Some(other) => Err(wrong_type("tool_choice", "a string or an object", &other)),
+    }
+}
+
+fn cannot_force(what: &str) -> ApiError {
+    ApiError::unsupported(
+        "tool_choice",
+        format!("'tool_choice' {what} is not supported: a call cannot be enforced; use \"auto\""),
+    )
+}
+
+fn check_tool(tool: &Value, path: &str) -> Result<(), ApiError> {
+    let Value::Object(map) = tool else {
+        return Err(wrong_type(path, "an object", tool));
+    };
+    let kind_path = format!("{path}.type");
+    match map.get("type") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(kind)) if kind == "function" => {}
+        Some(Value::String(_)) => {
+            return Err(ApiError::unsupported(
+                &kind_path,
+                format!("'{kind_path}' must be \"function\""),
+            ));
+        }
+        Some(other) => return Err(wrong_type(&kind_path, "a string", other)),
+    }
+    // Some clients send the function without its wrapper; templates take both.
+    let (function, name_path) = match map.get("function") {
+        Some(Value::Object(function)) => (function, format!("{path}.function.name")),
+        Some(other) => return Err(wrong_type(&format!("{path}.function"), "an object", other)),
+        None => (map, format!("{path}.name")),
+    };
+    match function.get("name") {
+        Some(Value::String(name)) if !name.is_empty() => Ok(()),
+        Some(Value::String(_)) => Err(ApiError::invalid(
+            &name_path,
+            format!("'{name_path}' must not be empty"),
+        )),
+        Some(other) => Err(wrong_type(&name_path, "a string", other)),
+        None => Err(ApiError::missing(
+            &name_path,
+            format!("'{name_path}' is missing"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(value: Value) -> Result<Vec<Message>, ApiError> {
+        let Value::Array(values) = value else {
+            panic!("not an array")
+        };
+        messages(values)
+    }
+
+    fn param(value: Value) -> String {
+        read(value).unwrap_err().body.param.unwrap()
+    }
+
+    #[test]
+    fn content_is_a_string_or_text_parts() {
+        let read = read(json!([
+            {"role": "developer", "content": "be kind"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        ]))
+        .unwrap();
+        assert_eq!(read[0], Message::text("developer", "be kind"));
+        assert_eq!(
+            read[1].content,
+            vec![Part::Text("a".into()), Part::Text("b".into())]
+        );
+    }
+
+    #[test]
+    fn faults_name_their_place() {
+        assert_eq!(param(json!([])), "messages");
+        assert_eq!(param(json!([3])), "messages[0]");
+        assert_eq!(param(json!([{"content": "x"}])), "messages[0].role");
+        assert_eq!(
+            param(json!([{"role": "wizard", "content": "x"}])),
+            "messages[0].role"
+        );
+        assert_eq!(param(json!([{"role": "user"}])), "messages[0].content");
+        assert_eq!(
+            param(json!([{"role": "user", "content": null}])),
+            "messages[0].content"
+        );
+        assert_eq!(
+            param(json!([{"role": "user", "content": 1}])),
+            "messages[0].content"
+        );
+        let image = json!([{"role": "user", "content": [
+            {"type": "text", "text": "see"},
+            {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]);
+        assert_eq!(param(image.clone()), "messages[0].content[1].type");
+        assert!(
+            read(image)
+                .unwrap_err()
+                .body
+                .message
+                .contains("takes text only")
+        );
+        assert_eq!(
+            param(json!([{"role": "tool", "content": "3", "tool_call_id": "x"}])),
+            "messages[0].role"
+        );
+        assert_eq!(
+            param(json!([{"role": "assistant", "tool_calls": [{"id": "a", "function": {}}]}])),
+            "messages[0].tool_calls[0].function.name"
+        );
+    }
+
+    #[test]
+    fn tool_calls_of_the_past_become_objects() {
+        let read = read(json!([
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}},
+                {"id": "b", "type": "function", "function": {"name": "g", "arguments": {"y": 2}}},
+                {"type": "function", "function": {"name": "h", "arguments": "not json"}},
+                {"id": "d", "function": {"name": "i", "arguments": ""}}]},
+            {"role": "tool", "tool_call_id": "a", "content": "ok"},
+        ]))
+        .unwrap();
+        let arguments: Vec<_> = read[1]
+            .tool_calls
+            .iter()
+            .map(|call| &call.arguments)
+            .collect();
+        assert_eq!(
+            arguments,
+            [
+                &json!({"x": 1}),
+                &json!({"y": 2}),
+                &json!("not json"),
+                &json!({})
+            ]
+        );
+        assert_eq!(read[1].tool_calls[2].id, "call_2");
+        assert!(read[1].content.is_empty());
+        assert_eq!(read[2].tool_call_id.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn tool_choice_hides_shows_or_is_refused() {
+        let tool = json!({"type": "function", "function": {"name": "f", "parameters": {}}});
+        let read = |choice: Value| {
+            let body = json!({"tools": [tool.clone()], "tool_choice": choice});
+            tools(&mut Fields::of(body, String::new()).unwrap())
+        };
+        assert_eq!(read(Value::Null).unwrap().len(), 1);
+        assert_eq!(read(json!("auto")).unwrap().len(), 1);
+        assert_eq!(read(json!("none")).unwrap().len(), 0);
+        for forced in [
+            json!("required"),
+            json!({"type": "function", "function": {"name": "f"}}),
+            json!("x"),
+            json!(1),
+        ] {
+            assert_eq!(
+                read(forced).unwrap_err().body.param.as_deref(),
+                Some("tool_choice")
+            );
+        }
+        for (bad, param) in [
+            (json!([1]), "tools[0]"),
+            (
+                json!([{"type": "function", "function": {}}]),
+                "tools[0].function.name",
+            ),
+            (json!([{"type": "web_search"}]), "tools[0].type"),
+        ] {
+            let mut fields = Fields::of(json!({"tools": bad}), String::new()).unwrap();
+            assert_eq!(
+                tools(&mut fields).unwrap_err().body.param.as_deref(),
+                Some(param)
+            );
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Requests and answers as they travel: OpenAI's shapes, read field by field and written whole.
+
+pub(crate) mod chat;
+pub(crate) mod completion;
+pub(crate) mod fields;
+pub(crate) mod generation;
+pub(crate) mod message;
+pub(crate) mod response;
+pub(crate) mod tokenize;
