@@ -6,8 +6,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use aha_kernels::{
-    InstructionSet, KernelError, PackedMatrix, PagedAttention, PagedSequence, instruction_set,
-    measure_read_bandwidth,
+    InstructionSet, KernelError, PackedMatrix, PagedAttention, PagedSequence, WeightKind,
+    instruction_set, measure_read_bandwidth,
 };
 use half::{bf16, f16};
 
@@ -129,7 +129,21 @@ fn kinds() -> Vec<(&'static str, Make)> {
             let data: Vec<_> = ramp(rows * cols).into_iter().map(bf16::from_f32).collect();
             PackedMatrix::from_bf16(rows, cols, &data)
         }),
+        ("q8_0", |rows, cols| quantised(WeightKind::Q8_0, rows, cols)),
+        ("q6_k", |rows, cols| quantised(WeightKind::Q6K, rows, cols)),
+        ("q5_k", |rows, cols| quantised(WeightKind::Q5K, rows, cols)),
+        ("q4_k", |rows, cols| quantised(WeightKind::Q4K, rows, cols)),
+        ("q4_0", |rows, cols| quantised(WeightKind::Q4_0, rows, cols)),
     ]
+}
+
+/// Blocks of arbitrary codes; the factors come out small and finite.
+fn quantised(kind: WeightKind, rows: usize, cols: usize) -> Result<PackedMatrix, KernelError> {
+    let (values, bytes) = kind.gguf_block().unwrap_or((1, 1));
+    let data: Vec<u8> = (0..rows * cols / values * bytes)
+        .map(|index| (index % 31) as u8)
+        .collect();
+    PackedMatrix::from_gguf_blocks(kind, rows, cols, &data)
 }
 
 fn ramp(count: usize) -> Vec<f32> {

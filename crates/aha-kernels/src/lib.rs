@@ -18,6 +18,7 @@
 mod attention;
 mod bandwidth;
 mod buffer;
+mod elementwise;
 mod error;
 mod exp;
 mod isa;
@@ -27,6 +28,7 @@ mod quant;
 
 pub use attention::{PagedAttention, PagedSequence};
 pub use bandwidth::measure_read_bandwidth;
+pub use elementwise::{rms_norm, rms_norm_on, silu_mul, silu_mul_on};
 pub use error::KernelError;
 pub use isa::{InstructionSet, instruction_set};
 pub use pack::{PackedMatrix, WeightKind};

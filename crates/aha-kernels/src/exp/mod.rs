@@ -1,21 +1,24 @@
 //! The exponential function, in a form that vectorises and that both kernel bodies share.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+
 use std::f32::consts::LOG2_E;
 
 /// `exp` is zero below this and infinite above the other, in `f32`.
-pub(crate) const LOWEST: f32 = -104.0;
-pub(crate) const HIGHEST: f32 = 89.0;
+const LOWEST: f32 = -104.0;
+const HIGHEST: f32 = 89.0;
 
 /// ln 2 in two parts; the first has trailing zeros, so that its small multiples are exact.
-pub(crate) const LN_2_HIGH: f32 = 0.693_359_4;
-pub(crate) const LN_2_LOW: f32 = -2.121_944_4e-4;
+const LN_2_HIGH: f32 = 0.693_359_4;
+const LN_2_LOW: f32 = -2.121_944_4e-4;
 
 /// Adding and subtracting 1.5 x 2^23 rounds to the nearest integer.
-pub(crate) const ROUNDER: f32 = 12_582_912.0;
+const ROUNDER: f32 = 12_582_912.0;
 
 /// Coefficients of (e^r - 1 - r) / r^2 on |r| <= ln 2 / 2, highest power first: the minimax
 /// polynomial of the Cephes library.
-pub(crate) const POLYNOMIAL: [f32; 6] = [
+const POLYNOMIAL: [f32; 6] = [
     1.987_569_1e-4,
     1.398_199_9e-3,
     8.333_452e-3,

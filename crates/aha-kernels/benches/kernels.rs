@@ -1,0 +1,98 @@
+//! The shapes of a 0.6-billion-parameter decoder: `cargo bench -p aha-kernels`.
+
+use std::hint::black_box;
+
+use aha_kernels::{PackedMatrix, PagedAttention, PagedSequence, WeightKind, rms_norm, silu_mul};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use half::bf16;
+
+fn ramp(count: usize) -> Vec<f32> {
+    (0..count)
+        .map(|index| (index % 1009) as f32 / 1009.0 - 0.5)
+        .collect()
+}
+
+fn matrices(rows: usize, cols: usize) -> Vec<PackedMatrix> {
+    let data = ramp(rows * cols);
+    let halves: Vec<_> = data.iter().copied().map(bf16::from_f32).collect();
+    let blocks = |kind: WeightKind| {
+        let (values, bytes) = kind.gguf_block().unwrap_or((1, 1));
+        let data: Vec<u8> = (0..rows * cols / values * bytes)
+            .map(|i| (i % 31) as u8)
+            .collect();
+        PackedMatrix::from_gguf_blocks(kind, rows, cols, &data)
+    };
+    [
+        PackedMatrix::from_f32(rows, cols, &data),
+        PackedMatrix::from_bf16(rows, cols, &halves),
+        blocks(WeightKind::Q8_0),
+        blocks(WeightKind::Q4K),
+        blocks(WeightKind::Q6K),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn matmul(criterion: &mut Criterion) {
+    for (rows, cols) in [(1024, 3072), (3072, 1024)] {
+        for w in matrices(rows, cols) {
+            let name = format!("matmul/{:?}/{rows}x{cols}", w.kind());
+            let mut group = criterion.benchmark_group(name);
+            for m in [1, 16, 512] {
+                group.throughput(Throughput::Elements((m * rows * cols) as u64));
+                let x = ramp(m * cols);
+                let mut out = vec![0.0; m * rows];
+                group.bench_function(BenchmarkId::from_parameter(m), |bencher| {
+                    bencher.iter(|| w.matmul(black_box(&x), m, black_box(&mut out)));
+                });
+            }
+        }
+    }
+}
+
+fn attention(criterion: &mut Criterion) {
+    let (num_heads, num_kv_heads, head_dim, block_size) = (16, 8, 128, 16);
+    let context_len = 1024;
+    let blocks: Vec<u32> = (0..(context_len / block_size) as u32).rev().collect();
+    let k = ramp(context_len * num_kv_heads * head_dim);
+    let v = ramp(context_len * num_kv_heads * head_dim);
+    let mut group = criterion.benchmark_group("attention/context 1024");
+    for query_len in [1, 512] {
+        let window = None;
+        let sequences = [PagedSequence {
+            query_start: 0,
+            query_len,
+            context_len,
+            blocks: &blocks,
+            window,
+        }];
+        let attention = PagedAttention {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            block_size,
+            scale: 0.088,
+            sequences: &sequences,
+        };
+        let q = ramp(query_len * num_heads * head_dim);
+        let mut out = vec![0.0; q.len()];
+        group.bench_function(BenchmarkId::new("queries", query_len), |bencher| {
+            bencher.iter(|| attention.forward(black_box(&q), &k, &v, black_box(&mut out)));
+        });
+    }
+}
+
+fn elementwise(criterion: &mut Criterion) {
+    let (x, weight) = (ramp(16 * 3072), ramp(3072));
+    let mut out = vec![0.0; x.len()];
+    criterion.bench_function("rms_norm/16x3072", |bencher| {
+        bencher.iter(|| rms_norm(black_box(&x), &weight, 1e-6, black_box(&mut out)));
+    });
+    criterion.bench_function("silu_mul/16x3072", |bencher| {
+        bencher.iter(|| silu_mul(black_box(&x), &x, black_box(&mut out)));
+    });
+}
+
+criterion_group!(benches, matmul, attention, elementwise);
+criterion_main!(benches);

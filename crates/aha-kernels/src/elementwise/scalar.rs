@@ -1,0 +1,27 @@
+//! The portable bodies.
+
+use super::LANES;
+use crate::exp::exp;
+
+/// See [`super::rms_norm`]; one row. Inlined so that the AVX2 body is this one, compiled for AVX2.
+#[inline(always)]
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let mut sums = [0.0; LANES];
+    for chunk in x.chunks(LANES) {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += x * x;
+        }
+    }
+    let mean = sums.iter().sum::<f32>() / x.len() as f32;
+    let factor = 1.0 / (mean + epsilon).sqrt();
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * factor * weight;
+    }
+}
+
+/// See [`super::silu_mul`].
+pub(super) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+        *out = gate / (1.0 + exp(-gate)) * up;
+    }
+}
