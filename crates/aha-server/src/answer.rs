@@ -37,6 +37,16 @@ impl Generations {
         Ok(Self(tagged.collect()))
     }
 
+    /// Generations that a test writes down.
+    #[cfg(test)]
+    pub(crate) fn scripted(streams: Vec<BoxStream<'static, Event>>) -> Self {
+        let tagged = streams
+            .into_iter()
+            .enumerate()
+            .map(|(choice, events)| events.map(move |event| (choice, event)).boxed());
+        Self(tagged.collect())
+    }
+
     /// The next event of any generation, with the number of its answer; `None` after all ended.
     pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
         self.0.next().await

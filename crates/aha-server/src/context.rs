@@ -23,12 +23,12 @@ pub(crate) struct Peer(pub(crate) SocketAddr);
 /// When the request's time is over.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline {
-    pub(crate) at: Option<Instant>,
+    at: Option<Instant>,
     limit: Duration,
 }
 
 impl Deadline {
-    fn new(limit: Option<Duration>) -> Self {
+    pub(crate) fn new(limit: Option<Duration>) -> Self {
         let now = Instant::now();
         Self {
             // A limit beyond the clock's range is none.

@@ -17,7 +17,8 @@ const SERVER: &str = "server_error";
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
-    pub(crate) body: ErrorObject,
+    /// Boxed, for results are as large as their larger half.
+    pub(crate) body: Box<ErrorObject>,
     /// Seconds of the `Retry-After` header.
     pub(crate) retry_after: Option<u64>,
     /// What the log gets and the client does not.
@@ -49,12 +50,12 @@ impl ApiError {
     ) -> Self {
         Self {
             status,
-            body: ErrorObject {
+            body: Box::new(ErrorObject {
                 message: message.into(),
                 kind,
                 param: None,
                 code,
-            },
+            }),
             retry_after: None,
             detail: None,
         }

@@ -80,7 +80,7 @@ impl HostRule {
         let checked = loopback || !allowed_hosts.is_empty();
         let named = allowed_hosts.iter().map(String::as_str).chain([address]);
         Self {
-            allowed: checked.then(|| named.map(|name| normalised(name)).collect()),
+            allowed: checked.then(|| named.map(normalised).collect()),
         }
     }
 

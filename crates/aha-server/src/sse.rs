@@ -144,3 +144,143 @@ fn data(chunks: &[String]) -> Bytes {
     }
     bytes.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aha_engine::EngineError;
+    use futures_util::stream::{self, BoxStream, StreamExt};
+    use std::sync::Arc;
+
+    /// Chunks that only say that they were there.
+    struct Words;
+
+    impl Chunks for Words {
+        fn opening(&mut self) -> Vec<String> {
+            vec!["\"open\"".into()]
+        }
+
+        fn event(&mut self, choice: usize, event: Event) -> Result<Vec<String>, ApiError> {
+            match event {
+                Event::Failed(error) => Err(error.into()),
+                _ => Ok(vec![format!("\"event {choice}\"")]),
+            }
+        }
+
+        fn closing(&mut self) -> Vec<String> {
+            vec!["\"close\"".into()]
+        }
+    }
+
+    fn finished() -> Event {
+        Event::Finished(aha_engine::Finished {
+            reason: aha_engine::FinishReason::Stop,
+            text: String::new(),
+            stop: None,
+            usage: aha_engine::Usage::default(),
+            timings: aha_engine::Timings::default(),
+        })
+    }
+
+    fn limits(seconds: u64, shutdown: &Shutdown) -> StreamLimits {
+        StreamLimits {
+            deadline: Deadline::new(Some(Duration::from_secs(seconds))),
+            shutdown: shutdown.clone(),
+            keep_alive: Duration::from_secs(15),
+        }
+    }
+
+    async fn text(response: Response) -> String {
+        let bytes = axum::body::to_bytes(response.into_body(), usize::MAX)
+            .await
+            .unwrap();
+        String::from_utf8(bytes.to_vec()).unwrap()
+    }
+
+    fn never() -> BoxStream<'static, Event> {
+        stream::pending().boxed()
+    }
+
+    #[tokio::test]
+    async fn a_stream_opens_tells_closes_and_is_done() {
+        let generations = Generations::scripted(vec![stream::iter([finished()]).boxed()]);
+        let response = respond(Words, generations, limits(60, &Shutdown::default()));
+        assert_eq!(
+            response.headers()[header::CONTENT_TYPE],
+            "text/event-stream; charset=utf-8"
+        );
+        assert_eq!(
+            text(response).await,
+            "data: \"open\"\n\ndata: \"event 0\"\n\ndata: \"close\"\n\ndata: [DONE]\n\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_an_error_event_and_the_end_of_all_answers() {
+        let failing = stream::iter([Event::Failed(EngineError::internal("secret"))]).boxed();
+        let generations = Generations::scripted(vec![never(), failing]);
+        let text = text(respond(
+            Words,
+            generations,
+            limits(60, &Shutdown::default()),
+        ))
+        .await;
+        assert!(text.contains("data: {\"error\":{"), "{text}");
+        assert!(
+            text.ends_with("\n\ndata: [DONE]\n\n") && !text.contains("secret"),
+            "{text}"
+        );
+        assert!(!text.contains("close"), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_filled_until_the_deadline() {
+        let generations = Generations::scripted(vec![never()]);
+        let text = text(respond(
+            Words,
+            generations,
+            limits(50, &Shutdown::default()),
+        ))
+        .await;
+        assert_eq!(text.matches(": keep-alive\n\n").count(), 3, "{text}");
+        assert!(text.contains("\"code\":\"timeout\""), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_the_grace_time_cuts_the_stream() {
+        let shutdown = Shutdown::default();
+        let response = respond(
+            Words,
+            Generations::scripted(vec![never()]),
+            limits(600, &shutdown),
+        );
+        let reading = tokio::spawn(text(response));
+        shutdown.request();
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert!(!reading.is_finished(), "draining must not cut");
+        shutdown.advance(Phase::Cutting);
+        let text = reading.await.unwrap();
+        assert!(
+            text.contains("shutting_down") && text.ends_with("data: [DONE]\n\n"),
+            "{text}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_dropped_body_drops_the_generations() {
+        let held = Arc::new(());
+        let watched = held.clone();
+        let events = stream::repeat_with(move || {
+            let _ = &watched;
+            finished()
+        });
+        let generations = Generations::scripted(vec![events.boxed()]);
+        let response = respond(Words, generations, limits(60, &Shutdown::default()));
+        let mut body = response.into_body().into_data_stream();
+        body.next().await.unwrap().unwrap();
+        body.next().await.unwrap().unwrap();
+        assert_eq!(Arc::strong_count(&held), 2);
+        drop(body);
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
+}

@@ -1,5 +1,7 @@
 //! A server on a real socket: slow, large and silent clients, and stopping.
 
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
 use aha_server::{ServedModel, ServerOptions, Shutdown};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! The routes without a loaded model: what is refused, and how.
 
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
 mod common;
 
 use aha_server::{ServedModel, ServerOptions, Shutdown};

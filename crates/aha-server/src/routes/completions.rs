@@ -238,3 +238,130 @@ impl Chunks for TextChunks {
         vec![render(&last)]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aha_engine::{FinishReason, Finished, Timings, TokenEvent, TokenLogprob};
+    use futures_util::stream::{self, StreamExt};
+    use serde_json::{Value, json};
+
+    fn token(text: &str, bytes: &[u8]) -> Event {
+        let entry = TokenLogprob {
+            token_id: 1,
+            bytes: bytes.to_vec(),
+            logprob: -0.5,
+        };
+        Event::Token(TokenEvent {
+            token_id: 1,
+            text: text.to_owned(),
+            top_logprobs: vec![entry.clone()],
+            logprob: Some(entry),
+        })
+    }
+
+    fn finished(text: &str) -> Event {
+        Event::Finished(Finished {
+            reason: FinishReason::Length,
+            text: text.to_owned(),
+            stop: None,
+            usage: aha_engine::Usage {
+                prompt_tokens: 4,
+                cached_tokens: 1,
+                completion_tokens: 3,
+            },
+            timings: Timings::default(),
+        })
+    }
+
+    /// A character over two tokens, and text that the end sets free.
+    fn script() -> Vec<Event> {
+        vec![
+            token("", "é".as_bytes().get(..1).unwrap()),
+            token("é!", b"\xa9!"),
+            finished("?"),
+        ]
+    }
+
+    fn generations() -> Generations {
+        Generations::scripted(vec![
+            stream::iter(script()).boxed(),
+            stream::iter(script()).boxed(),
+        ])
+    }
+
+    fn answers() -> Answers {
+        Answers {
+            echoes: vec!["ab".into(), "ab".into()],
+            n: 2,
+            logprobs: true,
+        }
+    }
+
+    #[tokio::test]
+    async fn whole_answers_have_openais_shape() {
+        let envelope = Envelope::new("cmpl", "text_completion", "m");
+        let whole = answers().gather(envelope, generations()).await.unwrap();
+        let value = serde_json::to_value(whole).unwrap();
+        assert!(value["id"].as_str().unwrap().starts_with("cmpl-"));
+        assert_eq!(value["object"], "text_completion");
+        assert_eq!(
+            value["usage"],
+            json!({"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10,
+                   "prompt_tokens_details": {"cached_tokens": 1}})
+        );
+        let choice = &value["choices"][1];
+        assert_eq!(choice["index"], 1);
+        assert_eq!(choice["text"], "abé!?");
+        assert_eq!(choice["finish_reason"], "length");
+        assert_eq!(
+            choice["logprobs"],
+            json!({
+                "tokens": ["\u{fffd}", "\u{fffd}!"],
+                "token_logprobs": [-0.5, -0.5],
+                "top_logprobs": [{"\u{fffd}": -0.5}, {"\u{fffd}!": -0.5}],
+                "text_offset": [2, 2],
+                "content": [
+                    {"token": "\u{fffd}", "logprob": -0.5, "bytes": [195], "top_logprobs": [
+                        {"token": "\u{fffd}", "logprob": -0.5, "bytes": [195]}]},
+                    {"token": "\u{fffd}!", "logprob": -0.5, "bytes": [169, 33], "top_logprobs": [
+                        {"token": "\u{fffd}!", "logprob": -0.5, "bytes": [169, 33]}]}]
+            })
+        );
+    }
+
+    #[tokio::test]
+    async fn chunks_say_the_same() {
+        let mut chunks = TextChunks {
+            envelope: Envelope::new("cmpl", "text_completion", "m"),
+            texts: answers().texts(),
+            answers: answers(),
+            include_usage: true,
+            usage: Usage::default(),
+        };
+        let mut told = chunks.opening();
+        let mut generations = generations();
+        while let Some((choice, event)) = generations.next().await {
+            told.extend(chunks.event(choice, event).unwrap());
+        }
+        told.extend(chunks.closing());
+        let told: Vec<Value> = told
+            .iter()
+            .map(|chunk| serde_json::from_str(chunk).unwrap())
+            .collect();
+        let (last, before) = told.split_last().unwrap();
+        assert_eq!(last["choices"], json!([]));
+        assert_eq!(last["usage"]["total_tokens"], 10);
+        let mut texts = [String::new(), String::new()];
+        let mut tokens = 0;
+        for chunk in before {
+            assert!(chunk["usage"].is_null() && chunk.as_object().unwrap().contains_key("usage"));
+            let choice = &chunk["choices"][0];
+            let index = usize::try_from(choice["index"].as_u64().unwrap()).unwrap();
+            texts[index].push_str(choice["text"].as_str().unwrap());
+            tokens += choice["logprobs"]["content"].as_array().map_or(0, Vec::len);
+        }
+        assert_eq!(texts, ["abé!?", "abé!?"]);
+        assert_eq!(tokens, 4);
+    }
+}
