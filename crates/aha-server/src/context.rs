@@ -4,6 +4,7 @@ use crate::error::ApiError;
 use crate::ids;
 use crate::shutdown::Phase;
 use crate::state::AppState;
+use aha_engine::Timings;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
@@ -46,6 +47,27 @@ impl Deadline {
             }
             None => std::future::pending().await,
         }
+    }
+}
+
+/// Where a whole answer's time went, in the standard `Server-Timing` header.
+pub(crate) fn server_timing(timings: &Timings) -> [(HeaderName, String); 1] {
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
+    let value = format!(
+        "queue;dur={:.1}, prefill;dur={:.1}, decode;dur={:.1}",
+        milliseconds(timings.queued),
+        milliseconds(timings.prefill),
+        milliseconds(timings.decode)
+    );
+    [(HeaderName::from_static("server-timing"), value)]
+}
+
+/// The longer time of each part: answers of one request run beside each other.
+pub(crate) fn longest(one: Timings, other: &Timings) -> Timings {
+    Timings {
+        queued: one.queued.max(other.queued),
+        prefill: one.prefill.max(other.prefill),
+        decode: one.decode.max(other.decode),
     }
 }
 
@@ -144,6 +166,18 @@ mod tests {
             assert!(of(bad).starts_with("req-"), "{bad}");
         }
         assert!(request_id(&HeaderMap::new()).starts_with("req-"));
+    }
+
+    #[test]
+    fn timings_read_as_a_standard_header() {
+        let timings = Timings {
+            queued: Duration::from_millis(2),
+            prefill: Duration::from_micros(1500),
+            decode: Duration::from_secs(1),
+        };
+        let [(name, value)] = server_timing(&longest(timings, &Timings::default()));
+        assert_eq!(name, "server-timing");
+        assert_eq!(value, "queue;dur=2.0, prefill;dur=1.5, decode;dur=1000.0");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! `POST /chat/completions`.
 
 use crate::answer::{ChatAnswer, GatheredMessage, Generations};
-use crate::context::Deadline;
+use crate::context::{Deadline, longest, server_timing};
 use crate::error::ApiError;
 use crate::limits::JsonBody;
 use crate::sse::{self, Chunks, StreamLimits};
@@ -11,7 +11,7 @@ use crate::types::response::{
     ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, Chunk, Completion,
     CompletionTokensDetails, Envelope, FinishReasonName, Usage,
 };
-use aha_engine::{Engine, Event, GenerationRequest, Prompt};
+use aha_engine::{Engine, Event, GenerationRequest, Prompt, Timings};
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
@@ -97,7 +97,8 @@ pub(crate) async fn create(
         return Ok(sse::respond(chunks, generations, limits));
     }
     let envelope = Envelope::new("chatcmpl", "chat.completion", &model);
-    Ok(Json(gather(envelope, answers, generations, logprobs).await?).into_response())
+    let (completion, timings) = gather(envelope, answers, generations, logprobs).await?;
+    Ok((server_timing(&timings), Json(completion)).into_response())
 }
 
 /// Waits for all answers.
@@ -106,15 +107,17 @@ async fn gather(
     mut answers: Vec<ChatAnswer>,
     mut generations: Generations,
     logprobs: bool,
-) -> Result<Completion<ChatChoice>, ApiError> {
+) -> Result<(Completion<ChatChoice>, Timings), ApiError> {
     let mut messages: Vec<_> = answers.iter().map(|_| GatheredMessage::default()).collect();
     let mut reasons = vec![None; answers.len()];
     let mut usage = Usage::default();
+    let mut timings = Timings::default();
     while let Some((choice, event)) = generations.next().await {
         let step = answers[choice].step(event)?;
         messages[choice].add(step.deltas, step.logprobs);
         if let Some((reason, finished)) = step.finished {
             usage.add(&finished.usage, choice == 0);
+            timings = longest(timings, &finished.timings);
             reasons[choice] = Some(reason);
         }
     }
@@ -135,11 +138,14 @@ async fn gather(
             })
         })
         .collect::<Result<_, ApiError>>()?;
-    Ok(Completion {
-        envelope,
-        choices,
-        usage,
-    })
+    Ok((
+        Completion {
+            envelope,
+            choices,
+            usage,
+        },
+        timings,
+    ))
 }
 
 fn reasoning_tokens(answers: &[ChatAnswer]) -> CompletionTokensDetails {

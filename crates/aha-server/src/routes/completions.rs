@@ -2,7 +2,7 @@
 
 use super::chat::render;
 use crate::answer::{Generations, TextAnswer};
-use crate::context::Deadline;
+use crate::context::{Deadline, longest, server_timing};
 use crate::error::ApiError;
 use crate::limits::JsonBody;
 use crate::sse::{self, Chunks, StreamLimits};
@@ -11,7 +11,7 @@ use crate::types::completion::{CompletionRequest, PromptInput};
 use crate::types::response::{
     Chunk, Completion, Envelope, FinishReasonName, TextChoice, TextLogprobs, Usage,
 };
-use aha_engine::{Engine, Event, GenerationRequest, Prompt};
+use aha_engine::{Engine, Event, GenerationRequest, Prompt, Timings};
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
@@ -99,7 +99,8 @@ pub(crate) async fn create(
     let envelope = Envelope::new("cmpl", "text_completion", &prepared.model);
     let generations = prepared.submit()?;
     if !streaming.stream {
-        return Ok(Json(answers.gather(envelope, generations).await?).into_response());
+        let (completion, timings) = answers.gather(envelope, generations).await?;
+        return Ok((server_timing(&timings), Json(completion)).into_response());
     }
     let chunks = TextChunks {
         envelope,
@@ -141,9 +142,10 @@ impl Answers {
         self,
         envelope: Envelope,
         mut generations: Generations,
-    ) -> Result<Completion<TextChoice>, ApiError> {
+    ) -> Result<(Completion<TextChoice>, Timings), ApiError> {
         let mut texts = self.texts();
         let mut usage = Usage::default();
+        let mut timings = Timings::default();
         let choice = |(index, echo): (usize, &String)| TextChoice {
             index,
             text: echo.clone(),
@@ -160,14 +162,18 @@ impl Answers {
             }
             if let Some((reason, finished)) = step.finished {
                 usage.add(&finished.usage, self.counts_prompt(index));
+                timings = longest(timings, &finished.timings);
                 choice.finish_reason = Some(reason);
             }
         }
-        Ok(Completion {
-            envelope,
-            choices,
-            usage,
-        })
+        Ok((
+            Completion {
+                envelope,
+                choices,
+                usage,
+            },
+            timings,
+        ))
     }
 }
 
@@ -242,7 +248,7 @@ impl Chunks for TextChunks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aha_engine::{FinishReason, Finished, Timings, TokenEvent, TokenLogprob};
+    use aha_engine::{FinishReason, Finished, TokenEvent, TokenLogprob};
     use futures_util::stream::{self, StreamExt};
     use serde_json::{Value, json};
 
@@ -301,7 +307,7 @@ mod tests {
     #[tokio::test]
     async fn whole_answers_have_openais_shape() {
         let envelope = Envelope::new("cmpl", "text_completion", "m");
-        let whole = answers().gather(envelope, generations()).await.unwrap();
+        let (whole, _) = answers().gather(envelope, generations()).await.unwrap();
         let value = serde_json::to_value(whole).unwrap();
         assert!(value["id"].as_str().unwrap().starts_with("cmpl-"));
         assert_eq!(value["object"], "text_completion");

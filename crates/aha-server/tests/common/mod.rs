@@ -1,7 +1,12 @@
 //! Requests to a router, and their answers.
 
 #![allow(dead_code, reason = "each test file uses its part")]
-#![allow(unreachable_pub, clippy::unwrap_used, clippy::panic, reason = "tests may")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests may"
+)]
 
 use axum::Router;
 use axum::body::Body;
