@@ -6,12 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::marker::PhantomData;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::catalog::{Catalog, element_count};
 use super::error::{Location, Result, WeightsError, printable};
@@ -21,6 +20,9 @@ use super::stored::StoredType;
 
 /// The largest header or index that is read: the format's own limit.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// No model's tensors have more; the shapes of damaged headers would flood error messages.
+const MAX_DIMENSIONS: usize = 16;
 
 /// Name of the index of a sharded checkpoint.
 pub const INDEX_NAME: &str = "model.safetensors.index.json";
@@ -212,6 +214,12 @@ fn tensor_layout(
         what: format!("dtype `{}`", printable(&info.dtype)),
         advice: "use a checkpoint in F32, F16 or BF16".to_owned(),
     })?;
+    if info.shape.len() > MAX_DIMENSIONS {
+        let dimensions = info.shape.len();
+        return Err(fail(format!(
+            "has {dimensions} dimensions, more than {MAX_DIMENSIONS}"
+        )));
+    }
     let [begin, end] = info.data_offsets;
     if begin > end {
         return Err(fail(format!(
@@ -251,18 +259,9 @@ fn tensor_layout(
             end - begin
         ))),
         _ => Err(fail(format!(
-            "the size of shape {} in {stored} overflows",
-            brief(&info.shape)
+            "the size of shape {:?} in {stored} overflows",
+            info.shape
         ))),
-    }
-}
-
-/// A shape of a damaged header may have any number of dimensions.
-fn brief(shape: &[u64]) -> String {
-    const SHOWN: usize = 8;
-    match shape.get(..SHOWN) {
-        Some(first) if shape.len() > SHOWN => format!("{first:?}… ({} dimensions)", shape.len()),
-        _ => format!("{shape:?}"),
     }
 }
 
@@ -287,7 +286,7 @@ fn stored_type(dtype: &str) -> Option<StoredType> {
     })
 }
 
-/// The JSON of a file: tensors by name; `__metadata__` is free text and ignored.
+/// The JSON of a file: tensors by name; `__metadata__` holds strings that nothing here needs.
 struct Header {
     tensors: Vec<(String, TensorInfo)>,
 }
@@ -321,7 +320,10 @@ impl<'de> Deserialize<'de> for Header {
                         return Err(duplicate(&name));
                     }
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        map.next_value::<Option<BTreeMap<String, String>>>()
+                            .map_err(|error| {
+                                M::Error::custom(format!("`__metadata__`: {error}"))
+                            })?;
                         continue;
                     }
                     let info = map.next_value().map_err(|error| {
@@ -381,7 +383,7 @@ impl Index {
 fn unique_entries<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<BTreeMap<String, String>, D::Error> {
-    struct Entries(PhantomData<()>);
+    struct Entries;
 
     impl<'de> Visitor<'de> for Entries {
         type Value = BTreeMap<String, String>;
@@ -405,7 +407,7 @@ fn unique_entries<'de, D: Deserializer<'de>>(
         }
     }
 
-    deserializer.deserialize_map(Entries(PhantomData))
+    deserializer.deserialize_map(Entries)
 }
 
 /// Writes tensors (name, type, shape, bytes) in the format that [`open`] reads, in the order given.

@@ -92,13 +92,16 @@ impl GgufFile {
         // The padding may be left out when nothing follows it.
         let data_start = reader.position().next_multiple_of(alignment);
         let data_length = (file.bytes().len() as u64).saturating_sub(data_start);
+        let ranges = tensors
+            .iter()
+            .map(|tensor| tensor.range(path, data_start, data_length, alignment))
+            .collect::<Result<Vec<_>>>()?;
         check_overlaps(path, &tensors)?;
 
         // Converters leave out dimensions of 1.
         let mut catalog = Catalog::new(path).with_unit_dimensions_dropped();
         let number = catalog.add_file(file.clone());
-        for tensor in tensors {
-            let range = tensor.range(path, data_start, data_length, alignment)?;
+        for (tensor, range) in tensors.into_iter().zip(ranges) {
             catalog.insert(&tensor.name, number, tensor.stored, tensor.shape, range)?;
         }
         Ok(Self { metadata, catalog })
@@ -160,6 +163,9 @@ struct TensorInfo {
 impl TensorInfo {
     fn read(path: &Path, reader: &mut Reader<'_>) -> Result<Self> {
         let name = reader.string("a tensor name")?.to_owned();
+        if name.is_empty() {
+            return Err(reader.error("a tensor has an empty name; counts and contents disagree"));
+        }
         let fail = |reason: String| WeightsError::malformed(path, Location::tensor(&name), reason);
         let dimensions = reader.u32("the number of dimensions")?;
         if dimensions > MAX_DIMENSIONS {
