@@ -18,35 +18,42 @@ struct Index {
     weight_map: std::collections::HashMap<String, String>,
 }
 
-/// A configuration and weights are there, every shard of every index too, and nothing is on its
-/// way. Looks at one directory; subdirectories hold parts of some models but never all weights.
+/// A configuration and weights are there, every shard too, and nothing is on its way. Looks at
+/// one directory; subdirectories hold parts of some models but never all weights.
 pub(crate) fn looks_complete(dir: &Path) -> bool {
     let Some(files) = list(dir) else {
         return false;
     };
-    let extension = |path: &Path, known: &[&str]| {
-        path.extension()
-            .and_then(|text| text.to_str())
-            .is_some_and(|text| known.contains(&text))
-    };
-    let weights: Vec<&PathBuf> = files
-        .iter()
-        .filter(|path| extension(path, WEIGHTS))
-        .collect();
     let has = |name: &str| files.contains(&dir.join(name));
-    let gguf = weights.iter().any(|path| extension(path, &["gguf"]));
-    let configured = gguf || has("config.json") || has("configuration.json");
-    let indices = files
-        .iter()
-        .filter(|path| path.to_string_lossy().ends_with(".index.json"));
-    configured
+    let weights: Vec<&PathBuf> = files.iter().filter(|path| is_weights(path)).collect();
+    let gguf = weights.iter().any(|path| has_extension(path, &["gguf"]));
+    (gguf || has("config.json") || has("configuration.json"))
         && !weights.is_empty()
-        && !files.iter().any(|path| extension(path, UNFINISHED))
+        && !files.iter().any(|path| has_extension(path, UNFINISHED))
         && weights.iter().all(|path| is_content(path))
-        && shards_are_all_there(&files)
-        && indices
-            .into_iter()
-            .all(|path| index_is_satisfied(dir, path))
+        && shards_are_whole(dir)
+}
+
+/// Whether the file's name is that of weights.
+pub(crate) fn is_weights(path: &Path) -> bool {
+    has_extension(path, WEIGHTS)
+}
+
+/// Every shard that a name or an index in `dir` tells of is there.
+pub(crate) fn shards_are_whole(dir: &Path) -> bool {
+    list(dir).is_some_and(|files| {
+        shards_are_all_there(&files)
+            && files
+                .iter()
+                .filter(|path| path.to_string_lossy().ends_with(".index.json"))
+                .all(|path| index_is_satisfied(dir, path))
+    })
+}
+
+fn has_extension(path: &Path, known: &[&str]) -> bool {
+    path.extension()
+        .and_then(|text| text.to_str())
+        .is_some_and(|text| known.contains(&text))
 }
 
 /// The files of `dir`; `None` where it cannot be read or holds a link to nothing.

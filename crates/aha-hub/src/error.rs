@@ -118,7 +118,9 @@ pub enum HubError {
         retry_after: Option<Duration>,
     },
     /// The connection failed or broke.
-    #[error("the connection to {url} failed: {reason}; check the network and the proxy settings")]
+    #[error(
+        "the connection to {url} failed: {reason}; check the network, the proxy settings and the clock"
+    )]
     Network {
         /// The address asked.
         url: String,

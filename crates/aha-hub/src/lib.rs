@@ -21,7 +21,6 @@ mod lock;
 mod manifest;
 mod part;
 mod progress;
-mod race;
 mod run_file;
 mod store;
 mod transfer;

@@ -29,7 +29,7 @@ pub struct Manifest {
     pub revision: String,
     /// The commit, where the hub names it.
     pub commit: Option<String>,
-    /// Whether a download came to its end; only then is the model offered for loading.
+    /// Whether a download came to its end; without that the model is never offered for loading.
     pub complete: bool,
     /// The finished files by their path, with `/` between directories.
     pub files: BTreeMap<String, FileRecord>,

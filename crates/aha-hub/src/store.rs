@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::caches::{self, CachedModel};
-use crate::complete::looks_complete;
+use crate::complete::{is_weights, looks_complete, shards_are_whole};
 use crate::config::HubConfig;
 use crate::lock::{ModelLock, holder};
 use crate::manifest::{Manifest, RECORDS, is_absent};
@@ -232,7 +232,15 @@ impl Store {
 /// somebody placed them by hand.
 fn is_loadable(dir: &Path) -> bool {
     match Manifest::load(dir) {
-        Ok(Some(manifest)) => manifest.is_intact(dir),
+        // A download of chosen files may have ended without all weights.
+        Ok(Some(manifest)) => {
+            manifest.is_intact(dir)
+                && manifest
+                    .files
+                    .keys()
+                    .any(|path| is_weights(Path::new(path)))
+                && shards_are_whole(dir)
+        }
         Ok(None) => looks_complete(dir),
         Err(error) => {
             tracing::warn!(%error, "the model is not offered");

@@ -266,10 +266,13 @@ impl Transfer<'_> {
                     if from > 0 {
                         continue;
                     }
-                    return Err(not_a_hub(&reply, "it sent a part of the file unasked"));
+                    return Err(HubError::Network {
+                        url: reply.url,
+                        reason: "it sent a part of the file unasked".to_owned(),
+                    });
                 }
                 _ if from > 0 => {
-                    self.restart(remote, part, "the hub ignored the resume request")?
+                    self.restart(remote, part, "the hub ignored the resume request")?;
                 }
                 _ => {}
             }

@@ -450,3 +450,50 @@ fn an_empty_file_is_a_file() {
     let meta = std::fs::metadata(site.model_dir().join("tokenizer.json")).unwrap();
     assert_eq!(meta.len(), 0);
 }
+
+/// Faults that a hub recovers from, for one file of `size` bytes.
+fn any_fault(random: &mut Random, size: usize, has_checksum: bool) -> Fault {
+    match random.below(if has_checksum { 9 } else { 7 }) {
+        0..3 => cut(random.below(size + 1)),
+        3 => Fault::IgnoreRange,
+        4 => Fault::WrongRange,
+        5 => Fault::status([408, 416, 500, 502, 503][random.below(5)]),
+        6 => Fault::Length(random.below(size * 2)),
+        7 => Fault::Etag(format!("tag-{}", random.below(3))),
+        _ => Fault::Corrupt,
+    }
+}
+
+#[test]
+fn any_mixture_of_faults_ends_in_the_right_bytes() {
+    for seed in 1..=30 {
+        let mut random = Random(seed * 104_729);
+        let mock = Mock::with_model(seed);
+        for path in WANTED {
+            let size = original(path, seed).len();
+            let mut corrupt = 0;
+            for _ in 0..random.below(6) {
+                let fault = any_fault(&mut random, size, path.ends_with(".safetensors"));
+                // Twice the wrong bytes in a row are an error, rightly.
+                corrupt += usize::from(matches!(fault, Fault::Corrupt));
+                if corrupt < 2 {
+                    mock.once(path, fault);
+                }
+            }
+        }
+        let site = Site::new(&mock);
+        let retry = RetryPolicy {
+            attempts: 20,
+            base_delay: Duration::from_millis(1),
+            max_delay: Duration::from_millis(2),
+        };
+        let source = if seed % 2 == 0 { HF } else { MS };
+        let result = site.downloader(source).retry(retry).download(&id());
+        assert!(
+            result.is_ok(),
+            "seed {seed}: {result:?}\n{:#?}",
+            site.events()
+        );
+        site.assert_model(seed);
+    }
+}

@@ -1,5 +1,7 @@
 //! Downloads from a hub that misbehaves, and the store they go to. Nothing leaves loopback.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -8,6 +10,7 @@ mod processes;
 mod security;
 mod sources;
 mod store;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};

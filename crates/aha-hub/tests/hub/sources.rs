@@ -136,6 +136,11 @@ fn patterns_choose_the_files() {
     let dir = done.unwrap().dir;
     assert!(dir.join("pytorch_model.bin").exists() && dir.join(SHARD).exists());
     assert!(!dir.join("model-00002-of-00002.safetensors").exists());
+    assert_eq!(
+        site.store().locate(&id()),
+        None,
+        "half of the weights is no model"
+    );
 
     let site = Site::new(&mock);
     let done = site
@@ -146,6 +151,8 @@ fn patterns_choose_the_files() {
         .unwrap();
     assert_eq!(done.files, 1);
     assert!(site.model_dir().join("README.md").exists());
+    assert_eq!(site.store().locate(&id()), None);
+    assert!(!site.store().local_models().unwrap()[0].complete);
 
     let error = site
         .downloader(HF)

@@ -1,7 +1,7 @@
 //! A model hub on loopback that speaks the interfaces of Hugging Face and ModelScope and fails on
 //! demand. Plain threads over `TcpListener`; one thread a connection.
 
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -444,6 +444,11 @@ fn answer(
             return body_answer(writer, &[("Content-Type", kind)], page.as_bytes());
         }
         Some(Fault::Delay(pause)) => thread::sleep(*pause),
+        Some(Fault::Cut { .. }) if what == "list" => return false,
+        Some(Fault::Hang { .. }) if what == "list" => {
+            let _ = writer.read(&mut [0; 1]);
+            return false;
+        }
         _ => {}
     }
     match route {

@@ -16,14 +16,14 @@ const SAMPLE_BYTES: u64 = 1 << 20;
 const SAMPLE_TIME: Duration = Duration::from_secs(3);
 
 /// What came out.
-pub(crate) struct Outcome {
-    pub(crate) winner: Option<(Source, Listing)>,
+pub(super) struct Outcome {
+    pub(super) winner: Option<(Source, Listing)>,
     /// Who failed before the winner arrived.
-    pub(crate) failures: Vec<(Source, HubError)>,
+    pub(super) failures: Vec<(Source, HubError)>,
 }
 
 /// Asks all hubs at once. Does not wait for the slower one.
-pub(crate) fn race(
+pub(super) fn race(
     entrants: Vec<(Hub, ModelId)>,
     http: &Arc<HttpClient>,
     revision: &Revision,
