@@ -16,6 +16,8 @@ use crate::pack::{
     PANEL, PackedMatrix,
     WeightKind::{self, F32},
 };
+#[cfg(target_arch = "x86_64")]
+use crate::quant::{self, Format};
 
 /// Rows of `x` that a tile holds at most: 6 x 16 accumulators fill twelve of AVX2's registers.
 pub(crate) const TILE_ROWS: usize = 6;
@@ -246,6 +248,21 @@ fn narrow_group(
             accumulate: false,
         };
         tile(set, Activations::Rows(x, cols), m, panels, cols, sums);
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let (InstructionSet::Avx2, 1, Some(format)) = (set, m, Format::of(kind)) {
+        let (pairs, rest) = c[..count].as_chunks_mut::<2>();
+        for (index, sums) in pairs.iter_mut().enumerate() {
+            let panels = [0, 1].map(|side| w.panel(first + 2 * index + side));
+            // SAFETY: the instruction set was checked when it was chosen.
+            unsafe { quant::avx2::row_product(&format, panels, x, sums) }
+        }
+        if let [last] = rest {
+            let panels = [w.panel(first + count - 1)];
+            // SAFETY: as above.
+            unsafe { quant::avx2::row_product(&format, panels, x, std::array::from_mut(last)) }
+        }
         return;
     }
     let mut values = [Line::ZERO; 4 * NARROW_DEPTH];
