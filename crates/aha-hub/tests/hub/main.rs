@@ -14,7 +14,7 @@ mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aha_hub::{
     Downloaded, Downloader, Event, HubConfig, HubError, ModelId, RetryPolicy, Source, Store,
@@ -62,7 +62,7 @@ impl Site {
         self.store().model_dir(&id())
     }
 
-    /// Impatient, so that faults are over soon.
+    /// Tries again at once, but waits as long as a busy machine may need.
     fn downloader(&self, source: Source) -> Downloader {
         let events = Arc::clone(&self.events);
         Downloader::new(&self.store(), &self.config)
@@ -73,16 +73,26 @@ impl Site {
                 base_delay: Duration::from_millis(2),
                 max_delay: Duration::from_secs(2),
             })
-            .timeouts(Timeouts {
-                connect: Duration::from_secs(5),
-                response: Duration::from_secs(5),
-                stall: Duration::from_millis(600),
-                min_speed: 20_000,
-                speed_window: Duration::from_millis(200),
-            })
             .progress(Arc::new(move |event: &Event| {
                 events.lock().unwrap().push(event.clone());
             }))
+    }
+
+    /// Leaves servers that stall or drip soon.
+    fn impatient(&self, source: Source) -> Downloader {
+        self.downloader(source).timeouts(Timeouts {
+            connect: Duration::from_secs(5),
+            response: Duration::from_millis(600),
+            stall: Duration::from_millis(600),
+            min_speed: 20_000,
+            speed_window: Duration::from_millis(200),
+        })
+    }
+
+    /// Bytes of the first shard that are waiting to be continued.
+    fn part_len(&self) -> u64 {
+        let part = self.model_dir().join(format!(".aha/parts/{SHARD}.part"));
+        std::fs::metadata(part).map_or(0, |meta| meta.len())
     }
 
     fn download(&self, source: Source) -> Result<Downloaded, HubError> {
@@ -107,6 +117,14 @@ impl Site {
                 _ => None,
             })
             .collect()
+    }
+}
+
+fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !ready() {
+        assert!(Instant::now() < end, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -2,7 +2,7 @@
 //! binary again, running [`child`] only.
 
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 use crate::support::Fault;
@@ -50,19 +50,6 @@ fn output(child: Child) -> String {
     String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
 }
 
-fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while !ready() {
-        assert!(Instant::now() < end, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn part_len(site: &Site) -> u64 {
-    let part = site.model_dir().join(format!(".aha/parts/{SHARD}.part"));
-    std::fs::metadata(part).map_or(0, |meta| meta.len())
-}
-
 #[test]
 fn a_killed_download_goes_on_where_it_stopped() {
     let mock = Mock::with_model(1);
@@ -71,7 +58,7 @@ fn a_killed_download_goes_on_where_it_stopped() {
     let site = Site::new(&mock);
     for stopped_at in [150_000, 240_000] {
         let mut child = spawn_child(&site, &mock, None);
-        wait_for("the part", || part_len(&site) == stopped_at);
+        wait_for("the part", || site.part_len() == stopped_at);
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(site.store().locate(&id()), None);
@@ -115,7 +102,7 @@ fn a_second_downloader_waits_and_says_so() {
     mock.once(SHARD, Fault::Hang { after: 1000 });
     let site = Site::new(&mock);
     let mut child = spawn_child(&site, &mock, None);
-    wait_for("the first byte", || part_len(&site) == 1000);
+    wait_for("the first byte", || site.part_len() == 1000);
     let pid = child.id();
     let error = site.store().delete(&id()).unwrap_err();
     assert!(
@@ -153,7 +140,7 @@ fn a_full_disk_is_an_error_and_the_part_is_kept() {
         said.contains("free some space") && said.contains(SHARD),
         "{said}"
     );
-    let kept = part_len(&site);
+    let kept = site.part_len();
     assert_eq!(kept, 400 * 512);
     assert_eq!(site.store().locate(&id()), None);
     mock.forget();

@@ -12,7 +12,7 @@ use crate::support::Fault;
 #[test]
 fn the_faster_hub_serves() {
     let (hf, ms) = (Mock::with_model(1), Mock::with_model(1));
-    let late = || Fault::Delay(Duration::from_millis(400));
+    let late = || Fault::Delay(Duration::from_secs(2));
     hf.once("list", late());
     let site = Site::with(&hf.url(), &ms.url());
     assert_eq!(site.download(Source::Auto).unwrap().source, MS);
@@ -44,7 +44,8 @@ fn one_hub_down_is_no_trouble() {
         let broken = Mock::with_model(1);
         broken.always("list", fault);
         let site = Site::with(&broken.url(), &mock.url());
-        assert_eq!(site.download(Source::Auto).unwrap().source, MS);
+        let done = site.impatient(Source::Auto).download(&id()).unwrap();
+        assert_eq!(done.source, MS);
         site.assert_model(1);
     }
 }
@@ -53,7 +54,7 @@ fn one_hub_down_is_no_trouble() {
 fn a_hub_that_fails_half_way_is_replaced_and_its_bytes_are_kept() {
     let (hf, ms) = (Mock::with_model(1), Mock::with_model(1));
     // Wins the race, delivers a part, then nothing more.
-    hf.once("list", Fault::Delay(Duration::from_millis(300)));
+    hf.once("list", Fault::Delay(Duration::from_secs(2)));
     ms.once(SHARD, Fault::Header("X-Sample", "yes"));
     ms.once(SHARD, Fault::Cut { after: 123_456 });
     ms.always(SHARD, Fault::status(503));
