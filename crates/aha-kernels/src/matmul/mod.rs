@@ -89,7 +89,7 @@ pub(crate) fn tile(
     depth: usize,
     sums: Sums<'_>,
 ) {
-    debug_assert!(reads_directly(set, w.kind));
+    debug_assert!(reads_directly(set, w.kind, 1));
     // The kernels below index without further checks.
     assert!(matches!(w.count, 1 | 2 | 4) && rows >= 1 && rows * w.count <= TILE_ROWS);
     let last = w.count - 1;
@@ -233,7 +233,7 @@ fn narrow_group(
     c: &mut [Line],
 ) {
     let (kind, cols) = (w.kind(), w.cols());
-    if reads_directly(set, kind) {
+    if reads_directly(set, kind, m) {
         let stride = w.panel_bytes();
         let panels = Panels {
             data: w.panel_range(first, count),
@@ -301,11 +301,12 @@ fn narrow_group(
     }
 }
 
-/// Whether `tile` reads panels of this kind as they are.
-fn reads_directly(set: InstructionSet, kind: WeightKind) -> bool {
+/// Whether tiles of `rows` rows read panels of this kind as they are. From five rows on, the registers
+/// that unpacking takes are missing for the sums, and decoding first is faster.
+fn reads_directly(set: InstructionSet, kind: WeightKind, rows: usize) -> bool {
     match kind {
         WeightKind::F32 => true,
-        WeightKind::F16 | WeightKind::Bf16 => set != InstructionSet::Scalar,
+        WeightKind::F16 | WeightKind::Bf16 => set != InstructionSet::Scalar && rows <= 4,
         _ => false,
     }
 }
@@ -360,7 +361,9 @@ fn wide_task(
             let depth = WIDE_DEPTH.min(cols - start);
             let x = &x[start * m..][..depth * m];
             for (panel, c) in panels.clone().zip(c.chunks_exact_mut(m)) {
-                let (data, kind) = if reads_directly(set, kind) && (tiles <= 4 || kind == F32) {
+                let (data, kind) = if reads_directly(set, kind, m.div_ceil(tiles))
+                    && (tiles <= 2 || kind == F32)
+                {
                     (&w.panel(panel)[kind.column_offset(start)..], kind)
                 } else {
                     decode(set, kind, w.panel(panel), start, &mut values[..depth]);
