@@ -1,0 +1,154 @@
+//! Arguments that several commands share.
+
+use super::units::between;
+use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader};
+use clap::{Args, ValueEnum};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct GlobalArgs {
+    /// Where to compute: auto, cpu, cuda[:N] or metal
+    #[arg(long, global = true, value_name = "DEVICE", default_value_t)]
+    pub(crate) device: DeviceChoice,
+    /// Precision of the weights: auto (the checkpoint's), f32, bf16 or f16
+    #[arg(long, global = true, value_name = "TYPE", default_value_t)]
+    pub(crate) dtype: Dtype,
+    /// Threads that compute [default: one a core]
+    #[arg(long, global = true, value_name = "N", env = "AHA_THREADS")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Log level (off, error, warn, info, debug, trace) or filter (aha_engine=debug)
+    #[arg(long, global = true, value_name = "LEVEL", env = "AHA_LOG")]
+    pub(crate) log: Option<String>,
+    /// How the log is written
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, hide_possible_values = true)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// Which model.
+#[derive(Debug, Clone, Args)]
+#[group(id = "which", required = true, multiple = true)]
+pub(crate) struct ModelArgs {
+    /// Hub id (Qwen/Qwen3-0.6B), alias (qwen3-0.6b) or path; with a path below, only the name
+    #[arg(short, long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Folder of the checkpoint (config.json, tokenizer.json, *.safetensors)
+    #[arg(long, value_name = "DIR", conflicts_with = "gguf_path")]
+    pub(crate) weight_path: Option<PathBuf>,
+    /// GGUF file, which holds weights, tokenizer and template
+    #[arg(long, value_name = "FILE")]
+    pub(crate) gguf_path: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// The path, where one is given.
+    pub(crate) fn path(&self) -> Option<&PathBuf> {
+        self.weight_path.as_ref().or(self.gguf_path.as_ref())
+    }
+
+    /// A loader of that model.
+    pub(crate) fn loader(&self) -> Loader {
+        let loader = aha::load(self.model.clone().unwrap_or_default());
+        match self.path() {
+            Some(path) => loader.weights(path),
+            None => loader,
+        }
+    }
+}
+
+/// Sizes of the engine.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct EngineArgs {
+    /// Most tokens of prompt and answer together [default: the model's limit]
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) context_length: Option<NonZeroUsize>,
+    /// Tokens that the cache of all requests holds [default: a quarter of the free memory]
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) cache_tokens: Option<NonZeroUsize>,
+}
+
+impl EngineArgs {
+    /// The engine's options with these sizes.
+    pub(crate) fn options(&self) -> EngineOptions {
+        EngineOptions {
+            context_length: self.context_length.map(NonZeroUsize::get),
+            cache_tokens: self.cache_tokens.map(NonZeroUsize::get),
+            ..EngineOptions::default()
+        }
+    }
+}
+
+/// How an answer is made.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling (defaults: what the checkpoint says)")]
+pub(crate) struct SamplingArgs {
+    /// Most tokens to generate [default: up to the end of the context]
+    #[arg(short = 'n', long, value_name = "N")]
+    max_tokens: Option<NonZeroUsize>,
+    /// 0 is greedy, higher is more varied
+    #[arg(short, long, value_name = "T", value_parser = between(0.0, 100.0), allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Keep the smallest set of tokens with this probability
+    #[arg(long, value_name = "P", value_parser = between(f32::MIN_POSITIVE, 1.0), allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Keep the K most probable tokens; 0 keeps all
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Drop tokens less probable than this share of the best one
+    #[arg(long, value_name = "P", value_parser = between(0.0, 1.0), allow_negative_numbers = true)]
+    min_p: Option<f32>,
+    /// Make tokens that were used less likely; 1 is off
+    #[arg(long, value_name = "X", value_parser = between(0.01, 100.0), allow_negative_numbers = true)]
+    repetition_penalty: Option<f32>,
+    /// The same seed gives the same answer
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// End the answer before this text; may be repeated
+    #[arg(long, value_name = "TEXT", value_parser = not_empty)]
+    stop: Vec<String>,
+    /// Let the model think before it answers, where its template has the switch
+    #[arg(long, overrides_with = "no_thinking")]
+    thinking: bool,
+    /// Answer without thinking, where the template has the switch
+    #[arg(long, overrides_with = "thinking")]
+    no_thinking: bool,
+}
+
+impl SamplingArgs {
+    /// The wishes as the library takes them.
+    pub(crate) fn params(&self) -> GenerationParams {
+        let thinking = (self.thinking || self.no_thinking).then_some(self.thinking);
+        GenerationParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            max_tokens: self.max_tokens.map(NonZeroUsize::get),
+            stop: self.stop.clone(),
+            thinking,
+            ..GenerationParams::default()
+        }
+    }
+}
+
+fn not_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        Err("the text must not be empty".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}

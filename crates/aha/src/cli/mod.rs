@@ -1,0 +1,180 @@
+//! The command line: what all commands share, and the way in. One file a command.
+
+mod answer;
+mod args;
+mod bench;
+mod chat;
+mod completions;
+mod console;
+mod delete;
+mod download;
+mod failure;
+mod input;
+mod list;
+mod logging;
+mod markdown;
+mod ps;
+mod run;
+mod serv;
+mod show;
+mod signals;
+mod stop;
+mod units;
+mod verify;
+mod weights;
+
+use args::GlobalArgs;
+use clap::{CommandFactory, Parser, Subcommand};
+use failure::{Failure, Outcome};
+use signals::Signals;
+use std::process::ExitCode;
+use tokio::runtime::Runtime;
+
+/// Stack of the runtime's threads matters to nobody; their number only to servers: handlers do
+/// little, the engine and the preparing of prompts have threads of their own.
+const RUNTIME_THREADS: usize = 2;
+
+const AFTER_HELP: &str = "\
+Examples:
+  aha cli -m Qwen/Qwen3-0.6B                 get a model and serve it on port 10100
+  aha run -m qwen3-0.6b -i \"Why is the sky blue?\"
+  aha run --gguf-path model.gguf -i @letter.txt -o answer.txt
+  aha chat -m ./my-checkpoint
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C (143 by SIGTERM).
+Models are kept in AHA_HOME, else ~/.aha; `aha help COMMAND` tells more about a command.";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "aha",
+    version,
+    about = "Local, OpenAI-compatible inference: one binary, one port, one library",
+    after_help = AFTER_HELP,
+    propagate_version = true,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Download a model where it is missing, then serve it
+    Cli(serv::DownloadAndServe),
+    /// Serve a model that is on this disk, with OpenAI's HTTP interface
+    #[command(visible_alias = "serve")]
+    Serv(serv::Serv),
+    /// Answer one prompt and end
+    Run(run::Run),
+    /// Talk with a model in the terminal
+    Chat(chat::Chat),
+    /// Download a model
+    Download(download::Download),
+    /// List the models that are known by name, or those on this disk
+    List(list::List),
+    /// Tell what a checkpoint holds
+    Show(show::Show),
+    /// Compare a model's files with their checksums
+    Verify(verify::Verify),
+    /// Delete a model from this disk
+    Delete(delete::Delete),
+    /// List the servers that run on this machine
+    Ps(ps::Ps),
+    /// Stop servers on this machine
+    Stop(stop::Stop),
+    /// Measure prompt processing and generation
+    Bench(bench::Bench),
+    /// Print a completion script for a shell
+    Completions(completions::Completions),
+}
+
+/// What a command works with.
+struct Context {
+    global: GlobalArgs,
+    runtime: Runtime,
+    signals: Signals,
+}
+
+impl Context {
+    /// A loader that follows the global options and shows its progress.
+    fn loader(&self, model: &args::ModelArgs) -> (aha::Loader, console::LoadBar) {
+        let bar = console::LoadBar::new();
+        let loader = model
+            .loader()
+            .device(self.global.device)
+            .dtype(self.global.dtype)
+            .on_progress(bar.callback());
+        (loader, bar)
+    }
+}
+
+/// Parses the arguments, runs the command and returns the exit status.
+pub(crate) fn main() -> ExitCode {
+    match execute(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn execute(cli: Cli) -> Outcome {
+    // Needs neither log nor threads, and must not fail for their sake.
+    if let Command::Completions(command) = &cli.command {
+        return command.execute(&mut Cli::command());
+    }
+    let serves = matches!(cli.command, Command::Serv(_) | Command::Cli(_));
+    logging::init(&cli.global, if serves { "info" } else { "warn" })?;
+    start_compute_threads(&cli.global)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::message(format!("cannot start threads: {error}")))?;
+    let signals = Signals::install(&runtime)?;
+    let context = Context {
+        global: cli.global,
+        runtime,
+        signals,
+    };
+    let outcome = match cli.command {
+        Command::Cli(command) => command.execute(&context),
+        Command::Serv(command) => command.execute(&context),
+        Command::Run(command) => command.execute(&context),
+        Command::Chat(command) => command.execute(&context),
+        Command::Download(command) => command.execute(&context),
+        Command::List(command) => command.execute(),
+        Command::Show(command) => command.execute(),
+        Command::Verify(command) => command.execute(),
+        Command::Delete(command) => command.execute(),
+        Command::Ps(command) => command.execute(),
+        Command::Stop(command) => command.execute(&context),
+        Command::Bench(command) => command.execute(&context),
+        Command::Completions(_) => Ok(()),
+    };
+    // A worker that still reads from a disk or a socket must not hold the process.
+    context.runtime.shutdown_background();
+    outcome
+}
+
+/// The pool that all products run on. Its size is decided here and nowhere else.
+fn start_compute_threads(global: &GlobalArgs) -> Outcome {
+    let Some(threads) = global.threads else {
+        return Ok(());
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.get())
+        .build_global()
+        .map_err(|error| Failure::message(format!("cannot start {threads} threads: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,136 @@
+//! `aha run`: one prompt, one answer.
+
+use super::answer::{Sink, tell};
+use super::args::{EngineArgs, ModelArgs, SamplingArgs};
+use super::console::note;
+use super::failure::{Failure, Outcome};
+use super::units::rate;
+use super::{Context, input};
+use aha::{Chat, ChatStream, Ended, EngineOptions, FinishReason, Message, Model};
+use clap::Args;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+const AFTER_HELP: &str = "\
+The answer goes to standard output; what the model thinks before it, dimmed, to standard error
+when that is a terminal.
+
+Examples:
+  aha run -m qwen3-0.6b -i \"Why is the sky blue?\"
+  aha run -m ./checkpoint -i \"Summarise this:\" -i @report.txt -o summary.txt
+  git diff | aha run -m qwen3-4b -i \"Review this change:\" -i -
+  aha run --gguf-path base.gguf --raw -i \"Once upon a time\" -n 100 -t 0.8 --seed 1";
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The prompt: a text, @FILE, file://FILE, or - for standard input; may be repeated
+    #[arg(short, long, value_name = "INPUT")]
+    input: Vec<String>,
+    /// Write the answer to a file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// System message before the prompt
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// Continue the text as it stands, without the chat template
+    #[arg(long)]
+    raw: bool,
+    /// Tell token counts, rates and times on standard error
+    #[arg(short, long)]
+    verbose: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+impl Run {
+    pub(crate) fn execute(self, context: &Context) -> Outcome {
+        let prompt = input::read_all(&self.input)?;
+        // Opened before the time that a model takes, emptied only after it.
+        let mut sink = Sink::open(self.output.clone())?;
+        let started = Instant::now();
+        let (loader, bar) = context.loader(&self.model);
+        let options = EngineOptions {
+            max_sequences: 1,
+            ..self.engine.options()
+        };
+        let model = loader.engine_options(options).build()?;
+        bar.finish();
+        let loading = started.elapsed();
+        let stream = self.ask(&model, &prompt)?;
+        sink.begin()?;
+        let told = context
+            .runtime
+            .block_on(tell(stream, &mut sink, &context.signals))?;
+        let ended = told.end.map_err(Failure::Stopped)?;
+        if self.verbose {
+            report(&ended, loading, started.elapsed());
+        }
+        Ok(())
+    }
+
+    fn ask(&self, model: &Model, prompt: &str) -> Outcome<ChatStream> {
+        let params = self.sampling.params();
+        if self.raw {
+            return Ok(model.complete(prompt, &params)?);
+        }
+        if !model.has_chat_template() {
+            if self.system.is_some() {
+                return Err(Failure::message(format!(
+                    "cannot use --system: {}: the model has no chat template",
+                    model.name()
+                )));
+            }
+            note("the model has no chat template: it continues the text as it stands (--raw)");
+            return Ok(model.complete(prompt, &params)?);
+        }
+        let system = self.system.iter().map(|text| Message::text("system", text));
+        let messages = system.chain([Message::text("user", prompt)]).collect();
+        Ok(model.chat(
+            Chat {
+                messages,
+                ..Chat::default()
+            },
+            &params,
+        )?)
+    }
+}
+
+/// Token counts, rates and times.
+fn report(ended: &Ended, loading: Duration, total: Duration) {
+    let (usage, times) = (&ended.usage, &ended.timings);
+    let computed = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
+    // The first token comes out of the prompt's last step.
+    let decoded = usage.completion_tokens.saturating_sub(1);
+    let end = match ended.reason {
+        FinishReason::Stop => "the model ended it",
+        FinishReason::Length => "cut at the limit of tokens",
+    };
+    let line = |name: &str, time: Duration, tokens: usize, rate: f64, remark: &str| {
+        let seconds = time.as_secs_f64();
+        note(&format!(
+            "{name}  {seconds:8.2} s  {tokens:6} tokens  {rate:9.1} tokens/s  ({remark})"
+        ));
+    };
+    note(&format!("load    {:8.2} s", loading.as_secs_f64()));
+    let cached = format!("{} from the cache", usage.cached_tokens);
+    line(
+        "prompt",
+        times.prefill,
+        usage.prompt_tokens,
+        rate(computed, times.prefill),
+        &cached,
+    );
+    line(
+        "answer",
+        times.decode,
+        usage.completion_tokens,
+        rate(decoded, times.decode),
+        end,
+    );
+    note(&format!("total   {:8.2} s", total.as_secs_f64()));
+}

@@ -1,0 +1,70 @@
+//! What the library's face can fail with.
+
+use aha_engine::EngineError;
+use aha_hub::HubError;
+use aha_models::LoadError;
+use std::path::PathBuf;
+use thiserror::Error as ThisError;
+
+/// The result of this crate's calls.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a model could not be found, loaded or asked.
+#[derive(Debug, ThisError)]
+#[non_exhaustive]
+pub enum Error {
+    /// The path that was given leads nowhere.
+    #[error("cannot find the model: {}: there is no such file or folder", .path.display())]
+    NoSuchPath {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// The name is neither a path nor a model that is known.
+    #[error(
+        "cannot find the model: {name}: it is no path, no hub id (owner/name) and no alias of \
+         `aha list`{hint}"
+    )]
+    UnknownModel {
+        /// The name as given.
+        name: String,
+        /// Names that come near, or nothing.
+        hint: String,
+    },
+    /// The model is known, but its files are not here.
+    #[error(
+        "cannot find the model: {id}: it is not on this disk; get it with `aha download -m {id}`, \
+         or give the path of its files"
+    )]
+    NotOnDisk {
+        /// The hub id.
+        id: String,
+    },
+    /// The build lacks what the device needs.
+    #[error(
+        "cannot use the device: {device}: this build has no support for it; build with \
+         `--features {feature}`"
+    )]
+    DeviceNotBuilt {
+        /// The device asked for.
+        device: String,
+        /// The Cargo feature that brings it.
+        feature: &'static str,
+    },
+    /// The machine lacks the device, or its driver refused.
+    #[error("cannot use the device: {device}: {source}; `--device cpu` works everywhere")]
+    Device {
+        /// The device asked for.
+        device: String,
+        /// The driver's words.
+        source: candle_core::Error,
+    },
+    /// The checkpoint does not load.
+    #[error("cannot load the model: {0}")]
+    Load(#[from] LoadError),
+    /// The engine refused the request or failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The store of models could not be read.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+}

@@ -1,0 +1,49 @@
+//! Local inference in one library: load a model, ask it, read the answer as it is made.
+//!
+//! ```
+//! # fn main() -> aha::Result<()> {
+//! use aha::{GenerateModel, GenerationParams};
+//!
+//! # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/qwen3/sharded");
+//! // `path`: a checkpoint's folder, a GGUF file, or the id of a model on this disk.
+//! let model = aha::load(path).build()?;
+//! let answer = model.generate(
+//!     "Hello!",
+//!     GenerationParams { max_tokens: Some(8), ..GenerationParams::greedy() },
+//! )?;
+//! # let again = model.generate("Hello!", GenerationParams { max_tokens: Some(8), ..GenerationParams::greedy() })?;
+//! assert_eq!(answer, again);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`load`] finds the checkpoint and opens it; [`Model`] is a cheap handle that any thread may
+//! use. There are two faces: [`GenerateModel`] for plain text in and out, and [`Model::chat`] for
+//! conversations, tools, reasoning and token counts, awaited or blocking. Requests of all threads
+//! run in one batch.
+
+mod device;
+mod error;
+mod generate;
+mod loader;
+mod model;
+mod params;
+mod resolve;
+mod stream;
+
+pub use device::{DeviceChoice, UnknownDevice};
+pub use error::{Error, Result};
+pub use generate::{GenerateModel, TextStream};
+pub use loader::{Loader, load};
+pub use model::Model;
+pub use params::GenerationParams;
+pub use resolve::{Checkpoint, resolve};
+pub use stream::{ChatEvent, ChatStream, Ended};
+
+pub use aha_engine::{
+    Chat, Engine, EngineError, EngineOptions, FinishReason, Message, Part, SamplingParams, Task,
+    Timings, ToolCall, Usage,
+};
+pub use aha_hub as hub;
+pub use aha_models::{FAMILIES, Family, LoadError, releases};
+pub use aha_nn::weights::DtypeRequest as Dtype;

@@ -1,0 +1,168 @@
+//! `aha::load`: from a name to a model that answers.
+
+use crate::device::DeviceChoice;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::resolve::{Checkpoint, at_path, resolve};
+use aha_engine::{Engine, EngineOptions, LoadedModel};
+use aha_models::LoadOptions;
+use aha_nn::weights::DtypeRequest;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Begins to load the model that `name` means: a checkpoint's folder, a GGUF file, a hub id or an
+/// alias of a model on this disk. Nothing happens before [`Loader::build`].
+///
+/// ```
+/// # fn main() -> aha::Result<()> {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/llama/smol");
+/// let model = aha::load(path)
+///     .device(aha::DeviceChoice::Cpu)
+///     .dtype(aha::Dtype::F32)
+///     .context_length(512)
+///     .build()?;
+/// assert_eq!(model.name(), "smol");
+/// assert_eq!(model.context_length(), 512);
+/// # Ok(())
+/// # }
+/// ```
+pub fn load(name: impl Into<String>) -> Loader {
+    Loader {
+        name: name.into(),
+        weights: None,
+        device: DeviceChoice::Auto,
+        dtype: DtypeRequest::Auto,
+        engine: EngineOptions::default(),
+        progress: None,
+    }
+}
+
+type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
+
+/// Settings of a model that is about to be loaded; made by [`load`].
+#[derive(Clone)]
+#[must_use = "nothing is loaded before `build`"]
+pub struct Loader {
+    name: String,
+    weights: Option<PathBuf>,
+    device: DeviceChoice,
+    dtype: DtypeRequest,
+    engine: EngineOptions,
+    progress: Option<Progress>,
+}
+
+impl fmt::Debug for Loader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loader")
+            .field("name", &self.name)
+            .field("weights", &self.weights)
+            .field("device", &self.device)
+            .field("dtype", &self.dtype)
+            .field("engine", &self.engine)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Loader {
+    /// Loads the files at `path`; the name that [`load`] was given is then only a name.
+    pub fn weights(mut self, path: impl Into<PathBuf>) -> Self {
+        self.weights = Some(path.into());
+        self
+    }
+
+    /// Where to compute; by default the best device of this build and machine.
+    pub fn device(mut self, device: DeviceChoice) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// In which precision; by default the checkpoint's, as far as the device computes it well.
+    pub fn dtype(mut self, dtype: DtypeRequest) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Most tokens that prompt and answer may have together; the model's own limit stays.
+    pub fn context_length(mut self, tokens: usize) -> Self {
+        self.engine.context_length = Some(tokens);
+        self
+    }
+
+    /// Tokens that the cache of all requests holds; by default what a part of the free memory holds.
+    pub fn cache_tokens(mut self, tokens: usize) -> Self {
+        self.engine.cache_tokens = Some(tokens);
+        self
+    }
+
+    /// Requests that run at once.
+    pub fn max_sequences(mut self, sequences: usize) -> Self {
+        self.engine.max_sequences = sequences;
+        self
+    }
+
+    /// All sizes of the engine at once.
+    pub fn engine_options(mut self, options: EngineOptions) -> Self {
+        self.engine = options;
+        self
+    }
+
+    /// Called while weights load, with the bytes done and the bytes in all.
+    pub fn on_progress(mut self, progress: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(progress));
+        self
+    }
+
+    /// Finds the files without loading them.
+    ///
+    /// # Errors
+    /// As [`resolve`].
+    pub fn locate(&self) -> Result<Checkpoint> {
+        let Some(path) = &self.weights else {
+            return resolve(&self.name);
+        };
+        if !path.exists() {
+            return Err(Error::NoSuchPath { path: path.clone() });
+        }
+        let release = aha_models::releases::find(&self.name);
+        let name = if self.name.is_empty() {
+            at_path(path).name
+        } else {
+            self.name.clone()
+        };
+        Ok(Checkpoint {
+            name,
+            path: path.clone(),
+            release,
+        })
+    }
+
+    /// Loads the model and starts its engine. Blocks until it can answer.
+    ///
+    /// # Errors
+    /// [`Error`] says whether the model was not found, the device not usable, the checkpoint
+    /// faulty or the memory too small.
+    pub fn build(self) -> Result<Model> {
+        let checkpoint = self.locate()?;
+        let started = Instant::now();
+        let device = self.device.open()?;
+        let options = LoadOptions {
+            device: device.clone(),
+            dtype: self.dtype,
+            progress: self.progress,
+        };
+        let loaded = aha_models::load(&checkpoint.path, &options)?;
+        let task = loaded.task();
+        let engine = match loaded {
+            LoadedModel::Text(text) => Engine::start(text, self.engine)?,
+        };
+        tracing::info!(
+            "{} is loaded from {} in {:.2} s",
+            checkpoint.name,
+            checkpoint.path.display(),
+            started.elapsed().as_secs_f64()
+        );
+        Ok(Model::new(checkpoint, task, device, engine))
+    }
+}

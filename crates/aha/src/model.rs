@@ -1,0 +1,109 @@
+//! A loaded model, as the library's users hold it.
+
+use crate::error::Result;
+use crate::params::GenerationParams;
+use crate::resolve::Checkpoint;
+use crate::stream::ChatStream;
+use aha_engine::{Chat, Engine, Task};
+use candle_core::Device;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A model that answers. Cheap to clone; every clone may be used from any thread, and all their
+/// requests run in one batch. The engine ends with the last clone.
+#[derive(Debug, Clone)]
+pub struct Model {
+    checkpoint: Arc<Checkpoint>,
+    task: Task,
+    device: Device,
+    engine: Engine,
+}
+
+impl Model {
+    pub(crate) fn new(checkpoint: Checkpoint, task: Task, device: Device, engine: Engine) -> Self {
+        Self {
+            checkpoint: Arc::new(checkpoint),
+            task,
+            device,
+            engine,
+        }
+    }
+
+    /// What the model is called.
+    pub fn name(&self) -> &str {
+        &self.checkpoint.name
+    }
+
+    /// Where it was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.checkpoint.path
+    }
+
+    /// What it is for.
+    pub fn task(&self) -> Task {
+        self.task
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Tokens that prompt and answer may have together.
+    pub fn context_length(&self) -> usize {
+        self.engine.context_length()
+    }
+
+    /// The engine below: token ids, log-probabilities, the state of the cache.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Whether the checkpoint says how a conversation is written.
+    pub fn has_chat_template(&self) -> bool {
+        self.engine.processor().template().is_some()
+    }
+
+    /// Answers a conversation, event by event. Dropping the stream cancels the request.
+    ///
+    /// ```
+    /// # use aha::{Chat, ChatEvent, GenerationParams};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> aha::Result<()> {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/qwen3/sharded");
+    /// # let model = aha::load(path).build()?;
+    /// let params = GenerationParams { max_tokens: Some(8), ..GenerationParams::greedy() };
+    /// let mut answer = model.chat(Chat::user("Hello!"), &params)?;
+    /// while let Some(event) = answer.next().await {
+    ///     match event? {
+    ///         ChatEvent::Content(text) => print!("{text}"),
+    ///         ChatEvent::Finished(end) => assert!(end.usage.completion_tokens <= 8),
+    ///         _ => {}
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`crate::Error::Engine`] when a parameter is out of range, the template refuses the
+    /// messages, the prompt does not fit or too many requests wait.
+    pub fn chat(&self, mut chat: Chat, params: &GenerationParams) -> Result<ChatStream> {
+        params.apply_to(&mut chat);
+        let processor = self.engine.processor();
+        let prompt = processor.prepare(&chat)?;
+        let parser = processor.output_parser(&chat, &prompt, params.keep_reasoning);
+        let request = params.request(prompt, &self.engine.defaults().sampling);
+        Ok(ChatStream::new(self.engine.submit(request)?, Some(parser)))
+    }
+
+    /// Continues a text as it stands, without the chat template.
+    ///
+    /// # Errors
+    /// As [`Model::chat`].
+    pub fn complete(&self, text: &str, params: &GenerationParams) -> Result<ChatStream> {
+        let prompt = self.engine.processor().prepare_text(text)?;
+        let request = params.request(prompt, &self.engine.defaults().sampling);
+        Ok(ChatStream::new(self.engine.submit(request)?, None))
+    }
+}

@@ -1,0 +1,200 @@
+//! From what a user calls a model to the files of it: path, store, table, in this order.
+
+use crate::error::{Error, Result};
+use aha_hub::{HubConfig, ModelId, Store};
+use aha_models::releases::{self, RELEASES, Release};
+use std::path::{Path, PathBuf};
+
+/// A model that was found on this disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// What answers call the model.
+    pub name: String,
+    /// A checkpoint's folder or a GGUF file.
+    pub path: PathBuf,
+    /// The release, where the name is a known one.
+    pub release: Option<&'static Release>,
+}
+
+/// Finds the model that `name` means: a path, a hub id or alias in the store or in a hub's cache.
+///
+/// # Errors
+/// [`Error::NoSuchPath`], [`Error::NotOnDisk`] and [`Error::UnknownModel`], each saying what to do;
+/// [`Error::Hub`] when the environment's settings cannot be used.
+pub fn resolve(name: &str) -> Result<Checkpoint> {
+    let path = Path::new(name);
+    if path.exists() {
+        return Ok(at_path(path));
+    }
+    if looks_like_path(name) {
+        return Err(Error::NoSuchPath {
+            path: path.to_owned(),
+        });
+    }
+    let store = Store::open(None, &HubConfig::from_env()?)?;
+    find_in(&store, name)
+}
+
+/// The checkpoint at a path, called by the last part of it.
+pub(crate) fn at_path(path: &Path) -> Checkpoint {
+    // `.` and `..` have no name of their own.
+    let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = full
+        .file_name()
+        .unwrap_or(full.as_os_str())
+        .to_string_lossy()
+        .into_owned();
+    Checkpoint {
+        name,
+        path: path.to_owned(),
+        release: None,
+    }
+}
+
+fn find_in(store: &Store, name: &str) -> Result<Checkpoint> {
+    let release = releases::find(name);
+    let ids = release.map_or_else(
+        || vec![name],
+        |release| vec![release.id, release.modelscope],
+    );
+    for id in ids.iter().filter_map(|id| id.parse::<ModelId>().ok()) {
+        if let Some(path) = store.locate(&id) {
+            let name = release.map_or(name, |release| release.id).to_owned();
+            return Ok(Checkpoint {
+                name,
+                path,
+                release,
+            });
+        }
+    }
+    match release {
+        Some(release) => Err(Error::NotOnDisk {
+            id: release.id.to_owned(),
+        }),
+        None if name.parse::<ModelId>().is_ok() => Err(Error::NotOnDisk {
+            id: name.to_owned(),
+        }),
+        None => Err(Error::UnknownModel {
+            name: name.to_owned(),
+            hint: hint(name),
+        }),
+    }
+}
+
+/// Whether a user who writes this means a file, though it is not there.
+fn looks_like_path(name: &str) -> bool {
+    name.is_empty()
+        || name.starts_with(['.', '/', '~'])
+        || name.contains('\\')
+        || name.to_ascii_lowercase().ends_with(".gguf")
+        || name.matches('/').count() > 1
+}
+
+/// Aliases that share a beginning with a name that is none.
+fn hint(name: &str) -> String {
+    let name = name.to_lowercase();
+    let shared = |alias: &str| {
+        alias
+            .bytes()
+            .zip(name.bytes())
+            .take_while(|(a, b)| a == b)
+            .count()
+    };
+    let near: Vec<&str> = RELEASES
+        .iter()
+        .map(|release| release.alias)
+        .filter(|alias| shared(alias) >= 4)
+        .collect();
+    if near.is_empty() {
+        String::new()
+    } else {
+        format!("; near it are {}", near.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn store(root: &Path) -> Store {
+        let config = HubConfig::from_lookup(|_| None).unwrap();
+        Store::open(Some(root), &config).unwrap()
+    }
+
+    fn place(root: &Path, id: &str) -> PathBuf {
+        let fixture = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../tests/fixtures/llama/smol"
+        );
+        let folder = root.join(id);
+        fs::create_dir_all(&folder).unwrap();
+        for entry in fs::read_dir(fixture).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn a_path_is_taken_as_it_is_and_named_by_its_end() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = place(root.path(), "some/model");
+        let found = resolve(folder.to_str().unwrap()).unwrap();
+        assert_eq!((found.name.as_str(), &found.path), ("model", &folder));
+    }
+
+    #[test]
+    fn the_store_is_searched_by_id_and_alias() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = place(root.path(), "HuggingFaceTB/SmolLM2-135M-Instruct");
+        let own = place(root.path(), "me/tuned");
+        let store = store(root.path());
+        for name in [
+            "smollm2-135m",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "SmolLM2-135M",
+        ] {
+            let found = find_in(&store, name).unwrap();
+            assert_eq!(found.path, folder);
+            assert_eq!(found.name, "HuggingFaceTB/SmolLM2-135M-Instruct");
+        }
+        let found = find_in(&store, "me/tuned").unwrap();
+        assert_eq!(
+            (found.name.as_str(), found.path, found.release),
+            ("me/tuned", own, None)
+        );
+    }
+
+    #[test]
+    fn what_is_not_found_says_what_to_do() {
+        let root = tempfile::tempdir().unwrap();
+        let store = store(root.path());
+        let message = |name: &str| find_in(&store, name).unwrap_err().to_string();
+        assert!(message("qwen3-0.6b").contains("aha download -m Qwen/Qwen3-0.6B"));
+        assert!(message("me/other").contains("aha download -m me/other"));
+        let unknown = message("qwen3-0.7b");
+        assert!(
+            unknown.contains("aha list") && unknown.contains("qwen3-0.6b"),
+            "{unknown}"
+        );
+        assert!(!message("gpt").contains("near"));
+    }
+
+    #[test]
+    fn what_looks_like_a_path_is_not_looked_up() {
+        for name in [
+            "./here",
+            "/there",
+            "model.gguf",
+            "a/b/c",
+            "C:\\models\\one",
+            "",
+        ] {
+            assert!(
+                matches!(resolve(name), Err(Error::NoSuchPath { .. })),
+                "{name}"
+            );
+        }
+    }
+}
