@@ -1,6 +1,7 @@
 //! Tokens stay with their hub, names stay inside the store, offline means offline.
 
 use std::net::TcpListener;
+use std::time::Duration;
 
 use aha_hub::{Revision, Secret};
 
@@ -71,6 +72,7 @@ fn each_hub_gets_its_own_token_only() {
     let site = Site::with(&hf.url(), &ms.url());
     hf.forget();
     ms.forget();
+    ms.once("list", Fault::Delay(Duration::from_secs(2)));
     let given = |text| site.downloader(Source::Auto).token(token(text).unwrap());
     given("hf_given").download(&id()).unwrap();
     assert!(!hf.seen().is_empty());
