@@ -1,0 +1,77 @@
+use super::{reasoning, tools};
+use crate::chat::Chat;
+use crate::request::Prompt;
+use crate::tokenizer::Tokenizer;
+
+/// How an answer is taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ParserOptions {
+    /// Separate the reasoning from the answer.
+    pub reasoning: bool,
+    /// Look for tool calls.
+    pub tools: bool,
+    /// The prompt ends inside the reasoning.
+    pub starts_in_reasoning: bool,
+}
+
+impl ParserOptions {
+    /// Chooses from what the model knows (its template and vocabulary), what the prompt ends with and what the request
+    /// wants. A prompt that ends with a closed block of reasoning (thinking turned off) gets an answer without any.
+    /// With `keep_reasoning` the reasoning stays in the text, tags and all. Calls are looked for when the chat has tools.
+    pub fn choose(
+        template: Option<&str>,
+        tokenizer: &Tokenizer,
+        chat: &Chat,
+        prompt: &Prompt,
+        keep_reasoning: bool,
+    ) -> Self {
+        let knows = |open: &str, close: &str| {
+            template.is_some_and(|text| text.contains(open) || text.contains(close))
+                || (tokenizer.token_id(open).is_some() && tokenizer.token_id(close).is_some())
+        };
+        let position = match chat.messages.last() {
+            Some(message) if chat.continue_final_message => position_in(&message.joined_text()),
+            _ => position_at_end(&prompt.text),
+        };
+        let reasoning = !keep_reasoning
+            && position != Position::After
+            && knows(reasoning::OPEN, reasoning::CLOSE);
+        Self {
+            reasoning,
+            tools: !chat.tools.is_empty() && knows(tools::OPEN, tools::CLOSE),
+            starts_in_reasoning: reasoning && position == Position::Inside,
+        }
+    }
+}
+
+/// Where an answer begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Position {
+    Before,
+    Inside,
+    After,
+}
+
+/// What a new turn's opening says. Tags elsewhere in the prompt belong to earlier turns or to what users wrote.
+fn position_at_end(prompt: &str) -> Position {
+    let end = prompt.trim_end();
+    if end.ends_with(reasoning::OPEN) {
+        Position::Inside
+    } else if end.ends_with(reasoning::CLOSE) {
+        Position::After
+    } else {
+        Position::Before
+    }
+}
+
+/// What the begun turn says that an answer continues.
+fn position_in(begun: &str) -> Position {
+    let opened = begun.rfind(reasoning::OPEN);
+    if opened.is_some() && opened > begun.rfind(reasoning::CLOSE) {
+        Position::Inside
+    } else if begun.trim().is_empty() {
+        Position::Before
+    } else {
+        Position::After
+    }
+}
