@@ -25,4 +25,7 @@ pub trait Generator: Send + Sync {
     ///
     /// Every sequence's new keys and values (or recurrent state) are in `cache` afterwards.
     fn forward(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor>;
+
+    /// Runs a batch of which no logits are asked for: unfinished chunks of prompts.
+    fn prefill(&self, batch: &Batch, cache: &mut Cache) -> Result<()>;
 }

@@ -1,5 +1,7 @@
 //! What a generation is asked to do, after validation and defaults.
 
+use crate::error::EngineError;
+
 /// How the next token is chosen.
 ///
 /// Order of the steps: logit bias, repetition / presence / frequency penalties, then for greedy decoding
@@ -101,4 +103,56 @@ pub struct GenerationRequest {
     pub stop: StopParams,
     /// What is reported.
     pub output: OutputParams,
+}
+
+impl GenerationRequest {
+    /// Refuses values that no generation can honour, naming the field.
+    pub fn validate(&self, vocab_size: usize) -> Result<(), EngineError> {
+        let sampling = &self.sampling;
+        let within = |name: &str, value: f32, least: f32, most: f32| {
+            if value >= least && value <= most {
+                return Ok(());
+            }
+            Err(EngineError::invalid(name, format!("`{name}` is {value}, but must be between {least} and {most}")))
+        };
+        within("temperature", sampling.temperature, 0.0, 100.0)?;
+        within("top_p", sampling.top_p, f32::MIN_POSITIVE, 1.0)?;
+        within("min_p", sampling.min_p, 0.0, 1.0)?;
+        within("repetition_penalty", sampling.repetition_penalty, 0.01, 100.0)?;
+        within("presence_penalty", sampling.presence_penalty, -2.0, 2.0)?;
+        within("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)?;
+        for (token, bias) in &sampling.logit_bias {
+            known_token("logit_bias", *token, vocab_size)?;
+            within("logit_bias", *bias, -100.0, 100.0)?;
+        }
+        for token in &self.stop.stop_token_ids {
+            known_token("stop_token_ids", *token, vocab_size)?;
+        }
+        if self.stop.max_tokens == Some(0) {
+            return Err(EngineError::invalid("max_tokens", "`max_tokens` must be at least 1"));
+        }
+        if let Some(most) = self.stop.max_tokens
+            && self.stop.min_tokens > most
+        {
+            let message = format!("`min_tokens` is {}, more than the {most} of `max_tokens`", self.stop.min_tokens);
+            return Err(EngineError::invalid("min_tokens", message));
+        }
+        if self.stop.stop.iter().any(String::is_empty) {
+            return Err(EngineError::invalid("stop", "a stop string must not be empty"));
+        }
+        if self.prompt.token_ids.is_empty() {
+            return Err(EngineError::invalid("prompt", "the prompt has no tokens"));
+        }
+        for token in &self.prompt.token_ids {
+            known_token("prompt", *token, vocab_size)?;
+        }
+        Ok(())
+    }
+}
+
+fn known_token(param: &str, token: u32, vocab_size: usize) -> Result<(), EngineError> {
+    if (token as usize) < vocab_size {
+        return Ok(());
+    }
+    Err(EngineError::invalid(param, format!("token {token} is not one of the model's {vocab_size}")))
 }

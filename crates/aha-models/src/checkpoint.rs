@@ -158,7 +158,7 @@ impl Checkpoint {
             Format::Gguf(file) => Weights::from_gguf(file.clone(), names, Placement::cpu()),
         };
         let stored = weights.catalog().main_type();
-        let (placement, explanation) = Placement::resolve_for(options.dtype, options.device.clone(), stored);
+        let (placement, explanation) = Placement::resolve(options.dtype, &options.device, stored);
         tracing::info!("{explanation}");
         let weights = weights.with_placement(placement);
         Ok(match &options.progress {

@@ -1,7 +1,6 @@
 //! Why a checkpoint does not load.
 
-use aha_engine::EngineError;
-use aha_engine::tokenizer::TokenizerError;
+use aha_engine::{EngineError, ProcessorError};
 use aha_nn::rope::RopeConfigError;
 use aha_nn::weights::WeightsError;
 use std::path::PathBuf;
@@ -57,9 +56,9 @@ pub enum LoadError {
     /// The weight files are at fault.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The tokenizer is at fault.
+    /// Tokenizer or chat template are at fault.
     #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
+    Processor(#[from] ProcessorError),
     /// The rope settings are incomplete.
     #[error(transparent)]
     Rope(#[from] RopeConfigError),

@@ -69,7 +69,7 @@ type LoadDecoder = fn(&Checkpoint, &LoadOptions) -> Result<Decoder, LoadError>;
 
 #[test]
 fn hidden_states_equal_the_reference_layer_by_layer() {
-    let variants: [(&str, LoadDecoder); 2] = [("qwen3/sharded-s1", qwen3::decoder), ("llama/llama3-s1", llama::decoder)];
+    let variants: [(&str, LoadDecoder); 2] = [("qwen3/sharded", qwen3::decoder), ("llama/llama3", llama::decoder)];
     for (name, load) in variants {
         let folder = fixture(name);
         let decoder = load(&Checkpoint::open(&folder).unwrap(), &support::f32_options()).unwrap();

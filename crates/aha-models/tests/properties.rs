@@ -5,7 +5,7 @@ mod support;
 use aha_engine::{Engine, EngineError, EngineOptions, FinishReason, GenerationRequest, SamplingParams, StopParams};
 use support::{Answer, collect, engine, fixture, greedy, run, wait_until_idle};
 
-const VARIANTS: [&str; 3] = ["qwen3/sharded-s1", "qwen3/untied-yarn-s1", "llama/llama3-s1"];
+const VARIANTS: [&str; 3] = ["qwen3/sharded", "qwen3/untied-yarn", "llama/llama3"];
 
 fn requests(engine: &Engine, count: usize) -> Vec<GenerationRequest> {
     (0..count)

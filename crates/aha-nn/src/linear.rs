@@ -2,7 +2,7 @@
 
 use crate::attention::contiguous_f32;
 use crate::weights::{LoadedTensor, Precision, Result, StoredType, Weights, WeightsError};
-use aha_kernels::PackedMatrix;
+use aha_kernels::{PackedMatrix, WeightKind};
 use candle_core::{CpuStorage, CustomOp1, Layout, Module, Shape, Tensor};
 use half::{bf16, f16};
 use std::borrow::Cow;
@@ -55,7 +55,11 @@ fn pack(stored: &LoadedTensor, precision: Precision, rows: usize, cols: usize) -
             StoredType::F32 => PackedMatrix::from_f32(rows, cols, &typed::<f32>(&bytes)),
             StoredType::F16 => PackedMatrix::from_f16(rows, cols, &typed::<f16>(&bytes)),
             StoredType::Bf16 => PackedMatrix::from_bf16(rows, cols, &typed::<bf16>(&bytes)),
-            _ => PackedMatrix::from_f32(rows, cols, &stored.to_f32()?),
+            quantized => match gguf_kind(quantized) {
+                Some(kind) => PackedMatrix::from_gguf_blocks(kind, rows, cols, &bytes),
+                // A rare type without a kernel (f64, f8): exact in f32.
+                None => PackedMatrix::from_f32(rows, cols, &stored.to_f32()?),
+            },
         }
     } else {
         let values = stored.to_f32()?;
@@ -72,6 +76,23 @@ fn pack(stored: &LoadedTensor, precision: Precision, rows: usize, cols: usize) -
         }
     };
     packed.map_err(|error| WeightsError::from(candle_core::Error::wrap(error)))
+}
+
+/// The kernels' name of a block-quantised type.
+fn gguf_kind(stored: StoredType) -> Option<WeightKind> {
+    Some(match stored {
+        StoredType::Q4_0 => WeightKind::Q4_0,
+        StoredType::Q4_1 => WeightKind::Q4_1,
+        StoredType::Q5_0 => WeightKind::Q5_0,
+        StoredType::Q5_1 => WeightKind::Q5_1,
+        StoredType::Q8_0 => WeightKind::Q8_0,
+        StoredType::Q2K => WeightKind::Q2K,
+        StoredType::Q3K => WeightKind::Q3K,
+        StoredType::Q4K => WeightKind::Q4K,
+        StoredType::Q5K => WeightKind::Q5K,
+        StoredType::Q6K => WeightKind::Q6K,
+        _ => return None,
+    })
 }
 
 /// Little-endian bytes as values; copied only where the file does not align them.

@@ -46,6 +46,10 @@ impl GenerateModel for Model {
         let stream = if self.has_chat_template() {
             self.chat(params.chat(prompt), &params)?
         } else {
+            tracing::warn!(
+                "{} has no chat template: it continues the prompt as it stands",
+                self.name()
+            );
             self.complete(prompt, &params)?
         };
         Ok(Box::new(Texts(stream)))

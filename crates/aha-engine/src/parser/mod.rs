@@ -4,7 +4,7 @@ mod options;
 mod reasoning;
 mod tools;
 
-pub use options::ParserOptions;
+pub use options::{OutputSwitches, ParserOptions};
 pub use reasoning::{ReasoningParser, ReasoningPiece};
 pub use tools::{ToolCallParser, ToolPiece};
 

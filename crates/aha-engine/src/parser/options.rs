@@ -1,6 +1,4 @@
 use super::{reasoning, tools};
-use crate::chat::Chat;
-use crate::request::Prompt;
 use crate::tokenizer::Tokenizer;
 
 /// How an answer is taken apart.
@@ -14,31 +12,40 @@ pub struct ParserOptions {
     pub starts_in_reasoning: bool,
 }
 
+/// What a request wants of its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutputSwitches<'a> {
+    /// Report reasoning apart from the answer; otherwise it stays in place with its tags.
+    pub separate_reasoning: bool,
+    /// Report tool calls apart from the answer: the request has tools and does not forbid their use.
+    pub tools: bool,
+    /// The text of the message that the answer continues, if it continues one.
+    pub continued: Option<&'a str>,
+}
+
 impl ParserOptions {
-    /// Chooses from what the model knows (its template and vocabulary), what the prompt ends with and what the request
+    /// Decides from what the model knows (its template and vocabulary), what the prompt ends with and what the request
     /// wants. A prompt that ends with a closed block of reasoning (thinking turned off) gets an answer without any.
-    /// With `keep_reasoning` the reasoning stays in the text, tags and all. Calls are looked for when the chat has tools.
-    pub fn choose(
+    pub fn decide(
         template: Option<&str>,
         tokenizer: &Tokenizer,
-        chat: &Chat,
-        prompt: &Prompt,
-        keep_reasoning: bool,
+        prompt: &str,
+        switches: OutputSwitches<'_>,
     ) -> Self {
         let knows = |open: &str, close: &str| {
             template.is_some_and(|text| text.contains(open) || text.contains(close))
                 || (tokenizer.token_id(open).is_some() && tokenizer.token_id(close).is_some())
         };
-        let position = match chat.messages.last() {
-            Some(message) if chat.continue_final_message => position_in(&message.joined_text()),
-            _ => position_at_end(&prompt.text),
+        let position = match switches.continued {
+            Some(begun) => position_in(begun),
+            None => position_at_end(prompt),
         };
-        let reasoning = !keep_reasoning
+        let reasoning = switches.separate_reasoning
             && position != Position::After
             && knows(reasoning::OPEN, reasoning::CLOSE);
         Self {
             reasoning,
-            tools: !chat.tools.is_empty() && knows(tools::OPEN, tools::CLOSE),
+            tools: switches.tools && knows(tools::OPEN, tools::CLOSE),
             starts_in_reasoning: reasoning && position == Position::Inside,
         }
     }

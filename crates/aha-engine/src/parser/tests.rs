@@ -1,6 +1,4 @@
 use super::*;
-use crate::chat::{Chat, Message};
-use crate::request::Prompt;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::tests::fixture;
 use rand_xoshiro::Xoshiro256PlusPlus;
@@ -275,68 +273,77 @@ fn any_split_gives_the_same_and_loses_nothing() {
 fn options_follow_the_model_the_prompt_and_the_request() {
     let qwen = Tokenizer::from_folder(&fixture("qwen3/sharded")).unwrap();
     let smol = Tokenizer::from_folder(&fixture("llama/smol")).unwrap();
-    let with_tools = Chat {
-        tools: vec![serde_json::json!({})],
-        ..Chat::user("<think>")
+    let wants = OutputSwitches {
+        separate_reasoning: true,
+        tools: true,
+        continued: None,
     };
-    let prompt = |text: &str| Prompt {
-        text: text.to_owned(),
-        ..Prompt::default()
-    };
-    let choose = |tokenizer, text: &str| {
-        ParserOptions::choose(None, tokenizer, &with_tools, &prompt(text), false)
-    };
+    let decide = |tokenizer, prompt| ParserOptions::decide(None, tokenizer, prompt, wants);
     let plain = ParserOptions::default();
 
-    assert_eq!(choose(&qwen, "<think><|im_end|>assistant\n"), ALL);
-    assert_eq!(choose(&smol, "assistant\n"), plain);
+    assert_eq!(decide(&qwen, "<think><|im_end|>assistant\n"), ALL);
+    assert_eq!(decide(&smol, "assistant\n"), plain);
+    let opened = decide(&qwen, "assistant\n<think>\n");
     assert_eq!(
-        choose(&qwen, "assistant\n<think>\n"),
+        opened,
         ParserOptions {
             starts_in_reasoning: true,
             ..ALL
         }
     );
+    let turned_off = decide(&qwen, "assistant\n<think>\n\n</think>\n\n");
     assert_eq!(
-        choose(&qwen, "assistant\n<think>\n\n</think>\n\n"),
+        turned_off,
         ParserOptions {
             reasoning: false,
             ..ALL
         }
     );
-    let template = Some("{{ '<think>' }}");
+    let by_template = ParserOptions::decide(Some("{{ '<think>' }}"), &smol, "x", wants);
     assert_eq!(
-        ParserOptions::choose(template, &smol, &with_tools, &prompt("x"), false),
+        by_template,
         ParserOptions {
             tools: false,
             ..ALL
         }
     );
+    let nothing = OutputSwitches {
+        separate_reasoning: false,
+        tools: false,
+        continued: None,
+    };
     assert_eq!(
-        ParserOptions::choose(None, &qwen, &Chat::user("x"), &prompt("<think>"), true),
+        ParserOptions::decide(None, &qwen, "<think>", nothing),
         plain
     );
 
     let continuing = |begun: &str| {
-        let mut chat = Chat {
-            continue_final_message: true,
-            ..Chat::user("hi")
+        let switches = OutputSwitches {
+            continued: Some(begun),
+            ..wants
         };
-        chat.messages.push(Message::text("assistant", begun));
-        ParserOptions::choose(None, &qwen, &chat, &prompt(begun), false)
-    };
-    let reasoning = ParserOptions {
-        reasoning: true,
-        ..plain
+        ParserOptions::decide(None, &qwen, begun, switches)
     };
     assert_eq!(
         continuing("<think>\nLet me"),
         ParserOptions {
             starts_in_reasoning: true,
-            ..reasoning
+            ..ALL
         }
     );
-    assert_eq!(continuing("<think>a</think>The"), plain);
-    assert_eq!(continuing("The"), plain);
-    assert_eq!(continuing(""), reasoning);
+    assert_eq!(
+        continuing("<think>a</think>The"),
+        ParserOptions {
+            reasoning: false,
+            ..ALL
+        }
+    );
+    assert_eq!(
+        continuing("The"),
+        ParserOptions {
+            reasoning: false,
+            ..ALL
+        }
+    );
+    assert_eq!(continuing(""), ALL);
 }

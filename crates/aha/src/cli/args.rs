@@ -31,8 +31,15 @@ pub(crate) struct GlobalArgs {
     /// Log level (off, error, warn, info, debug, trace) or filter (aha_engine=debug)
     #[arg(long, global = true, value_name = "LEVEL", env = "AHA_LOG")]
     pub(crate) log: Option<String>,
-    /// How the log is written
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, hide_possible_values = true)]
+    /// How the log is written: text or json
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t = LogFormat::Text,
+        hide_possible_values = true
+    )]
     pub(crate) log_format: LogFormat,
 }
 
@@ -118,6 +125,9 @@ pub(crate) struct SamplingArgs {
     /// End the answer before this text; may be repeated
     #[arg(long, value_name = "TEXT", value_parser = not_empty)]
     stop: Vec<String>,
+    /// Go on past the end that the model sets, up to the limit of tokens
+    #[arg(long)]
+    ignore_eos: bool,
     /// Let the model think before it answers, where its template has the switch
     #[arg(long, overrides_with = "no_thinking")]
     thinking: bool,
@@ -139,6 +149,7 @@ impl SamplingArgs {
             seed: self.seed,
             max_tokens: self.max_tokens.map(NonZeroUsize::get),
             stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
             thinking,
             ..GenerationParams::default()
         }

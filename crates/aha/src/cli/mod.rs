@@ -149,7 +149,7 @@ fn execute(cli: Cli) -> Outcome {
         Command::Verify(command) => command.execute(),
         Command::Delete(command) => command.execute(),
         Command::Ps(command) => command.execute(),
-        Command::Stop(command) => command.execute(&context),
+        Command::Stop(command) => command.execute(),
         Command::Bench(command) => command.execute(&context),
         Command::Completions(_) => Ok(()),
     };

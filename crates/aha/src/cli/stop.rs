@@ -1,6 +1,5 @@
 //! `aha stop`: ends servers of this machine.
 
-use super::Context;
 use super::console;
 use super::failure::{Failure, Outcome};
 use super::units::parse_seconds;
@@ -15,6 +14,9 @@ Examples:
   aha stop                 the only server of this machine
   aha stop --port 10100
   aha stop --all";
+
+/// Between two looks at a server that is about to end.
+const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -34,7 +36,7 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    pub(crate) fn execute(self, context: &Context) -> Outcome {
+    pub(crate) fn execute(self) -> Outcome {
         let running = Store::open(None, &HubConfig::from_env()?)?.running_servers()?;
         let chosen = self.choose(running)?;
         for server in &chosen {

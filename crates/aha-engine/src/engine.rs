@@ -1,0 +1,375 @@
+//! The handle to a model's engine thread: submitting requests, reading events, watching the state.
+
+use crate::active::{Active, EventSender};
+use crate::error::EngineError;
+use crate::event::Event;
+use crate::memory::available_memory;
+use crate::model::{GenerationDefaults, TextModel};
+use crate::processor::TextProcessor;
+use crate::request::GenerationRequest;
+use crate::worker::{Command, Worker};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Events that may wait for a slow reader before its request is cancelled.
+const EVENT_BUFFER: usize = 4096;
+/// A step that takes longer means that the engine hangs.
+const STUCK_AFTER: Duration = Duration::from_secs(180);
+
+/// Sizes of an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Tokens that one step computes at most; longer prompts are cut into chunks.
+    pub max_batch_tokens: usize,
+    /// Sequences that run at once.
+    pub max_sequences: usize,
+    /// Requests that may wait; more are refused as [`EngineError::Overloaded`].
+    pub queue_limit: usize,
+    /// Longest sequence, where it shall be shorter than the model's own.
+    pub context_length: Option<usize>,
+    /// Tokens that the cache holds; by default what a quarter of the free memory holds, and no more than all
+    /// sequences can use.
+    pub cache_tokens: Option<usize>,
+    /// Tokens in a cache block.
+    pub block_size: usize,
+    /// Keep finished blocks for prompts that begin alike.
+    pub prefix_cache: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            max_batch_tokens: 512,
+            max_sequences: 64,
+            queue_limit: 256,
+            context_length: None,
+            cache_tokens: None,
+            block_size: 16,
+            prefix_cache: true,
+        }
+    }
+}
+
+/// What the handles and the thread both see.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) alive: AtomicBool,
+    pub(crate) running: AtomicUsize,
+    pub(crate) waiting: AtomicUsize,
+    pub(crate) free_blocks: AtomicUsize,
+    pub(crate) cached_blocks: AtomicUsize,
+    pub(crate) total_blocks: AtomicUsize,
+    pub(crate) preemptions: AtomicU64,
+    pub(crate) panics: AtomicU64,
+    pub(crate) prompt_tokens: AtomicU64,
+    pub(crate) generated_tokens: AtomicU64,
+    steps: AtomicU64,
+    started: Instant,
+    /// Milliseconds after `started` at which the running step began, plus one; 0 between steps.
+    step_began: AtomicU64,
+    /// Moving average of a request's time, in milliseconds.
+    average_request: AtomicU64,
+}
+
+impl Shared {
+    fn new() -> Self {
+        Self {
+            alive: AtomicBool::new(true),
+            running: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            free_blocks: AtomicUsize::new(0),
+            cached_blocks: AtomicUsize::new(0),
+            total_blocks: AtomicUsize::new(0),
+            preemptions: AtomicU64::new(0),
+            panics: AtomicU64::new(0),
+            prompt_tokens: AtomicU64::new(0),
+            generated_tokens: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
+            started: Instant::now(),
+            step_began: AtomicU64::new(0),
+            average_request: AtomicU64::new(1000),
+        }
+    }
+
+    pub(crate) fn begin_step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        self.step_began.store(self.started.elapsed().as_millis() as u64 + 1, Ordering::Release);
+    }
+
+    pub(crate) fn end_step(&self) {
+        self.step_began.store(0, Ordering::Release);
+    }
+
+    pub(crate) fn record_duration(&self, duration: Duration) {
+        let old = self.average_request.load(Ordering::Relaxed);
+        self.average_request.store((old * 7 + duration.as_millis() as u64) / 8, Ordering::Relaxed);
+    }
+
+    fn stuck(&self) -> bool {
+        let began = self.step_began.load(Ordering::Acquire);
+        let now = self.started.elapsed().as_millis() as u64;
+        !self.alive.load(Ordering::Acquire)
+            || (began > 0 && now.saturating_sub(began) > STUCK_AFTER.as_millis() as u64)
+    }
+}
+
+/// A look at the engine's state; never waits for a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineStatus {
+    /// Sequences being computed.
+    pub running: usize,
+    /// Requests that wait for their first step.
+    pub waiting: usize,
+    /// Cache blocks that can be given out.
+    pub free_blocks: usize,
+    /// Those among them whose content may be used again.
+    pub cached_blocks: usize,
+    /// All cache blocks.
+    pub total_blocks: usize,
+    /// Steps so far.
+    pub steps: u64,
+    /// Prompt tokens of all admitted requests.
+    pub prompt_tokens: u64,
+    /// Tokens generated for all requests.
+    pub generated_tokens: u64,
+    /// Sequences that had to give their blocks back and start over.
+    pub preemptions: u64,
+    /// Steps that panicked.
+    pub panics: u64,
+    /// The thread is gone, or a step takes so long that it must hang.
+    pub stuck: bool,
+}
+
+/// Handle to one model's engine thread; cheap to clone. The thread ends when the last handle is dropped.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    commands: std_mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+    processor: TextProcessor,
+    defaults: GenerationDefaults,
+    vocab_size: usize,
+    context_length: usize,
+    options: EngineOptions,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("context_length", &self.inner.context_length)
+            .field("status", &self.status())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Allocates the cache and starts the thread.
+    ///
+    /// Errors when the cache cannot hold a single sequence of reasonable length.
+    pub fn start(model: TextModel, options: EngineOptions) -> Result<Self, EngineError> {
+        let TextModel { generator, processor, defaults } = model;
+        let bytes_per_token = generator.cache_spec().bytes_per_token();
+        let own_context = generator.context_length();
+        let mut context_length = options.context_length.map_or(own_context, |asked| asked.min(own_context));
+        let cache_tokens = options
+            .cache_tokens
+            .unwrap_or_else(|| default_cache_tokens(bytes_per_token, context_length, options.max_sequences));
+        let num_blocks = cache_tokens / options.block_size.max(1);
+        if options.block_size == 0 || num_blocks == 0 {
+            return Err(EngineError::invalid(
+                "cache_tokens",
+                format!("a cache of {cache_tokens} tokens is smaller than a block of {}", options.block_size),
+            ));
+        }
+        let capacity = num_blocks * options.block_size;
+        if capacity < context_length {
+            tracing::warn!(
+                "the cache holds {capacity} tokens, so sequences are limited to {capacity} of the model's {own_context}"
+            );
+            context_length = capacity;
+        }
+        tracing::info!(
+            "cache: {num_blocks} blocks of {} tokens, {} MiB when full; context {context_length}",
+            options.block_size,
+            (capacity * bytes_per_token) >> 20
+        );
+        let (commands, receiver) = std_mpsc::channel();
+        let shared = Arc::new(Shared::new());
+        let vocab_size = generator.vocab_size();
+        let worker = Worker::new(generator, num_blocks, options.clone(), receiver, shared.clone())?;
+        let thread = std::thread::Builder::new()
+            .name("aha-engine".to_owned())
+            .spawn(move || worker.run())
+            .map_err(EngineError::internal)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                commands,
+                shared,
+                processor,
+                defaults,
+                vocab_size,
+                context_length,
+                options,
+                thread: Mutex::new(Some(thread)),
+            }),
+        })
+    }
+
+    /// Tokenizer, chat template and parsers of the model.
+    pub fn processor(&self) -> &TextProcessor {
+        &self.inner.processor
+    }
+
+    /// What the checkpoint says about generation.
+    pub fn defaults(&self) -> &GenerationDefaults {
+        &self.inner.defaults
+    }
+
+    /// Tokens that prompt and answer may have together.
+    pub fn context_length(&self) -> usize {
+        self.inner.context_length
+    }
+
+    /// Queues a request and returns its events. Never waits.
+    ///
+    /// Errors when a value is out of range, the prompt does not fit, the queue is full or the engine is stopping.
+    pub fn submit(&self, request: GenerationRequest) -> Result<Generation, EngineError> {
+        let inner = &self.inner;
+        request.validate(inner.vocab_size)?;
+        let prompt_tokens = request.prompt.token_ids.len();
+        let room = inner.context_length.saturating_sub(prompt_tokens);
+        let wanted = request.stop.max_tokens.unwrap_or(1).max(1);
+        if wanted > room {
+            return Err(EngineError::ContextLengthExceeded {
+                context_length: inner.context_length,
+                prompt_tokens,
+                completion_tokens: wanted,
+            });
+        }
+        let shared = &inner.shared;
+        if !shared.alive.load(Ordering::Acquire) {
+            return Err(EngineError::ShuttingDown);
+        }
+        let waiting = shared.waiting.fetch_add(1, Ordering::AcqRel);
+        if waiting >= inner.options.queue_limit {
+            shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            return Err(EngineError::Overloaded { waiting, retry_after_seconds: self.expected_wait(waiting) });
+        }
+        let (sender, receiver) = mpsc::channel(EVENT_BUFFER);
+        let overrun = Arc::new(AtomicBool::new(false));
+        let active = Active::new(
+            request,
+            inner.processor.shared_tokenizer(),
+            &inner.defaults.eos_token_ids,
+            room,
+            random_seed(),
+            EventSender { events: sender, overrun: overrun.clone() },
+        );
+        if inner.commands.send(Command::Submit(Box::new(active))).is_err() {
+            shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            return Err(EngineError::ShuttingDown);
+        }
+        Ok(Generation { receiver, overrun, prompt_tokens, ended: false })
+    }
+
+    fn expected_wait(&self, waiting: usize) -> u64 {
+        let average = self.inner.shared.average_request.load(Ordering::Relaxed);
+        let rounds = waiting.div_ceil(self.inner.options.max_sequences.max(1)) as u64;
+        (average * rounds).div_ceil(1000).clamp(1, 600)
+    }
+
+    /// A look at the state.
+    pub fn status(&self) -> EngineStatus {
+        let shared = &self.inner.shared;
+        EngineStatus {
+            running: shared.running.load(Ordering::Relaxed),
+            waiting: shared.waiting.load(Ordering::Relaxed),
+            free_blocks: shared.free_blocks.load(Ordering::Relaxed),
+            cached_blocks: shared.cached_blocks.load(Ordering::Relaxed),
+            total_blocks: shared.total_blocks.load(Ordering::Relaxed),
+            steps: shared.steps.load(Ordering::Relaxed),
+            prompt_tokens: shared.prompt_tokens.load(Ordering::Relaxed),
+            generated_tokens: shared.generated_tokens.load(Ordering::Relaxed),
+            preemptions: shared.preemptions.load(Ordering::Relaxed),
+            panics: shared.panics.load(Ordering::Relaxed),
+            stuck: shared.stuck(),
+        }
+    }
+
+    /// Ends the thread: running and waiting requests fail with [`EngineError::ShuttingDown`].
+    pub fn shutdown(&self) {
+        // The thread may be gone already; then there is nobody left to tell.
+        let _ = self.inner.commands.send(Command::Shutdown);
+        let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the engine's thread panicked");
+        }
+    }
+}
+
+/// The events of one request. Dropping it cancels the request within one step.
+#[derive(Debug)]
+pub struct Generation {
+    receiver: mpsc::Receiver<Event>,
+    overrun: Arc<AtomicBool>,
+    prompt_tokens: usize,
+    ended: bool,
+}
+
+impl Generation {
+    /// The next event; `None` after [`Event::Finished`] or [`Event::Failed`].
+    pub async fn next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        let event = self.receiver.recv().await;
+        Some(self.observe(event))
+    }
+
+    /// The same for threads outside an async runtime.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        let event = self.receiver.blocking_recv();
+        Some(self.observe(event))
+    }
+
+    fn observe(&mut self, event: Option<Event>) -> Event {
+        let event = event.unwrap_or_else(|| {
+            Event::Failed(if self.overrun.load(Ordering::Acquire) {
+                EngineError::SlowReader
+            } else {
+                EngineError::ShuttingDown
+            })
+        });
+        self.ended = !matches!(event, Event::Token(_));
+        event
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+}
+
+/// A quarter of the free memory, but no more than all sequences at full length, and never less than one block.
+fn default_cache_tokens(bytes_per_token: usize, context_length: usize, max_sequences: usize) -> usize {
+    let affordable = available_memory() / 4 / bytes_per_token.max(1);
+    affordable.min(context_length.saturating_mul(max_sequences)).max(1024)
+}
+
+/// A seed for requests that bring none.
+fn random_seed() -> u64 {
+    use std::hash::BuildHasher;
+    std::hash::RandomState::new().hash_one(Instant::now())
+}

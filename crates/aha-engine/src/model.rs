@@ -1,0 +1,69 @@
+//! A loaded model: one enum over the tasks.
+
+use crate::generator::Generator;
+use crate::processor::TextProcessor;
+use crate::request::SamplingParams;
+use std::fmt;
+
+/// What a model is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Task {
+    /// Chat and text completion.
+    Chat,
+}
+
+impl Task {
+    /// The task's name in lists and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+        }
+    }
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a checkpoint says about generation (`generation_config.json`), over OpenAI's defaults.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GenerationDefaults {
+    /// Sampling where a request says nothing.
+    pub sampling: SamplingParams,
+    /// Tokens that end an answer.
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// A text generator with everything between it and text.
+pub struct TextModel {
+    /// The tensors.
+    pub generator: Box<dyn Generator>,
+    /// Tokenizer, chat template and output parsers.
+    pub processor: TextProcessor,
+    /// What the checkpoint says about generation.
+    pub defaults: GenerationDefaults,
+}
+
+impl fmt::Debug for TextModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TextModel").field("defaults", &self.defaults).finish_non_exhaustive()
+    }
+}
+
+/// A model of any task, ready to be served.
+#[derive(Debug)]
+pub enum LoadedModel {
+    /// Continues text.
+    Text(TextModel),
+}
+
+impl LoadedModel {
+    /// What the model is for.
+    pub fn task(&self) -> Task {
+        match self {
+            Self::Text(_) => Task::Chat,
+        }
+    }
+}

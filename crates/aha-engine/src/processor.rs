@@ -1,0 +1,99 @@
+//! Between messages and token ids: what every face needs of a text model, without a lock or a device.
+
+use crate::chat::Chat;
+use crate::error::EngineError;
+use crate::parser::{OutputParser, ParserOptions};
+use crate::request::Prompt;
+use crate::template::{ChatTemplate, TemplateError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+use aha_nn::weights::WeightsError;
+use aha_nn::weights::gguf::Metadata;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Why the text side of a checkpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessorError {
+    /// The tokenizer's files or metadata.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The GGUF's metadata.
+    #[error(transparent)]
+    Metadata(#[from] WeightsError),
+}
+
+/// Tokenizer, chat template and output parsers of one model; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct TextProcessor {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<Arc<ChatTemplate>>,
+}
+
+impl TextProcessor {
+    /// A processor around a tokenizer and, where the model has one, its chat template.
+    pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
+        Self { tokenizer: Arc::new(tokenizer), template: template.map(Arc::new) }
+    }
+
+    /// Reads the tokenizer's and the template's files in a checkpoint folder.
+    pub fn from_folder(folder: &Path) -> Result<Self, ProcessorError> {
+        Ok(Self::new(Tokenizer::from_folder(folder)?, ChatTemplate::from_folder(folder)?))
+    }
+
+    /// Reads tokenizer and template out of a GGUF's metadata.
+    pub fn from_gguf(metadata: &Metadata) -> Result<Self, ProcessorError> {
+        const TEMPLATE: &str = "tokenizer.chat_template";
+        let template = metadata.text(TEMPLATE)?.map(|text| ChatTemplate::from_text(text, TEMPLATE)).transpose()?;
+        Ok(Self::new(Tokenizer::from_gguf(metadata)?, template))
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    pub(crate) fn shared_tokenizer(&self) -> Arc<Tokenizer> {
+        self.tokenizer.clone()
+    }
+
+    /// The chat template, where the model has one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_deref()
+    }
+
+    /// Renders a conversation through the template and tokenises it.
+    pub fn prepare(&self, chat: &Chat) -> Result<Prompt, EngineError> {
+        if chat.messages.is_empty() {
+            return Err(EngineError::invalid("messages", "`messages` must hold at least one message"));
+        }
+        let template = self.template.as_ref().ok_or_else(ChatTemplate::missing)?;
+        let text = template.render(chat, self.tokenizer.special_tokens())?;
+        // The template writes the special tokens itself.
+        let token_ids = self.encode(&text, false)?;
+        Ok(Prompt { token_ids, text })
+    }
+
+    /// Tokenises a plain text, with the special tokens that the tokenizer adds by itself.
+    pub fn prepare_text(&self, text: &str) -> Result<Prompt, EngineError> {
+        Ok(Prompt { token_ids: self.encode(text, true)?, text: text.to_owned() })
+    }
+
+    /// Takes token ids as they are.
+    pub fn prepare_tokens(&self, token_ids: Vec<u32>) -> Prompt {
+        let text = self.tokenizer.decode(&token_ids, false);
+        Prompt { token_ids, text }
+    }
+
+    /// The parser of an answer to `chat`. With `keep_reasoning` the `<think>` block stays in the text.
+    pub fn output_parser(&self, chat: &Chat, prompt: &Prompt, keep_reasoning: bool) -> OutputParser {
+        let template = self.template.as_deref().map(ChatTemplate::text);
+        OutputParser::new(ParserOptions::choose(template, &self.tokenizer, chat, prompt, keep_reasoning))
+    }
+
+    fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, EngineError> {
+        self.tokenizer.encode(text, add_special_tokens).map_err(EngineError::internal)
+    }
+}

@@ -1,0 +1,296 @@
+//! Choosing the next token from a row of logits.
+
+use crate::request::SamplingParams;
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+
+/// A token and its log-probability in the raw distribution.
+pub(crate) type Scored = (u32, f32);
+
+/// Logits that no choice can be made from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the model produced logits that are not numbers (NaN or all infinite): the weights or the precision are at fault")]
+pub struct InvalidLogits;
+
+/// One request's choices: parameters, history and random stream.
+///
+/// Nothing here depends on other requests of the batch, so the same seed gives the same text in any company.
+#[derive(Debug)]
+pub struct Sampler {
+    params: SamplingParams,
+    random: Xoshiro256PlusPlus,
+    prompt_tokens: HashSet<u32>,
+    output_counts: HashMap<u32, u32>,
+    scratch: Vec<f32>,
+}
+
+impl Sampler {
+    /// Starts the random stream at `params.seed`, or at `fallback_seed` when the request has none.
+    pub fn new(params: SamplingParams, prompt: &[u32], fallback_seed: u64) -> Self {
+        let seed = params.seed.unwrap_or(fallback_seed);
+        // Only the repetition penalty looks at the prompt.
+        let prompt_tokens =
+            if params.repetition_penalty == 1.0 { HashSet::new() } else { prompt.iter().copied().collect() };
+        Self {
+            params,
+            random: Xoshiro256PlusPlus::seed_from_u64(seed),
+            prompt_tokens,
+            output_counts: HashMap::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Chooses a token. `suppressed` tokens cannot be chosen.
+    pub fn sample(&mut self, logits: &[f32], suppressed: &[u32]) -> Result<u32, InvalidLogits> {
+        let mut scores = std::mem::take(&mut self.scratch);
+        scores.clear();
+        scores.extend_from_slice(logits);
+        self.adjust(&mut scores);
+        for token in suppressed {
+            if let Some(score) = scores.get_mut(*token as usize) {
+                *score = f32::NEG_INFINITY;
+            }
+        }
+        let choice = self.choose(&scores);
+        self.scratch = scores;
+        let token = choice?;
+        *self.output_counts.entry(token).or_default() += 1;
+        Ok(token)
+    }
+
+    fn adjust(&self, scores: &mut [f32]) {
+        let params = &self.params;
+        for (token, bias) in &params.logit_bias {
+            if let Some(score) = scores.get_mut(*token as usize) {
+                *score += bias;
+            }
+        }
+        if params.repetition_penalty != 1.0 {
+            let seen = self.prompt_tokens.iter().chain(
+                self.output_counts.keys().filter(|token| !self.prompt_tokens.contains(token)),
+            );
+            for token in seen {
+                if let Some(score) = scores.get_mut(*token as usize) {
+                    *score = if *score > 0.0 {
+                        *score / params.repetition_penalty
+                    } else {
+                        *score * params.repetition_penalty
+                    };
+                }
+            }
+        }
+        if params.presence_penalty != 0.0 || params.frequency_penalty != 0.0 {
+            for (token, count) in &self.output_counts {
+                if let Some(score) = scores.get_mut(*token as usize) {
+                    *score -= params.presence_penalty + params.frequency_penalty * *count as f32;
+                }
+            }
+        }
+    }
+
+    fn choose(&mut self, scores: &[f32]) -> Result<u32, InvalidLogits> {
+        let best = argmax(scores)?;
+        if self.params.temperature == 0.0 || self.params.top_k == 1 {
+            return Ok(best);
+        }
+        let highest = scores[best as usize];
+        let temperature = self.params.temperature;
+        let weight = |token: u32| f64::from((scores[token as usize] - highest) / temperature).exp();
+
+        let mut kept = self.candidates(scores, &weight);
+        if self.params.min_p > 0.0 {
+            // The most probable token's weight is exp(0) = 1.
+            let least = f64::from(self.params.min_p);
+            kept.retain(|(_, weight)| *weight >= least);
+        }
+        let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
+        let mut point = self.uniform() * total;
+        for (token, weight) in &kept {
+            point -= weight;
+            if point < 0.0 {
+                return Ok(*token);
+            }
+        }
+        // Rounding can leave the point at the very end.
+        Ok(kept.iter().rev().find(|(_, weight)| *weight > 0.0).map_or(best, |(token, _)| *token))
+    }
+
+    /// The tokens that `top_k` and then `top_p` leave, with their unnormalised weights.
+    fn candidates(&self, scores: &[f32], weight: &impl Fn(u32) -> f64) -> Vec<(u32, f64)> {
+        let SamplingParams { top_k, top_p, .. } = self.params;
+        let weighted = |tokens: &[u32]| tokens.iter().map(|token| (*token, weight(*token))).collect::<Vec<_>>();
+        let mut tokens: Vec<u32> = (0..scores.len() as u32).collect();
+        if top_k > 0 && top_k < tokens.len() {
+            most_probable_first(&mut tokens, scores, top_k);
+            tokens.truncate(top_k);
+        }
+        if top_p >= 1.0 {
+            return weighted(&tokens);
+        }
+        let total: f64 = tokens.iter().map(|token| weight(*token)).sum();
+        let wanted = f64::from(top_p) * total;
+        // Nearly always a few hundred tokens reach top_p: sort so many, and more only if they do not.
+        let mut sorted = 256.min(tokens.len());
+        loop {
+            most_probable_first(&mut tokens, scores, sorted);
+            let mut reached = 0.0;
+            for (index, token) in tokens[..sorted].iter().enumerate() {
+                reached += weight(*token);
+                if reached >= wanted {
+                    return weighted(&tokens[..=index]);
+                }
+            }
+            if sorted == tokens.len() {
+                return weighted(&tokens);
+            }
+            sorted = (sorted * 8).min(tokens.len());
+        }
+    }
+
+    /// A number in [0, 1) with 53 random bits.
+    fn uniform(&mut self) -> f64 {
+        (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// Best first; equal scores by token id, so that the order is total and the same everywhere.
+fn by_score(scores: &[f32]) -> impl Fn(&u32, &u32) -> Ordering + '_ {
+    move |a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b))
+}
+
+/// Moves the `count` best tokens to the front, in order.
+fn most_probable_first(tokens: &mut [u32], scores: &[f32], count: usize) {
+    let order = by_score(scores);
+    if count < tokens.len() {
+        tokens.select_nth_unstable_by(count - 1, &order);
+    }
+    tokens[..count].sort_unstable_by(&order);
+}
+
+fn argmax(scores: &[f32]) -> Result<u32, InvalidLogits> {
+    let mut best = None;
+    for (token, score) in scores.iter().enumerate() {
+        if score.is_nan() {
+            return Err(InvalidLogits);
+        }
+        if best.is_none_or(|(_, highest)| *score > highest) {
+            best = Some((token as u32, *score));
+        }
+    }
+    match best {
+        Some((token, highest)) if highest.is_finite() => Ok(token),
+        _ => Err(InvalidLogits),
+    }
+}
+
+/// Log-probability of `token` and the `top` best tokens with theirs: log-softmax of the raw logits.
+pub(crate) fn log_probabilities(logits: &[f32], token: u32, top: usize) -> (f32, Vec<Scored>) {
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from((logit - highest).exp())).sum();
+    let log_sum = sum.ln() as f32 + highest;
+    let mut best = Vec::new();
+    if top > 0 {
+        let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
+        let top = top.min(tokens.len());
+        most_probable_first(&mut tokens, logits, top);
+        best.extend(tokens[..top].iter().map(|token| (*token, logits[*token as usize] - log_sum)));
+    }
+    (logits[token as usize] - log_sum, best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampler(params: SamplingParams) -> Sampler {
+        Sampler::new(SamplingParams { seed: Some(7), ..params }, &[], 0)
+    }
+
+    fn histogram(params: SamplingParams, logits: &[f32], draws: usize) -> Vec<usize> {
+        let mut sampler = sampler(params);
+        let mut counts = vec![0; logits.len()];
+        for _ in 0..draws {
+            counts[sampler.sample(logits, &[]).unwrap() as usize] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn draws_follow_the_distribution() {
+        let counts = histogram(SamplingParams::default(), &[0.0, (2f32).ln(), (5f32).ln()], 80_000);
+        for (count, share) in counts.iter().zip([1.0, 2.0, 5.0]) {
+            assert!((*count as f64 / 80_000.0 - share / 8.0).abs() < 0.01, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn temperature_sharpens() {
+        let params = SamplingParams { temperature: 0.5, ..Default::default() };
+        let counts = histogram(params, &[0.0, (3f32).ln()], 50_000);
+        assert!((counts[1] as f64 / 50_000.0 - 0.9).abs() < 0.01, "{counts:?}");
+    }
+
+    #[test]
+    fn truncations_keep_what_they_say() {
+        let logits: Vec<f32> = [0.5f32, 0.3, 0.15, 0.05].iter().map(|p| p.ln()).collect();
+        let support = |params| {
+            let counts = histogram(params, &logits, 4_000);
+            counts.iter().map(|count| *count > 0).collect::<Vec<_>>()
+        };
+        assert_eq!(support(SamplingParams { top_k: 2, ..Default::default() }), [true, true, false, false]);
+        assert_eq!(support(SamplingParams { top_p: 0.7, ..Default::default() }), [true, true, false, false]);
+        assert_eq!(support(SamplingParams { top_p: 0.81, ..Default::default() }), [true, true, true, false]);
+        assert_eq!(support(SamplingParams { min_p: 0.29, ..Default::default() }), [true, true, true, false]);
+        assert_eq!(support(SamplingParams { top_k: 1, ..Default::default() }), [true, false, false, false]);
+    }
+
+    #[test]
+    fn top_p_over_a_large_flat_vocabulary_is_exact() {
+        let logits = vec![0.0f32; 5000];
+        let sampler = sampler(SamplingParams { top_p: 0.5, ..Default::default() });
+        assert_eq!(sampler.candidates(&logits, &|_| 1.0).len(), 2500);
+    }
+
+    #[test]
+    fn penalties_and_bias_change_the_greedy_choice() {
+        let greedy = SamplingParams::greedy();
+        let logits = [1.0, 0.9, -1.0];
+        let mut repeated = Sampler::new(SamplingParams { repetition_penalty: 2.0, ..greedy.clone() }, &[0], 0);
+        assert_eq!(repeated.sample(&logits, &[]).unwrap(), 1);
+        let mut frequent = sampler(SamplingParams { frequency_penalty: 0.06, ..greedy.clone() });
+        let choices: Vec<u32> = (0..4).map(|_| frequent.sample(&logits, &[]).unwrap()).collect();
+        assert_eq!(choices, [0, 0, 1, 0]);
+        let mut biased = sampler(SamplingParams { logit_bias: vec![(2, 5.0)], ..greedy.clone() });
+        assert_eq!(biased.sample(&logits, &[]).unwrap(), 2);
+        assert_eq!(sampler(greedy).sample(&logits, &[0]).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_choices() {
+        let logits: Vec<f32> = (0..100).map(|i| (i as f32 * 0.37).sin()).collect();
+        let draw = |seed| {
+            let mut sampler = Sampler::new(SamplingParams { seed: Some(seed), ..Default::default() }, &[], 0);
+            (0..50).map(|_| sampler.sample(&logits, &[]).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_an_error() {
+        assert!(sampler(SamplingParams::greedy()).sample(&[0.0, f32::NAN], &[]).is_err());
+        assert!(sampler(SamplingParams::greedy()).sample(&[f32::NEG_INFINITY; 2], &[]).is_err());
+        assert!(sampler(SamplingParams::default()).sample(&[f32::INFINITY, 0.0], &[]).is_err());
+    }
+
+    #[test]
+    fn log_probabilities_are_a_log_softmax() {
+        let (chosen, top) = log_probabilities(&[1.0, 2.0, 3.0], 0, 2);
+        let z = (1f32.exp() + 2f32.exp() + 3f32.exp()).ln();
+        assert!((chosen - (1.0 - z)).abs() < 1e-6);
+        assert_eq!(top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [2, 1]);
+        assert!((top[0].1 - (3.0 - z)).abs() < 1e-6);
+    }
+}

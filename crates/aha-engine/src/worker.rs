@@ -1,0 +1,286 @@
+//! The engine's thread: takes requests, runs steps, sends events.
+
+use crate::active::{Active, Progress};
+use crate::engine::{EngineOptions, Shared};
+use crate::error::EngineError;
+use crate::generator::Generator;
+use crate::scheduler::{BlockPool, Plan, Scheduler, SequenceId};
+use aha_nn::batch::Batch;
+use aha_nn::cache::{Cache, CacheSpec};
+use candle_core::{DType, Result, Tensor};
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+/// What the handles send to the thread.
+pub(crate) enum Command {
+    Submit(Box<Active>),
+    Shutdown,
+}
+
+/// Everything that the engine's thread owns.
+pub(crate) struct Worker {
+    generator: Box<dyn Generator>,
+    spec: CacheSpec,
+    cache: Cache,
+    scheduler: Scheduler,
+    options: EngineOptions,
+    active: HashMap<SequenceId, Active>,
+    next_id: SequenceId,
+    commands: Receiver<Command>,
+    shared: Arc<Shared>,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        generator: Box<dyn Generator>,
+        num_blocks: usize,
+        options: EngineOptions,
+        commands: Receiver<Command>,
+        shared: Arc<Shared>,
+    ) -> Result<Self> {
+        let spec = generator.cache_spec();
+        let cache = Cache::new(&spec, num_blocks, options.block_size, generator.device())?;
+        let scheduler = new_scheduler(num_blocks, &options);
+        let worker = Self {
+            generator,
+            spec,
+            cache,
+            scheduler,
+            options,
+            active: HashMap::new(),
+            next_id: 0,
+            commands,
+            shared,
+        };
+        worker.publish_status();
+        Ok(worker)
+    }
+
+    /// Serves until every handle is gone or a shutdown is asked for.
+    pub(crate) fn run(mut self) {
+        while self.receive() {
+            self.drop_cancelled();
+            if !self.scheduler.is_idle() {
+                self.step();
+            }
+            self.publish_status();
+        }
+        for active in self.active.values() {
+            active.fail(EngineError::ShuttingDown);
+        }
+        self.shared.alive.store(false, Ordering::Release);
+    }
+
+    /// Takes all commands that are there, waiting for one when there is nothing else to do. False ends the thread.
+    fn receive(&mut self) -> bool {
+        if self.scheduler.is_idle() {
+            match self.commands.recv() {
+                Ok(command) => {
+                    if !self.obey(command) {
+                        return false;
+                    }
+                }
+                Err(_) => return false,
+            }
+        }
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => {
+                    if !self.obey(command) {
+                        return false;
+                    }
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return !self.scheduler.is_idle(),
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> bool {
+        let active = match command {
+            Command::Submit(active) => active,
+            Command::Shutdown => return false,
+        };
+        let id = self.next_id;
+        self.next_id += 1;
+        let prompt = active.prompt().to_vec();
+        let shareable = self.spec.shareable_prompt_len.is_none_or(|longest| prompt.len() <= longest);
+        self.scheduler.add(id, prompt, shareable);
+        self.active.insert(id, *active);
+        true
+    }
+
+    fn drop_cancelled(&mut self) {
+        let cancelled: Vec<SequenceId> =
+            self.active.iter().filter(|(_, active)| active.is_cancelled()).map(|(id, _)| *id).collect();
+        for id in cancelled {
+            tracing::debug!(id, "cancelled: the receiver is gone");
+            self.retire(id);
+        }
+    }
+
+    /// Forgets a request that has ended, in whatever way.
+    fn retire(&mut self, id: SequenceId) {
+        self.scheduler.remove(id);
+        if let Some(active) = self.active.remove(&id) {
+            if !active.is_admitted() {
+                self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            }
+            self.shared.record_duration(active.age());
+        }
+    }
+
+    /// Runs one batch. A fault in it, even a panic, ends the requests of this batch and nothing else.
+    fn step(&mut self) {
+        let plan = self.scheduler.plan();
+        for id in &plan.admitted {
+            let cached_tokens = self.scheduler.cached_tokens(*id);
+            if let Some(active) = self.active.get_mut(id) {
+                active.admit(cached_tokens);
+                self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+                self.shared.prompt_tokens.fetch_add(active.prompt().len() as u64, Ordering::Relaxed);
+            }
+        }
+        self.publish_status();
+        self.shared.begin_step();
+        let result = catch_unwind(AssertUnwindSafe(|| self.compute(&plan)));
+        self.shared.end_step();
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(%error, "a step failed");
+                self.fail(&plan, &EngineError::internal(error));
+            }
+            Err(_) => {
+                tracing::error!("a step panicked; the cache is rebuilt");
+                self.shared.panics.fetch_add(1, Ordering::Relaxed);
+                self.recover();
+            }
+        }
+    }
+
+    fn compute(&mut self, plan: &Plan) -> Result<()> {
+        let logits = self.forward(plan)?;
+        self.scheduler.complete(plan);
+        let vocab_size = self.generator.vocab_size();
+        let mut rows: HashMap<SequenceId, &[f32]> = plan
+            .scheduled
+            .iter()
+            .filter_map(|scheduled| {
+                let row = scheduled.logits?;
+                Some((scheduled.id, logits.get(row * vocab_size..(row + 1) * vocab_size)?))
+            })
+            .collect();
+        // Choosing from a large vocabulary takes long enough to be worth all cores.
+        let chosen: Vec<_> = self
+            .active
+            .iter_mut()
+            .filter_map(|(id, active)| Some((*id, active, rows.remove(id)?)))
+            .collect::<Vec<_>>()
+            .into_par_iter()
+            .map(|(id, active, row)| (id, active.choose(row)))
+            .collect();
+        for (id, choice) in chosen {
+            let Some(active) = self.active.get_mut(&id) else { continue };
+            let progress = match choice {
+                Ok(choice) => {
+                    self.shared.generated_tokens.fetch_add(1, Ordering::Relaxed);
+                    let token = choice.token;
+                    let progress = active.deliver(choice);
+                    if progress == Progress::Continues {
+                        self.scheduler.push_token(id, token);
+                    }
+                    progress
+                }
+                Err(error) => {
+                    active.fail(EngineError::internal(error));
+                    Progress::Ended
+                }
+            };
+            if progress == Progress::Ended {
+                self.retire(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Logits of the rows asked for, laid end to end.
+    fn forward(&mut self, plan: &Plan) -> Result<Vec<f32>> {
+        let sequences = plan.scheduled.iter().map(|scheduled| scheduled.slice.clone()).collect();
+        let batch = Batch::new(
+            &plan.token_ids,
+            sequences,
+            &plan.logit_rows,
+            self.options.block_size,
+            self.generator.device(),
+        )?;
+        if plan.logit_rows.is_empty() {
+            // Only prompt chunks that are not finished: the caches are all that is wanted.
+            self.generator.prefill(&batch, &mut self.cache)?;
+            return Ok(Vec::new());
+        }
+        let logits: Tensor = self.generator.forward(&batch, &mut self.cache)?;
+        logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+    }
+
+    fn fail(&mut self, plan: &Plan, error: &EngineError) {
+        for scheduled in &plan.scheduled {
+            if let Some(active) = self.active.get(&scheduled.id) {
+                active.fail(error.clone());
+            }
+            self.retire(scheduled.id);
+        }
+    }
+
+    /// After a panic nothing of the step can be trusted: all running requests end, the queue starts over on a fresh
+    /// cache.
+    fn recover(&mut self) {
+        let error = EngineError::internal("the model failed while computing this request");
+        let started: Vec<SequenceId> =
+            self.active.iter().filter(|(_, active)| active.is_admitted()).map(|(id, _)| *id).collect();
+        for id in started {
+            if let Some(active) = self.active.get(&id) {
+                active.fail(error.clone());
+            }
+            self.retire(id);
+        }
+        let num_blocks = self.cache.num_blocks();
+        let rebuilt = Cache::new(&self.spec, num_blocks, self.options.block_size, self.generator.device());
+        self.scheduler = new_scheduler(num_blocks, &self.options);
+        let mut waiting: Vec<SequenceId> = self.active.keys().copied().collect();
+        match rebuilt {
+            Ok(cache) => self.cache = cache,
+            Err(error) => {
+                tracing::error!(%error, "the cache could not be rebuilt");
+                for id in waiting.drain(..) {
+                    self.retire(id);
+                }
+            }
+        }
+        waiting.sort_unstable();
+        for id in waiting {
+            if let Some(active) = self.active.get(&id) {
+                self.scheduler.add(id, active.prompt().to_vec(), true);
+            }
+        }
+    }
+
+    fn publish_status(&self) {
+        let pool = self.scheduler.pool();
+        let shared = &self.shared;
+        shared.running.store(self.scheduler.running(), Ordering::Relaxed);
+        shared.free_blocks.store(pool.available(), Ordering::Relaxed);
+        shared.cached_blocks.store(pool.evictable(), Ordering::Relaxed);
+        shared.total_blocks.store(pool.total(), Ordering::Relaxed);
+        shared.preemptions.store(self.scheduler.preemptions(), Ordering::Relaxed);
+    }
+}
+
+fn new_scheduler(num_blocks: usize, options: &EngineOptions) -> Scheduler {
+    let pool = BlockPool::new(num_blocks, options.block_size, options.prefix_cache);
+    Scheduler::new(pool, options.max_batch_tokens, options.max_sequences)
+}
