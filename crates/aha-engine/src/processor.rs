@@ -1,8 +1,8 @@
 //! Between messages and token ids: what every face needs of a text model, without a lock or a device.
 
-use crate::chat::Chat;
+use crate::chat::{Chat, Message};
 use crate::error::EngineError;
-use crate::parser::{OutputParser, ParserOptions};
+use crate::parser::{OutputParser, OutputSwitches, ParserOptions};
 use crate::request::Prompt;
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -89,8 +89,14 @@ impl TextProcessor {
 
     /// The parser of an answer to `chat`. With `keep_reasoning` the `<think>` block stays in the text.
     pub fn output_parser(&self, chat: &Chat, prompt: &Prompt, keep_reasoning: bool) -> OutputParser {
+        let continued = chat.messages.last().filter(|_| chat.continue_final_message).map(Message::joined_text);
+        let switches = OutputSwitches {
+            separate_reasoning: !keep_reasoning,
+            tools: !chat.tools.is_empty(),
+            continued: continued.as_deref(),
+        };
         let template = self.template.as_deref().map(ChatTemplate::text);
-        OutputParser::new(ParserOptions::choose(template, &self.tokenizer, chat, prompt, keep_reasoning))
+        OutputParser::new(ParserOptions::decide(template, &self.tokenizer, &prompt.text, switches))
     }
 
     fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, EngineError> {
