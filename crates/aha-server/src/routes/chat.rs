@@ -245,3 +245,155 @@ impl Chunks for ChatChunks {
 pub(super) fn render<Choice: serde::Serialize>(chunk: &Chunk<'_, Choice>) -> String {
     serde_json::to_string(chunk).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aha_engine::parser::{OutputParser, ParserOptions};
+    use aha_engine::{FinishReason, Finished, TokenEvent};
+    use futures_util::stream::{self, StreamExt};
+    use serde_json::{Value, json};
+
+    const SCRIPT: &str = "<think>Well.</think>\n\nHi!<tool_call>\n\
+                          {\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+
+    fn answers(reasoning: Reasoning) -> Vec<ChatAnswer> {
+        let options = ParserOptions {
+            reasoning: reasoning != Reasoning::InPlace,
+            starts_in_reasoning: false,
+            tools: true,
+        };
+        vec![ChatAnswer::new(OutputParser::new(options), reasoning)]
+    }
+
+    /// One token a character, and the last one set free by the end.
+    fn generations() -> Generations {
+        let mut characters: Vec<_> = SCRIPT.chars().map(String::from).collect();
+        let last = characters.pop().unwrap();
+        let usage = aha_engine::Usage {
+            prompt_tokens: 3,
+            cached_tokens: 0,
+            completion_tokens: 9,
+        };
+        let finished = Finished {
+            reason: FinishReason::Stop,
+            text: last,
+            stop: None,
+            usage,
+            timings: Timings::default(),
+        };
+        let token = |text| {
+            Event::Token(TokenEvent {
+                token_id: 1,
+                text,
+                logprob: None,
+                top_logprobs: Vec::new(),
+            })
+        };
+        let events = characters
+            .into_iter()
+            .map(token)
+            .chain([Event::Finished(finished)]);
+        Generations::scripted(vec![stream::iter(events.collect::<Vec<_>>()).boxed()])
+    }
+
+    async fn whole(reasoning: Reasoning) -> Value {
+        let envelope = Envelope::new("chatcmpl", "chat.completion", "m");
+        let answers = answers(reasoning);
+        let (completion, _) = gather(envelope, answers, generations(), false)
+            .await
+            .unwrap();
+        serde_json::to_value(completion).unwrap()
+    }
+
+    #[tokio::test]
+    async fn messages_have_openais_shape() {
+        let value = whole(Reasoning::Separate).await;
+        let choice = &value["choices"][0];
+        assert_eq!(choice["finish_reason"], "tool_calls");
+        assert!(choice["logprobs"].is_null());
+        let message = &choice["message"];
+        let id = message["tool_calls"][0]["id"].clone();
+        assert!(id.as_str().is_some_and(|id| !id.is_empty()));
+        let arguments = message["tool_calls"][0]["function"]["arguments"]
+            .as_str()
+            .unwrap();
+        assert_eq!(
+            serde_json::from_str::<Value>(arguments).unwrap(),
+            json!({"a": 1})
+        );
+        assert_eq!(
+            *message,
+            json!({"role": "assistant", "content": message["content"], "refusal": null,
+                   "reasoning_content": "Well.",
+                   "tool_calls": [{"id": id, "type": "function",
+                                   "function": {"name": "add", "arguments": arguments}}]})
+        );
+        assert_eq!(message["content"].as_str().unwrap().trim(), "Hi!");
+        assert!(value["usage"]["completion_tokens_details"]["reasoning_tokens"].is_u64());
+    }
+
+    #[tokio::test]
+    async fn reasoning_is_hidden_or_left_in_place_on_request() {
+        let hidden = whole(Reasoning::Hidden).await["choices"][0]["message"].clone();
+        assert!(hidden.get("reasoning_content").is_none());
+        assert_eq!(hidden["content"].as_str().unwrap().trim(), "Hi!");
+        let in_place = whole(Reasoning::InPlace).await["choices"][0]["message"].clone();
+        assert!(in_place.get("reasoning_content").is_none());
+        assert!(
+            in_place["content"]
+                .as_str()
+                .unwrap()
+                .starts_with("<think>Well.</think>")
+        );
+    }
+
+    #[tokio::test]
+    async fn chunks_say_the_same() {
+        let mut chunks = ChatChunks {
+            envelope: Envelope::new("chatcmpl", "chat.completion.chunk", "m"),
+            answers: answers(Reasoning::Separate),
+            include_usage: false,
+            usage: Usage::default(),
+        };
+        let mut told = chunks.opening();
+        let mut generations = generations();
+        while let Some((choice, event)) = generations.next().await {
+            told.extend(chunks.event(choice, event).unwrap());
+        }
+        assert!(chunks.closing().is_empty(), "usage was not asked for");
+        let told: Vec<Value> = told
+            .iter()
+            .map(|chunk| serde_json::from_str(chunk).unwrap())
+            .collect();
+        assert!(told.iter().all(|chunk| chunk.get("usage").is_none()));
+        let joined = |name: &str| {
+            let delta = |chunk: &Value| {
+                chunk["choices"][0]["delta"][name]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned()
+            };
+            told.iter().map(delta).collect::<String>()
+        };
+        let message = whole(Reasoning::Separate).await["choices"][0]["message"].clone();
+        assert_eq!(joined("content"), message["content"].as_str().unwrap());
+        assert_eq!(joined("reasoning_content"), "Well.");
+        let calls: Vec<_> = told
+            .iter()
+            .filter_map(|chunk| chunk["choices"][0]["delta"].get("tool_calls"))
+            .collect();
+        assert_eq!(calls.len(), 1);
+        assert_eq!(calls[0][0]["index"], 0);
+        assert_eq!(calls[0][0]["type"], "function");
+        assert_eq!(
+            calls[0][0]["function"],
+            message["tool_calls"][0]["function"]
+        );
+        let last = &told.last().unwrap()["choices"][0];
+        assert_eq!(
+            (&last["finish_reason"], &last["delta"]),
+            (&json!("tool_calls"), &json!({}))
+        );
+    }
+}
