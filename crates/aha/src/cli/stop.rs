@@ -56,9 +56,7 @@ impl Stop {
                         server.pid
                     )));
                 }
-                context
-                    .runtime
-                    .block_on(tokio::time::sleep(Duration::from_millis(50)));
+                std::thread::sleep(POLL);
             }
             console::print(&format!(
                 "stopped {} on port {}\n",
