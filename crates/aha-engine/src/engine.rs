@@ -254,9 +254,7 @@ impl Engine {
             });
         }
         let shared = &inner.shared;
-        if !shared.alive.load(Ordering::Acquire) {
-            return Err(EngineError::ShuttingDown);
-        }
+        self.check_room()?;
         let waiting = shared.waiting.fetch_add(1, Ordering::AcqRel);
         if waiting >= inner.options.queue_limit {
             shared.waiting.fetch_sub(1, Ordering::AcqRel);
@@ -277,6 +275,21 @@ impl Engine {
             return Err(EngineError::ShuttingDown);
         }
         Ok(Generation { receiver, overrun, prompt_tokens, ended: false })
+    }
+
+    /// Whether a request would find a place in the queue now: a cheap question before the work of preparing one.
+    ///
+    /// Errors like [`Engine::submit`] when the queue is full or the engine is stopping.
+    pub fn check_room(&self) -> Result<(), EngineError> {
+        let shared = &self.inner.shared;
+        let waiting = shared.waiting.load(Ordering::Acquire);
+        if !shared.alive.load(Ordering::Acquire) {
+            Err(EngineError::ShuttingDown)
+        } else if waiting >= self.inner.options.queue_limit {
+            Err(EngineError::Overloaded { waiting, retry_after_seconds: self.expected_wait(waiting) })
+        } else {
+            Ok(())
+        }
     }
 
     fn expected_wait(&self, waiting: usize) -> u64 {

@@ -6,7 +6,6 @@ use crate::parser::{OutputParser, OutputSwitches, ParserOptions};
 use crate::request::Prompt;
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
-use aha_nn::weights::WeightsError;
 use aha_nn::weights::gguf::Metadata;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,9 +19,6 @@ pub enum ProcessorError {
     /// The chat template.
     #[error(transparent)]
     Template(#[from] TemplateError),
-    /// The GGUF's metadata.
-    #[error(transparent)]
-    Metadata(#[from] WeightsError),
 }
 
 /// Tokenizer, chat template and output parsers of one model; cheap to clone.
@@ -45,9 +41,7 @@ impl TextProcessor {
 
     /// Reads tokenizer and template out of a GGUF's metadata.
     pub fn from_gguf(metadata: &Metadata) -> Result<Self, ProcessorError> {
-        const TEMPLATE: &str = "tokenizer.chat_template";
-        let template = metadata.text(TEMPLATE)?.map(|text| ChatTemplate::from_text(text, TEMPLATE)).transpose()?;
-        Ok(Self::new(Tokenizer::from_gguf(metadata)?, template))
+        Ok(Self::new(Tokenizer::from_gguf(metadata)?, ChatTemplate::from_gguf(metadata)?))
     }
 
     /// The tokenizer.
@@ -71,14 +65,13 @@ impl TextProcessor {
         }
         let template = self.template.as_ref().ok_or_else(ChatTemplate::missing)?;
         let text = template.render(chat, self.tokenizer.special_tokens())?;
-        // The template writes the special tokens itself.
-        let token_ids = self.encode(&text, false)?;
+        let token_ids = self.tokenizer.encode_chat(&text)?;
         Ok(Prompt { token_ids, text })
     }
 
     /// Tokenises a plain text, with the special tokens that the tokenizer adds by itself.
     pub fn prepare_text(&self, text: &str) -> Result<Prompt, EngineError> {
-        Ok(Prompt { token_ids: self.encode(text, true)?, text: text.to_owned() })
+        Ok(Prompt { token_ids: self.tokenizer.encode(text, true)?, text: text.to_owned() })
     }
 
     /// Takes token ids as they are.
@@ -97,9 +90,5 @@ impl TextProcessor {
         };
         let template = self.template.as_deref().map(ChatTemplate::text);
         OutputParser::new(ParserOptions::decide(template, &self.tokenizer, &prompt.text, switches))
-    }
-
-    fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, EngineError> {
-        self.tokenizer.encode(text, add_special_tokens).map_err(EngineError::internal)
     }
 }

@@ -29,6 +29,8 @@ impl Prepared {
         let request = ChatRequest::parse(body, state.options.max_choices)?;
         let model = state.models.find(request.model.as_deref())?;
         let engine = model.text_engine()?;
+        // A full queue refuses before the work of templates and tokenising.
+        engine.check_room()?;
         let prompt = engine.processor().prepare(&request.chat)?;
         Ok(Self {
             model: model.id().to_owned(),

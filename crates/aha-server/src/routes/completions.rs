@@ -29,6 +29,8 @@ impl Prepared {
         let mut request = CompletionRequest::parse(body, state.options.max_choices)?;
         let model = state.models.find(request.model.as_deref())?;
         let engine = model.text_engine()?;
+        // A full queue refuses before the work of templates and tokenising.
+        engine.check_room()?;
         let processor = engine.processor();
         let prepare = |input| match input {
             PromptInput::Text(text) => processor.prepare_text(&text),
