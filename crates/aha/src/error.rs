@@ -60,11 +60,24 @@ pub enum Error {
     },
     /// The checkpoint does not load.
     #[error("cannot load the model: {0}")]
-    Load(#[from] LoadError),
+    Load(Box<LoadError>),
     /// The engine refused the request or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// The store of models could not be read.
     #[error(transparent)]
-    Hub(#[from] HubError),
+    Hub(Box<HubError>),
+}
+
+// Boxed: with all that they tell, they would make every result of this crate large.
+impl From<LoadError> for Error {
+    fn from(error: LoadError) -> Self {
+        Self::Load(Box::new(error))
+    }
+}
+
+impl From<HubError> for Error {
+    fn from(error: HubError) -> Self {
+        Self::Hub(Box::new(error))
+    }
 }

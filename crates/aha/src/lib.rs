@@ -37,7 +37,7 @@ pub use generate::{GenerateModel, TextStream};
 pub use loader::{Loader, load};
 pub use model::Model;
 pub use params::GenerationParams;
-pub use resolve::{Checkpoint, resolve};
+pub use resolve::{Checkpoint, resolve, resolve_in};
 pub use stream::{ChatEvent, ChatStream, Ended};
 
 pub use aha_engine::{

@@ -22,17 +22,35 @@ pub struct Checkpoint {
 /// [`Error::NoSuchPath`], [`Error::NotOnDisk`] and [`Error::UnknownModel`], each saying what to do;
 /// [`Error::Hub`] when the environment's settings cannot be used.
 pub fn resolve(name: &str) -> Result<Checkpoint> {
+    // Paths work without a home, too.
+    match by_path(name)? {
+        Some(checkpoint) => Ok(checkpoint),
+        None => by_name(&Store::open(None, &HubConfig::from_env()?)?, name),
+    }
+}
+
+/// The same with a store that is not in the usual place.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_in(store: &Store, name: &str) -> Result<Checkpoint> {
+    match by_path(name)? {
+        Some(checkpoint) => Ok(checkpoint),
+        None => by_name(store, name),
+    }
+}
+
+fn by_path(name: &str) -> Result<Option<Checkpoint>> {
     let path = Path::new(name);
     if path.exists() {
-        return Ok(at_path(path));
+        return Ok(Some(at_path(path)));
     }
     if looks_like_path(name) {
         return Err(Error::NoSuchPath {
             path: path.to_owned(),
         });
     }
-    let store = Store::open(None, &HubConfig::from_env()?)?;
-    find_in(&store, name)
+    Ok(None)
 }
 
 /// The checkpoint at a path, called by the last part of it.
@@ -51,7 +69,7 @@ pub(crate) fn at_path(path: &Path) -> Checkpoint {
     }
 }
 
-fn find_in(store: &Store, name: &str) -> Result<Checkpoint> {
+fn by_name(store: &Store, name: &str) -> Result<Checkpoint> {
     let release = releases::find(name);
     let ids = release.map_or_else(
         || vec![name],
@@ -155,11 +173,11 @@ mod tests {
             "HuggingFaceTB/SmolLM2-135M-Instruct",
             "SmolLM2-135M",
         ] {
-            let found = find_in(&store, name).unwrap();
+            let found = by_name(&store, name).unwrap();
             assert_eq!(found.path, folder);
             assert_eq!(found.name, "HuggingFaceTB/SmolLM2-135M-Instruct");
         }
-        let found = find_in(&store, "me/tuned").unwrap();
+        let found = by_name(&store, "me/tuned").unwrap();
         assert_eq!(
             (found.name.as_str(), found.path, found.release),
             ("me/tuned", own, None)
@@ -170,7 +188,7 @@ mod tests {
     fn what_is_not_found_says_what_to_do() {
         let root = tempfile::tempdir().unwrap();
         let store = store(root.path());
-        let message = |name: &str| find_in(&store, name).unwrap_err().to_string();
+        let message = |name: &str| by_name(&store, name).unwrap_err().to_string();
         assert!(message("qwen3-0.6b").contains("aha download -m Qwen/Qwen3-0.6B"));
         assert!(message("me/other").contains("aha download -m me/other"));
         let unknown = message("qwen3-0.7b");

@@ -1,5 +1,11 @@
 //! The library's face, on tiny checkpoints.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
+
 use aha::{
     Chat, ChatEvent, ChatStream, Error, GenerateModel, GenerationParams, Loader, Message, Model,
 };

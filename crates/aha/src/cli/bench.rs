@@ -69,8 +69,15 @@ pub(crate) struct Bench {
     /// Tokens that one step computes at most
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_batch_tokens)]
     max_batch_tokens: usize,
-    /// How to print the results
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Md)]
+    /// How to print the results: md (a markdown table) or json
+    #[arg(
+        short,
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t = Format::Md,
+        hide_possible_values = true
+    )]
     output: Format,
 }
 

@@ -11,7 +11,7 @@ use aha::hub::{
 use clap::Args;
 use indicatif::ProgressBar;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 const AFTER_HELP: &str = "\
@@ -55,6 +55,13 @@ pub(crate) struct DownloadArgs {
     /// Folder to keep models in [default: AHA_HOME, else ~/.aha]
     #[arg(long, value_name = "DIR")]
     save_dir: Option<PathBuf>,
+}
+
+impl DownloadArgs {
+    /// Where models are kept, if not in the usual place.
+    pub(crate) fn save_dir(&self) -> Option<&Path> {
+        self.save_dir.as_deref()
+    }
 }
 
 impl Download {

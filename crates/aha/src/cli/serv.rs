@@ -6,9 +6,10 @@ use super::download::{DownloadArgs, download};
 use super::failure::{Failure, Outcome};
 use super::units::{parse_bytes, parse_seconds};
 use aha::hub::{HubConfig, RunGuard, Store};
-use aha::{EngineOptions, Loader, Model};
+use aha::{Checkpoint, EngineOptions, Loader, Model};
 use aha_server::{BoundServer, DEFAULT_PORT, ServedModel, ServerOptions, Service, Shutdown};
 use clap::Args;
+use std::path::Path;
 use std::time::Duration;
 
 const SERV_HELP: &str = "\
@@ -47,9 +48,9 @@ pub(crate) struct Serv {
 #[command(after_help = CLI_HELP)]
 pub(crate) struct DownloadAndServe {
     #[command(flatten)]
-    download: DownloadArgs,
-    #[command(flatten)]
     serv: Serv,
+    #[command(flatten)]
+    download: DownloadArgs,
 }
 
 #[derive(Debug, Args)]
@@ -77,10 +78,10 @@ struct ServerArgs {
     #[arg(long, value_name = "BYTES", default_value = "32M", value_parser = parse_bytes)]
     body_limit: usize,
     /// Longest time for an answer in seconds; 0 is without end
-    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_seconds, allow_negative_numbers = true)]
     request_timeout: Duration,
     /// Time for running answers when the server is told to stop, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds, allow_negative_numbers = true)]
     shutdown_grace: Duration,
     /// Let other machines call POST /shutdown (with the key)
     #[arg(long)]
@@ -128,22 +129,42 @@ struct BatchArgs {
 }
 
 impl DownloadAndServe {
-    pub(crate) fn execute(self, context: &Context) -> Outcome {
-        if self.serv.model.path().is_none()
-            && let Some(name) = self.serv.model.model.as_deref()
-            && !is_here(name)?
+    pub(crate) fn execute(mut self, context: &Context) -> Outcome {
+        let model = &mut self.serv.model;
+        if model.path().is_none()
+            && let Some(name) = model.model.take()
         {
-            download(name, &self.download, context)?;
+            let found = match find(&name, self.download.save_dir())? {
+                Some(found) => found,
+                None => {
+                    let path = download(&name, &self.download, context)?.dir;
+                    let release = aha::releases::find(&name);
+                    let name = release.map_or(name, |release| release.id.to_owned());
+                    Checkpoint {
+                        name,
+                        path,
+                        release,
+                    }
+                }
+            };
+            model.model = Some(found.name);
+            model.weight_path = Some(found.path);
         }
         self.serv.execute(context)
     }
 }
 
-/// Whether the model can be served without a download. Names that are none fail here.
-fn is_here(name: &str) -> Outcome<bool> {
-    match aha::resolve(name) {
-        Ok(_) => Ok(true),
-        Err(aha::Error::NotOnDisk { .. }) => Ok(false),
+/// The model where it is on this disk; `None` where a download may bring it.
+fn find(name: &str, save_dir: Option<&Path>) -> Outcome<Option<Checkpoint>> {
+    let found = match save_dir {
+        Some(folder) => Store::open(Some(folder), &HubConfig::from_env()?)
+            .map_err(aha::Error::from)
+            .and_then(|store| aha::resolve_in(&store, name)),
+        None => aha::resolve(name),
+    };
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(aha::Error::NotOnDisk { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -207,7 +228,7 @@ impl Serv {
     }
 
     /// Every other name by which requests may call the model.
-    fn aliases(&self, checkpoint: &aha::Checkpoint) -> Vec<String> {
+    fn aliases(&self, checkpoint: &Checkpoint) -> Vec<String> {
         let release = checkpoint.release;
         let known = release.into_iter().flat_map(|release| {
             [

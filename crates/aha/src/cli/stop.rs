@@ -31,7 +31,7 @@ pub(crate) struct Stop {
     #[arg(long)]
     all: bool,
     /// How long to wait for the end, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds, allow_negative_numbers = true)]
     wait: Duration,
 }
 

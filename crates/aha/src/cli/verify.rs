@@ -3,7 +3,7 @@
 use super::console;
 use super::failure::{Failure, Outcome};
 use super::markdown::columns;
-use aha::hub::{self, FileState};
+use aha::hub::{self, FileCheck, FileState};
 use clap::Args;
 
 const AFTER_HELP: &str = "\
@@ -41,9 +41,11 @@ impl Verify {
             return Ok(());
         }
         let place = checkpoint.path.display();
-        Err(Failure::message(match report.files.is_empty() {
-            true => format!("cannot verify the model: {place}: no checksums are recorded for it"),
-            false => format!("the model is not intact: {place}: download it again"),
+        let known = |file: &FileCheck| file.state != FileState::Unknown;
+        Err(Failure::message(if report.files.iter().any(known) {
+            format!("the model is not intact: {place}: download it again")
+        } else {
+            format!("cannot verify the model: {place}: no checksums are recorded for it")
         }))
     }
 }

@@ -1,5 +1,7 @@
 //! The `aha` binary, from outside: what it prints, where, and with which exit status.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod conversation;
 mod help;
 mod models;

@@ -310,7 +310,15 @@ fn a_bench_measures_what_was_asked() {
         "{table}"
     );
     let error = home
-        .run(&["bench", "-m", &model, "-p", "999999999", "-n", "0"])
+        .run(&[
+            "bench",
+            "-m",
+            &fixture("llama/smol"),
+            "-p",
+            "20000",
+            "-n",
+            "0",
+        ])
         .failed(1);
     assert!(error.starts_with("error: cannot measure: "), "{error}");
 }
