@@ -57,8 +57,15 @@ fn by_path(name: &str) -> Result<Option<Checkpoint>> {
 pub(crate) fn at_path(path: &Path) -> Checkpoint {
     // `.` and `..` have no name of their own.
     let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let name = full
-        .file_name()
+    let is_gguf = full
+        .extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    let name = if is_gguf {
+        full.file_stem()
+    } else {
+        full.file_name()
+    };
+    let name = name
         .unwrap_or(full.as_os_str())
         .to_string_lossy()
         .into_owned();
@@ -160,6 +167,12 @@ mod tests {
         let folder = place(root.path(), "some/model");
         let found = resolve(folder.to_str().unwrap()).unwrap();
         assert_eq!((found.name.as_str(), &found.path), ("model", &folder));
+        let file = folder.join("Some-Model.Q8_0.gguf");
+        fs::write(&file, "").unwrap();
+        assert_eq!(
+            resolve(file.to_str().unwrap()).unwrap().name,
+            "Some-Model.Q8_0"
+        );
     }
 
     #[test]

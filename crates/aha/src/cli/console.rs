@@ -4,7 +4,7 @@ use super::failure::{Failure, Outcome};
 use clap::builder::styling::{AnsiColor, Style};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal, Write};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const DIM: Style = Style::new().dimmed();
@@ -109,29 +109,28 @@ pub(crate) fn byte_bar(total: u64, with_rate: bool) -> ProgressBar {
     }
 }
 
-/// The progress of loading weights. It vanishes when it is done.
-pub(crate) struct LoadBar(ProgressBar);
+/// The progress of loading weights: appears when it begins and vanishes when it is done.
+pub(crate) struct LoadBar(Arc<OnceLock<ProgressBar>>);
 
 impl LoadBar {
     pub(crate) fn new() -> Self {
-        let bar = byte_bar(0, false);
-        bar.set_message("loading");
-        Self(bar)
+        Self(Arc::default())
     }
 
     pub(crate) fn callback(&self) -> impl Fn(u64, u64) + Send + Sync + 'static {
-        let bar = self.0.clone();
+        let bar = Arc::clone(&self.0);
         move |done, total| {
+            let bar = bar.get_or_init(|| byte_bar(total, false).with_message("loading"));
             bar.set_length(total);
             bar.set_position(done);
         }
     }
-}
 
-impl LoadBar {
     /// Takes the bar off the terminal.
     pub(crate) fn finish(&self) {
-        self.0.finish_and_clear();
+        if let Some(bar) = self.0.get() {
+            bar.finish_and_clear();
+        }
     }
 }
 

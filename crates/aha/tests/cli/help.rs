@@ -43,7 +43,7 @@ fn every_command_explains_itself() {
 fn the_overview_names_every_command() {
     let overview = help(&["--help"]);
     let listed = |command: &&str| overview.contains(&format!("\n  {command} "));
-    assert!(COMMANDS.iter().all(|command| listed(command)), "{overview}");
+    assert!(COMMANDS.iter().all(listed), "{overview}");
 }
 
 #[test]

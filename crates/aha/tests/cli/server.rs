@@ -15,19 +15,16 @@ struct Server {
 }
 
 impl Server {
-    /// Starts a server on a free port and waits until its model answers.
+    /// `aha serv` of a fixture under a name of its own.
     fn start(home: &Home, args: &[&str]) -> Self {
         let model = fixture("llama/smol");
-        let fixed = [
-            "serv",
-            "-m",
-            "A model (of sorts)",
-            "--weight-path",
-            &model,
-            "-p",
-            "0",
-        ];
-        let mut command = home.command(&[&fixed, args].concat());
+        let fixed = ["serv", "-m", "A model (of sorts)", "--weight-path", &model];
+        Self::start_command(home, &[&fixed, args].concat())
+    }
+
+    /// Starts a server on a free port and waits until its model answers.
+    fn start_command(home: &Home, args: &[&str]) -> Self {
+        let mut command = home.command(&[args, &["-p", "0"]].concat());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
@@ -206,4 +203,55 @@ fn what_cannot_be_served_ends_with_1() {
         error.starts_with("error: cannot load the model: "),
         "{error}"
     );
+}
+
+#[test]
+#[cfg(unix)]
+fn the_second_signal_ends_a_busy_server_at_once() {
+    let home = Home::new();
+    let mut server = Server::start(&home, &["--shutdown-grace", "600"]);
+    let body = r#"{"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8000,
+                   "ignore_eos": true, "stream": true}"#;
+    let mut stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    write!(
+        stream,
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    stream.read_exact(&mut [0; 400]).unwrap();
+    crate::support::signal(&server.child, "TERM");
+    let mut line = String::new();
+    let log = server.log.as_mut().unwrap();
+    while !line.contains("the next signal ends at once") {
+        line.clear();
+        assert_ne!(log.read_line(&mut line).unwrap(), 0, "the server ended");
+    }
+    crate::support::signal(&server.child, "TERM");
+    assert_eq!(server.wait().0, Some(143));
+}
+
+#[test]
+fn cli_serves_without_a_download_what_is_here() {
+    let home = Home::new();
+    let id = "HuggingFaceTB/SmolLM2-135M-Instruct";
+    home.install("llama/smol", id);
+    let other = home.path().join("other");
+    std::fs::rename(home.path().join("models"), &other).unwrap();
+    let args = [
+        "cli",
+        "-m",
+        "smollm2-135m",
+        "--save-dir",
+        other.to_str().unwrap(),
+    ];
+    let server = Server::start_command(&home, &args);
+    let (_, body) = server.get("/v1/models");
+    let models: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(models["data"][0]["id"], id);
+    let error = home
+        .run(&["cli", "-m", "smollm2-135m", "--log", "error"])
+        .failed(1);
+    assert!(error.contains("offline"), "{error}");
 }
