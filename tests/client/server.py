@@ -21,16 +21,15 @@ def free_port():
 
 
 class Server:
-    """A running `aha serv`; `arguments` are added to its command line."""
+    """A running `aha serv`, by default on a fixture; `arguments` are added to its command line."""
 
-    def __init__(self, *arguments, environment=None):
+    def __init__(self, *arguments, model=MODEL, weights=("--weight-path", str(FIXTURE)), dtype="f32"):
         self.port = free_port()
         self.base = "http://127.0.0.1:%d" % self.port
         binary = os.environ.get("AHA_BIN", str(ROOT / "target/release/aha"))
-        command = [binary, "serv", "-m", MODEL, "--weight-path", str(FIXTURE), "-p", str(self.port),
-                   "--dtype", "f32", "--device", "cpu", *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                        env=dict(os.environ, **(environment or {})))
+        command = [binary, "serv", "-m", model, *weights, "-p", str(self.port), "--dtype", dtype, "--device", "cpu",
+                   "--log", "warn", *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for _ in range(600):
             try:
                 if self.get("/health")[0] == 200:
@@ -63,14 +62,15 @@ class Server:
         return self.request(path, body, **options)
 
     def metrics(self):
-        """Prometheus values by name."""
-        lines = self.get("/metrics")[2].decode().splitlines()
-        return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and line[0] != "#"}
+        """Prometheus values by name, without their labels: there is one model."""
+        lines = [line for line in self.get("/metrics")[2].decode().splitlines() if line and line[0] != "#"]
+        return {line.split("{")[0].split(" ")[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
 
     def resident_bytes(self):
-        for line in open("/proc/%d/status" % self.process.pid):
-            if line.startswith("VmRSS"):
-                return int(line.split()[1]) * 1024
+        with open("/proc/%d/status" % self.process.pid, encoding="ascii") as status:
+            for line in status:
+                if line.startswith("VmRSS"):
+                    return int(line.split()[1]) * 1024
         raise AssertionError("no VmRSS")
 
     def stop(self):

@@ -83,7 +83,11 @@ impl Active {
             end_tokens.extend_from_slice(eos_token_ids);
         }
         Self {
-            sampler: Sampler::new(request.sampling.clone(), &request.prompt.token_ids, fallback_seed),
+            sampler: Sampler::new(
+                request.sampling.clone(),
+                &request.prompt.token_ids,
+                fallback_seed,
+            ),
             detokenizer: Detokenizer::new(tokenizer.clone(), request.output.skip_special_tokens),
             stops: StopMatcher::new(&request.stop.stop),
             tokenizer,
@@ -119,10 +123,17 @@ impl Active {
 
     /// Chooses the next token from its row of logits.
     pub(crate) fn choose(&mut self, logits: &[f32]) -> Result<Choice, InvalidLogits> {
-        let suppressed: &[u32] =
-            if self.generated < self.request.stop.min_tokens { &self.end_tokens } else { &[] };
+        let suppressed: &[u32] = if self.generated < self.request.stop.min_tokens {
+            &self.end_tokens
+        } else {
+            &[]
+        };
         let token = self.sampler.sample(logits, suppressed)?;
-        let scores = self.request.output.logprobs.map(|top| log_probabilities(logits, token, top));
+        let scores = self
+            .request
+            .output
+            .logprobs
+            .map(|top| log_probabilities(logits, token, top));
         Ok(Choice { token, scores })
     }
 
@@ -137,11 +148,17 @@ impl Active {
         let (text, matched) = self.stops.push(&piece);
         let (logprob, top_logprobs) = match choice.scores {
             None => (None, Vec::new()),
-            Some((own, top)) => {
-                (Some(self.named((choice.token, own))), top.into_iter().map(|scored| self.named(scored)).collect())
-            }
+            Some((own, top)) => (
+                Some(self.named((choice.token, own))),
+                top.into_iter().map(|scored| self.named(scored)).collect(),
+            ),
         };
-        let event = TokenEvent { token_id: choice.token, text, logprob, top_logprobs };
+        let event = TokenEvent {
+            token_id: choice.token,
+            text,
+            logprob,
+            top_logprobs,
+        };
         if self.sender.send(Event::Token(event)) == Progress::Ended {
             return Progress::Ended;
         }
@@ -155,8 +172,16 @@ impl Active {
     }
 
     fn named(&self, (token_id, logprob): Scored) -> TokenLogprob {
-        let bytes = self.tokenizer.token_bytes(token_id).unwrap_or_default().to_vec();
-        TokenLogprob { token_id, bytes, logprob }
+        let bytes = self
+            .tokenizer
+            .token_bytes(token_id)
+            .unwrap_or_default()
+            .to_vec();
+        TokenLogprob {
+            token_id,
+            bytes,
+            logprob,
+        }
     }
 
     fn finish(&mut self, mut reason: FinishReason, mut stop: Option<String>) -> Progress {

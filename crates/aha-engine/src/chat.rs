@@ -40,7 +40,11 @@ pub struct Message {
 impl Message {
     /// A message of one text part.
     pub fn text(role: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { role: role.into(), content: vec![Part::Text(text.into())], ..Self::default() }
+        Self {
+            role: role.into(),
+            content: vec![Part::Text(text.into())],
+            ..Self::default()
+        }
     }
 
     /// The text parts joined, as templates that expect a string need them.
@@ -84,6 +88,9 @@ impl Default for Chat {
 impl Chat {
     /// A conversation of one user turn.
     pub fn user(text: impl Into<String>) -> Self {
-        Self { messages: vec![Message::text("user", text)], ..Self::default() }
+        Self {
+            messages: vec![Message::text("user", text)],
+            ..Self::default()
+        }
     }
 }

@@ -96,7 +96,10 @@ impl Shared {
 
     pub(crate) fn begin_step(&self) {
         self.steps.fetch_add(1, Ordering::Relaxed);
-        self.step_began.store(self.started.elapsed().as_millis() as u64 + 1, Ordering::Release);
+        self.step_began.store(
+            self.started.elapsed().as_millis() as u64 + 1,
+            Ordering::Release,
+        );
     }
 
     pub(crate) fn end_step(&self) {
@@ -105,7 +108,10 @@ impl Shared {
 
     pub(crate) fn record_duration(&self, duration: Duration) {
         let old = self.average_request.load(Ordering::Relaxed);
-        self.average_request.store((old * 7 + duration.as_millis() as u64) / 8, Ordering::Relaxed);
+        self.average_request.store(
+            (old * 7 + duration.as_millis() as u64) / 8,
+            Ordering::Relaxed,
+        );
     }
 
     fn stuck(&self) -> bool {
@@ -174,18 +180,27 @@ impl Engine {
     ///
     /// Errors when the cache cannot hold a single sequence of reasonable length.
     pub fn start(model: TextModel, options: EngineOptions) -> Result<Self, EngineError> {
-        let TextModel { generator, processor, defaults } = model;
+        let TextModel {
+            generator,
+            processor,
+            defaults,
+        } = model;
         let bytes_per_token = generator.cache_spec().bytes_per_token();
         let own_context = generator.context_length();
-        let mut context_length = options.context_length.map_or(own_context, |asked| asked.min(own_context));
-        let cache_tokens = options
-            .cache_tokens
-            .unwrap_or_else(|| default_cache_tokens(bytes_per_token, context_length, options.max_sequences));
+        let mut context_length = options
+            .context_length
+            .map_or(own_context, |asked| asked.min(own_context));
+        let cache_tokens = options.cache_tokens.unwrap_or_else(|| {
+            default_cache_tokens(bytes_per_token, context_length, options.max_sequences)
+        });
         let num_blocks = cache_tokens / options.block_size.max(1);
         if options.block_size == 0 || num_blocks == 0 {
             return Err(EngineError::invalid(
                 "cache_tokens",
-                format!("a cache of {cache_tokens} tokens is smaller than a block of {}", options.block_size),
+                format!(
+                    "a cache of {cache_tokens} tokens is smaller than a block of {}",
+                    options.block_size
+                ),
             ));
         }
         let capacity = num_blocks * options.block_size;
@@ -203,7 +218,13 @@ impl Engine {
         let (commands, receiver) = std_mpsc::channel();
         let shared = Arc::new(Shared::new());
         let vocab_size = generator.vocab_size();
-        let worker = Worker::new(generator, num_blocks, options.clone(), receiver, shared.clone())?;
+        let worker = Worker::new(
+            generator,
+            num_blocks,
+            options.clone(),
+            receiver,
+            shared.clone(),
+        )?;
         let thread = std::thread::Builder::new()
             .name("aha-engine".to_owned())
             .spawn(move || worker.run())
@@ -258,7 +279,10 @@ impl Engine {
         let waiting = shared.waiting.fetch_add(1, Ordering::AcqRel);
         if waiting >= inner.options.queue_limit {
             shared.waiting.fetch_sub(1, Ordering::AcqRel);
-            return Err(EngineError::Overloaded { waiting, retry_after_seconds: self.expected_wait(waiting) });
+            return Err(EngineError::Overloaded {
+                waiting,
+                retry_after_seconds: self.expected_wait(waiting),
+            });
         }
         let (sender, receiver) = mpsc::channel(EVENT_BUFFER);
         let overrun = Arc::new(AtomicBool::new(false));
@@ -268,13 +292,25 @@ impl Engine {
             &inner.defaults.eos_token_ids,
             room,
             random_seed(),
-            EventSender { events: sender, overrun: overrun.clone() },
+            EventSender {
+                events: sender,
+                overrun: overrun.clone(),
+            },
         );
-        if inner.commands.send(Command::Submit(Box::new(active))).is_err() {
+        if inner
+            .commands
+            .send(Command::Submit(Box::new(active)))
+            .is_err()
+        {
             shared.waiting.fetch_sub(1, Ordering::AcqRel);
             return Err(EngineError::ShuttingDown);
         }
-        Ok(Generation { receiver, overrun, prompt_tokens, ended: false })
+        Ok(Generation {
+            receiver,
+            overrun,
+            prompt_tokens,
+            ended: false,
+        })
     }
 
     /// Whether a request would find a place in the queue now: a cheap question before the work of preparing one.
@@ -286,7 +322,10 @@ impl Engine {
         if !shared.alive.load(Ordering::Acquire) {
             Err(EngineError::ShuttingDown)
         } else if waiting >= self.inner.options.queue_limit {
-            Err(EngineError::Overloaded { waiting, retry_after_seconds: self.expected_wait(waiting) })
+            Err(EngineError::Overloaded {
+                waiting,
+                retry_after_seconds: self.expected_wait(waiting),
+            })
         } else {
             Ok(())
         }
@@ -320,7 +359,12 @@ impl Engine {
     pub fn shutdown(&self) {
         // The thread may be gone already; then there is nobody left to tell.
         let _ = self.inner.commands.send(Command::Shutdown);
-        let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .inner
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(thread) = thread
             && thread.join().is_err()
         {
@@ -376,9 +420,15 @@ impl Generation {
 }
 
 /// A quarter of the free memory, but no more than all sequences at full length, and never less than one block.
-fn default_cache_tokens(bytes_per_token: usize, context_length: usize, max_sequences: usize) -> usize {
+fn default_cache_tokens(
+    bytes_per_token: usize,
+    context_length: usize,
+    max_sequences: usize,
+) -> usize {
     let affordable = available_memory() / 4 / bytes_per_token.max(1);
-    affordable.min(context_length.saturating_mul(max_sequences)).max(1024)
+    affordable
+        .min(context_length.saturating_mul(max_sequences))
+        .max(1024)
 }
 
 /// A seed for requests that bring none.

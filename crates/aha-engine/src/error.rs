@@ -26,7 +26,9 @@ pub enum EngineError {
         completion_tokens: usize,
     },
     /// The queue is full.
-    #[error("the server is busy: {waiting} requests are waiting; try again in {retry_after_seconds} s")]
+    #[error(
+        "the server is busy: {waiting} requests are waiting; try again in {retry_after_seconds} s"
+    )]
     Overloaded {
         /// Requests in the queue.
         waiting: usize,
@@ -56,12 +58,17 @@ pub enum EngineError {
 impl EngineError {
     /// An invalid request with the field at fault.
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::InvalidRequest { param: Some(param.into()), message: message.into() }
+        Self::InvalidRequest {
+            param: Some(param.into()),
+            message: message.into(),
+        }
     }
 
     /// A fault of ours.
     pub fn internal(message: impl std::fmt::Display) -> Self {
-        Self::Internal { message: message.to_string() }
+        Self::Internal {
+            message: message.to_string(),
+        }
     }
 }
 

@@ -48,7 +48,9 @@ pub struct TextModel {
 
 impl fmt::Debug for TextModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TextModel").field("defaults", &self.defaults).finish_non_exhaustive()
+        f.debug_struct("TextModel")
+            .field("defaults", &self.defaults)
+            .finish_non_exhaustive()
     }
 }
 

@@ -31,17 +31,26 @@ pub struct TextProcessor {
 impl TextProcessor {
     /// A processor around a tokenizer and, where the model has one, its chat template.
     pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
-        Self { tokenizer: Arc::new(tokenizer), template: template.map(Arc::new) }
+        Self {
+            tokenizer: Arc::new(tokenizer),
+            template: template.map(Arc::new),
+        }
     }
 
     /// Reads the tokenizer's and the template's files in a checkpoint folder.
     pub fn from_folder(folder: &Path) -> Result<Self, ProcessorError> {
-        Ok(Self::new(Tokenizer::from_folder(folder)?, ChatTemplate::from_folder(folder)?))
+        Ok(Self::new(
+            Tokenizer::from_folder(folder)?,
+            ChatTemplate::from_folder(folder)?,
+        ))
     }
 
     /// Reads tokenizer and template out of a GGUF's metadata.
     pub fn from_gguf(metadata: &Metadata) -> Result<Self, ProcessorError> {
-        Ok(Self::new(Tokenizer::from_gguf(metadata)?, ChatTemplate::from_gguf(metadata)?))
+        Ok(Self::new(
+            Tokenizer::from_gguf(metadata)?,
+            ChatTemplate::from_gguf(metadata)?,
+        ))
     }
 
     /// The tokenizer.
@@ -61,7 +70,10 @@ impl TextProcessor {
     /// Renders a conversation through the template and tokenises it.
     pub fn prepare(&self, chat: &Chat) -> Result<Prompt, EngineError> {
         if chat.messages.is_empty() {
-            return Err(EngineError::invalid("messages", "`messages` must hold at least one message"));
+            return Err(EngineError::invalid(
+                "messages",
+                "`messages` must hold at least one message",
+            ));
         }
         let template = self.template.as_ref().ok_or_else(ChatTemplate::missing)?;
         let text = template.render(chat, self.tokenizer.special_tokens())?;
@@ -71,7 +83,10 @@ impl TextProcessor {
 
     /// Tokenises a plain text, with the special tokens that the tokenizer adds by itself.
     pub fn prepare_text(&self, text: &str) -> Result<Prompt, EngineError> {
-        Ok(Prompt { token_ids: self.tokenizer.encode(text, true)?, text: text.to_owned() })
+        Ok(Prompt {
+            token_ids: self.tokenizer.encode(text, true)?,
+            text: text.to_owned(),
+        })
     }
 
     /// Takes token ids as they are.
@@ -81,14 +96,28 @@ impl TextProcessor {
     }
 
     /// The parser of an answer to `chat`. With `keep_reasoning` the `<think>` block stays in the text.
-    pub fn output_parser(&self, chat: &Chat, prompt: &Prompt, keep_reasoning: bool) -> OutputParser {
-        let continued = chat.messages.last().filter(|_| chat.continue_final_message).map(Message::joined_text);
+    pub fn output_parser(
+        &self,
+        chat: &Chat,
+        prompt: &Prompt,
+        keep_reasoning: bool,
+    ) -> OutputParser {
+        let continued = chat
+            .messages
+            .last()
+            .filter(|_| chat.continue_final_message)
+            .map(Message::joined_text);
         let switches = OutputSwitches {
             separate_reasoning: !keep_reasoning,
             tools: !chat.tools.is_empty(),
             continued: continued.as_deref(),
         };
         let template = self.template.as_deref().map(ChatTemplate::text);
-        OutputParser::new(ParserOptions::decide(template, &self.tokenizer, &prompt.text, switches))
+        OutputParser::new(ParserOptions::decide(
+            template,
+            &self.tokenizer,
+            &prompt.text,
+            switches,
+        ))
     }
 }

@@ -49,7 +49,10 @@ impl Default for SamplingParams {
 impl SamplingParams {
     /// Greedy decoding.
     pub fn greedy() -> Self {
-        Self { temperature: 0.0, ..Self::default() }
+        Self {
+            temperature: 0.0,
+            ..Self::default()
+        }
     }
 }
 
@@ -79,7 +82,10 @@ pub struct OutputParams {
 
 impl Default for OutputParams {
     fn default() -> Self {
-        Self { logprobs: None, skip_special_tokens: true }
+        Self {
+            logprobs: None,
+            skip_special_tokens: true,
+        }
     }
 }
 
@@ -113,12 +119,20 @@ impl GenerationRequest {
             if value >= least && value <= most {
                 return Ok(());
             }
-            Err(EngineError::invalid(name, format!("`{name}` is {value}, but must be between {least} and {most}")))
+            Err(EngineError::invalid(
+                name,
+                format!("`{name}` is {value}, but must be between {least} and {most}"),
+            ))
         };
         within("temperature", sampling.temperature, 0.0, 100.0)?;
         within("top_p", sampling.top_p, f32::MIN_POSITIVE, 1.0)?;
         within("min_p", sampling.min_p, 0.0, 1.0)?;
-        within("repetition_penalty", sampling.repetition_penalty, 0.01, 100.0)?;
+        within(
+            "repetition_penalty",
+            sampling.repetition_penalty,
+            0.01,
+            100.0,
+        )?;
         within("presence_penalty", sampling.presence_penalty, -2.0, 2.0)?;
         within("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)?;
         for (token, bias) in &sampling.logit_bias {
@@ -129,16 +143,25 @@ impl GenerationRequest {
             known_token("stop_token_ids", *token, vocab_size)?;
         }
         if self.stop.max_tokens == Some(0) {
-            return Err(EngineError::invalid("max_tokens", "`max_tokens` must be at least 1"));
+            return Err(EngineError::invalid(
+                "max_tokens",
+                "`max_tokens` must be at least 1",
+            ));
         }
         if let Some(most) = self.stop.max_tokens
             && self.stop.min_tokens > most
         {
-            let message = format!("`min_tokens` is {}, more than the {most} of `max_tokens`", self.stop.min_tokens);
+            let message = format!(
+                "`min_tokens` is {}, more than the {most} of `max_tokens`",
+                self.stop.min_tokens
+            );
             return Err(EngineError::invalid("min_tokens", message));
         }
         if self.stop.stop.iter().any(String::is_empty) {
-            return Err(EngineError::invalid("stop", "a stop string must not be empty"));
+            return Err(EngineError::invalid(
+                "stop",
+                "a stop string must not be empty",
+            ));
         }
         if self.prompt.token_ids.is_empty() {
             return Err(EngineError::invalid("prompt", "the prompt has no tokens"));
@@ -154,5 +177,8 @@ fn known_token(param: &str, token: u32, vocab_size: usize) -> Result<(), EngineE
     if (token as usize) < vocab_size {
         return Ok(());
     }
-    Err(EngineError::invalid(param, format!("token {token} is not one of the model's {vocab_size}")))
+    Err(EngineError::invalid(
+        param,
+        format!("token {token} is not one of the model's {vocab_size}"),
+    ))
 }

@@ -11,14 +11,16 @@ pub(crate) type Scored = (u32, f32);
 
 /// Logits that no choice can be made from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the model produced logits that are not numbers (NaN or all infinite): the weights or the precision are at fault")]
-pub struct InvalidLogits;
+#[error(
+    "the model produced logits that are not numbers (NaN or all infinite): the weights or the precision are at fault"
+)]
+pub(crate) struct InvalidLogits;
 
 /// One request's choices: parameters, history and random stream.
 ///
 /// Nothing here depends on other requests of the batch, so the same seed gives the same text in any company.
 #[derive(Debug)]
-pub struct Sampler {
+pub(crate) struct Sampler {
     params: SamplingParams,
     random: Xoshiro256PlusPlus,
     prompt_tokens: HashSet<u32>,
@@ -28,11 +30,14 @@ pub struct Sampler {
 
 impl Sampler {
     /// Starts the random stream at `params.seed`, or at `fallback_seed` when the request has none.
-    pub fn new(params: SamplingParams, prompt: &[u32], fallback_seed: u64) -> Self {
+    pub(crate) fn new(params: SamplingParams, prompt: &[u32], fallback_seed: u64) -> Self {
         let seed = params.seed.unwrap_or(fallback_seed);
         // Only the repetition penalty looks at the prompt.
-        let prompt_tokens =
-            if params.repetition_penalty == 1.0 { HashSet::new() } else { prompt.iter().copied().collect() };
+        let prompt_tokens = if params.repetition_penalty == 1.0 {
+            HashSet::new()
+        } else {
+            prompt.iter().copied().collect()
+        };
         Self {
             params,
             random: Xoshiro256PlusPlus::seed_from_u64(seed),
@@ -43,7 +48,11 @@ impl Sampler {
     }
 
     /// Chooses a token. `suppressed` tokens cannot be chosen.
-    pub fn sample(&mut self, logits: &[f32], suppressed: &[u32]) -> Result<u32, InvalidLogits> {
+    pub(crate) fn sample(
+        &mut self,
+        logits: &[f32],
+        suppressed: &[u32],
+    ) -> Result<u32, InvalidLogits> {
         let mut scores = std::mem::take(&mut self.scratch);
         scores.clear();
         scores.extend_from_slice(logits);
@@ -69,7 +78,9 @@ impl Sampler {
         }
         if params.repetition_penalty != 1.0 {
             let seen = self.prompt_tokens.iter().chain(
-                self.output_counts.keys().filter(|token| !self.prompt_tokens.contains(token)),
+                self.output_counts
+                    .keys()
+                    .filter(|token| !self.prompt_tokens.contains(token)),
             );
             for token in seen {
                 if let Some(score) = scores.get_mut(*token as usize) {
@@ -114,13 +125,22 @@ impl Sampler {
             }
         }
         // Rounding can leave the point at the very end.
-        Ok(kept.iter().rev().find(|(_, weight)| *weight > 0.0).map_or(best, |(token, _)| *token))
+        Ok(kept
+            .iter()
+            .rev()
+            .find(|(_, weight)| *weight > 0.0)
+            .map_or(best, |(token, _)| *token))
     }
 
     /// The tokens that `top_k` and then `top_p` leave, with their unnormalised weights.
     fn candidates(&self, scores: &[f32], weight: &impl Fn(u32) -> f64) -> Vec<(u32, f64)> {
         let SamplingParams { top_k, top_p, .. } = self.params;
-        let weighted = |tokens: &[u32]| tokens.iter().map(|token| (*token, weight(*token))).collect::<Vec<_>>();
+        let weighted = |tokens: &[u32]| {
+            tokens
+                .iter()
+                .map(|token| (*token, weight(*token)))
+                .collect::<Vec<_>>()
+        };
         let mut tokens: Vec<u32> = (0..scores.len() as u32).collect();
         if top_k > 0 && top_k < tokens.len() {
             most_probable_first(&mut tokens, scores, top_k);
@@ -157,7 +177,11 @@ impl Sampler {
 
 /// Best first; equal scores by token id, so that the order is total and the same everywhere.
 fn by_score(scores: &[f32]) -> impl Fn(&u32, &u32) -> Ordering + '_ {
-    move |a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b))
+    move |a, b| {
+        scores[*b as usize]
+            .total_cmp(&scores[*a as usize])
+            .then(a.cmp(b))
+    }
 }
 
 /// Moves the `count` best tokens to the front, in order.
@@ -188,14 +212,21 @@ fn argmax(scores: &[f32]) -> Result<u32, InvalidLogits> {
 /// Log-probability of `token` and the `top` best tokens with theirs: log-softmax of the raw logits.
 pub(crate) fn log_probabilities(logits: &[f32], token: u32, top: usize) -> (f32, Vec<Scored>) {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from((logit - highest).exp())).sum();
+    let sum: f64 = logits
+        .iter()
+        .map(|logit| f64::from((logit - highest).exp()))
+        .sum();
     let log_sum = sum.ln() as f32 + highest;
     let mut best = Vec::new();
     if top > 0 {
         let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
         let top = top.min(tokens.len());
         most_probable_first(&mut tokens, logits, top);
-        best.extend(tokens[..top].iter().map(|token| (*token, logits[*token as usize] - log_sum)));
+        best.extend(
+            tokens[..top]
+                .iter()
+                .map(|token| (*token, logits[*token as usize] - log_sum)),
+        );
     }
     (logits[token as usize] - log_sum, best)
 }
@@ -205,7 +236,14 @@ mod tests {
     use super::*;
 
     fn sampler(params: SamplingParams) -> Sampler {
-        Sampler::new(SamplingParams { seed: Some(7), ..params }, &[], 0)
+        Sampler::new(
+            SamplingParams {
+                seed: Some(7),
+                ..params
+            },
+            &[],
+            0,
+        )
     }
 
     fn histogram(params: SamplingParams, logits: &[f32], draws: usize) -> Vec<usize> {
@@ -219,17 +257,30 @@ mod tests {
 
     #[test]
     fn draws_follow_the_distribution() {
-        let counts = histogram(SamplingParams::default(), &[0.0, (2f32).ln(), (5f32).ln()], 80_000);
+        let counts = histogram(
+            SamplingParams::default(),
+            &[0.0, (2f32).ln(), (5f32).ln()],
+            80_000,
+        );
         for (count, share) in counts.iter().zip([1.0, 2.0, 5.0]) {
-            assert!((*count as f64 / 80_000.0 - share / 8.0).abs() < 0.01, "{counts:?}");
+            assert!(
+                (*count as f64 / 80_000.0 - share / 8.0).abs() < 0.01,
+                "{counts:?}"
+            );
         }
     }
 
     #[test]
     fn temperature_sharpens() {
-        let params = SamplingParams { temperature: 0.5, ..Default::default() };
+        let params = SamplingParams {
+            temperature: 0.5,
+            ..Default::default()
+        };
         let counts = histogram(params, &[0.0, (3f32).ln()], 50_000);
-        assert!((counts[1] as f64 / 50_000.0 - 0.9).abs() < 0.01, "{counts:?}");
+        assert!(
+            (counts[1] as f64 / 50_000.0 - 0.9).abs() < 0.01,
+            "{counts:?}"
+        );
     }
 
     #[test]
@@ -239,17 +290,50 @@ mod tests {
             let counts = histogram(params, &logits, 4_000);
             counts.iter().map(|count| *count > 0).collect::<Vec<_>>()
         };
-        assert_eq!(support(SamplingParams { top_k: 2, ..Default::default() }), [true, true, false, false]);
-        assert_eq!(support(SamplingParams { top_p: 0.7, ..Default::default() }), [true, true, false, false]);
-        assert_eq!(support(SamplingParams { top_p: 0.81, ..Default::default() }), [true, true, true, false]);
-        assert_eq!(support(SamplingParams { min_p: 0.29, ..Default::default() }), [true, true, true, false]);
-        assert_eq!(support(SamplingParams { top_k: 1, ..Default::default() }), [true, false, false, false]);
+        assert_eq!(
+            support(SamplingParams {
+                top_k: 2,
+                ..Default::default()
+            }),
+            [true, true, false, false]
+        );
+        assert_eq!(
+            support(SamplingParams {
+                top_p: 0.7,
+                ..Default::default()
+            }),
+            [true, true, false, false]
+        );
+        assert_eq!(
+            support(SamplingParams {
+                top_p: 0.81,
+                ..Default::default()
+            }),
+            [true, true, true, false]
+        );
+        assert_eq!(
+            support(SamplingParams {
+                min_p: 0.29,
+                ..Default::default()
+            }),
+            [true, true, true, false]
+        );
+        assert_eq!(
+            support(SamplingParams {
+                top_k: 1,
+                ..Default::default()
+            }),
+            [true, false, false, false]
+        );
     }
 
     #[test]
     fn top_p_over_a_large_flat_vocabulary_is_exact() {
         let logits = vec![0.0f32; 5000];
-        let sampler = sampler(SamplingParams { top_p: 0.5, ..Default::default() });
+        let sampler = sampler(SamplingParams {
+            top_p: 0.5,
+            ..Default::default()
+        });
         assert_eq!(sampler.candidates(&logits, &|_| 1.0).len(), 2500);
     }
 
@@ -257,12 +341,27 @@ mod tests {
     fn penalties_and_bias_change_the_greedy_choice() {
         let greedy = SamplingParams::greedy();
         let logits = [1.0, 0.9, -1.0];
-        let mut repeated = Sampler::new(SamplingParams { repetition_penalty: 2.0, ..greedy.clone() }, &[0], 0);
+        let mut repeated = Sampler::new(
+            SamplingParams {
+                repetition_penalty: 2.0,
+                ..greedy.clone()
+            },
+            &[0],
+            0,
+        );
         assert_eq!(repeated.sample(&logits, &[]).unwrap(), 1);
-        let mut frequent = sampler(SamplingParams { frequency_penalty: 0.06, ..greedy.clone() });
-        let choices: Vec<u32> = (0..4).map(|_| frequent.sample(&logits, &[]).unwrap()).collect();
+        let mut frequent = sampler(SamplingParams {
+            frequency_penalty: 0.06,
+            ..greedy.clone()
+        });
+        let choices: Vec<u32> = (0..4)
+            .map(|_| frequent.sample(&logits, &[]).unwrap())
+            .collect();
         assert_eq!(choices, [0, 0, 1, 0]);
-        let mut biased = sampler(SamplingParams { logit_bias: vec![(2, 5.0)], ..greedy.clone() });
+        let mut biased = sampler(SamplingParams {
+            logit_bias: vec![(2, 5.0)],
+            ..greedy.clone()
+        });
         assert_eq!(biased.sample(&logits, &[]).unwrap(), 2);
         assert_eq!(sampler(greedy).sample(&logits, &[0]).unwrap(), 1);
     }
@@ -271,8 +370,17 @@ mod tests {
     fn the_same_seed_gives_the_same_choices() {
         let logits: Vec<f32> = (0..100).map(|i| (i as f32 * 0.37).sin()).collect();
         let draw = |seed| {
-            let mut sampler = Sampler::new(SamplingParams { seed: Some(seed), ..Default::default() }, &[], 0);
-            (0..50).map(|_| sampler.sample(&logits, &[]).unwrap()).collect::<Vec<_>>()
+            let mut sampler = Sampler::new(
+                SamplingParams {
+                    seed: Some(seed),
+                    ..Default::default()
+                },
+                &[],
+                0,
+            );
+            (0..50)
+                .map(|_| sampler.sample(&logits, &[]).unwrap())
+                .collect::<Vec<_>>()
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
@@ -280,9 +388,21 @@ mod tests {
 
     #[test]
     fn logits_that_are_no_numbers_are_an_error() {
-        assert!(sampler(SamplingParams::greedy()).sample(&[0.0, f32::NAN], &[]).is_err());
-        assert!(sampler(SamplingParams::greedy()).sample(&[f32::NEG_INFINITY; 2], &[]).is_err());
-        assert!(sampler(SamplingParams::default()).sample(&[f32::INFINITY, 0.0], &[]).is_err());
+        assert!(
+            sampler(SamplingParams::greedy())
+                .sample(&[0.0, f32::NAN], &[])
+                .is_err()
+        );
+        assert!(
+            sampler(SamplingParams::greedy())
+                .sample(&[f32::NEG_INFINITY; 2], &[])
+                .is_err()
+        );
+        assert!(
+            sampler(SamplingParams::default())
+                .sample(&[f32::INFINITY, 0.0], &[])
+                .is_err()
+        );
     }
 
     #[test]
@@ -290,7 +410,10 @@ mod tests {
         let (chosen, top) = log_probabilities(&[1.0, 2.0, 3.0], 0, 2);
         let z = (1f32.exp() + 2f32.exp() + 3f32.exp()).ln();
         assert!((chosen - (1.0 - z)).abs() < 1e-6);
-        assert_eq!(top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(
+            top.iter().map(|(token, _)| *token).collect::<Vec<_>>(),
+            [2, 1]
+        );
         assert!((top[0].1 - (3.0 - z)).abs() < 1e-6);
     }
 }

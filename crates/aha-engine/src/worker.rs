@@ -108,15 +108,22 @@ impl Worker {
         let id = self.next_id;
         self.next_id += 1;
         let prompt = active.prompt().to_vec();
-        let shareable = self.spec.shareable_prompt_len.is_none_or(|longest| prompt.len() <= longest);
+        let shareable = self
+            .spec
+            .shareable_prompt_len
+            .is_none_or(|longest| prompt.len() <= longest);
         self.scheduler.add(id, prompt, shareable);
         self.active.insert(id, *active);
         true
     }
 
     fn drop_cancelled(&mut self) {
-        let cancelled: Vec<SequenceId> =
-            self.active.iter().filter(|(_, active)| active.is_cancelled()).map(|(id, _)| *id).collect();
+        let cancelled: Vec<SequenceId> = self
+            .active
+            .iter()
+            .filter(|(_, active)| active.is_cancelled())
+            .map(|(id, _)| *id)
+            .collect();
         for id in cancelled {
             tracing::debug!(id, "cancelled: the receiver is gone");
             self.retire(id);
@@ -142,7 +149,9 @@ impl Worker {
             if let Some(active) = self.active.get_mut(id) {
                 active.admit(cached_tokens);
                 self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-                self.shared.prompt_tokens.fetch_add(active.prompt().len() as u64, Ordering::Relaxed);
+                self.shared
+                    .prompt_tokens
+                    .fetch_add(active.prompt().len() as u64, Ordering::Relaxed);
             }
         }
         self.publish_status();
@@ -172,7 +181,10 @@ impl Worker {
             .iter()
             .filter_map(|scheduled| {
                 let row = scheduled.logits?;
-                Some((scheduled.id, logits.get(row * vocab_size..(row + 1) * vocab_size)?))
+                Some((
+                    scheduled.id,
+                    logits.get(row * vocab_size..(row + 1) * vocab_size)?,
+                ))
             })
             .collect();
         // Choosing from a large vocabulary takes long enough to be worth all cores.
@@ -185,7 +197,9 @@ impl Worker {
             .map(|(id, active, row)| (id, active.choose(row)))
             .collect();
         for (id, choice) in chosen {
-            let Some(active) = self.active.get_mut(&id) else { continue };
+            let Some(active) = self.active.get_mut(&id) else {
+                continue;
+            };
             let progress = match choice {
                 Ok(choice) => {
                     self.shared.generated_tokens.fetch_add(1, Ordering::Relaxed);
@@ -210,7 +224,11 @@ impl Worker {
 
     /// Logits of the rows asked for, laid end to end.
     fn forward(&mut self, plan: &Plan) -> Result<Vec<f32>> {
-        let sequences = plan.scheduled.iter().map(|scheduled| scheduled.slice.clone()).collect();
+        let sequences = plan
+            .scheduled
+            .iter()
+            .map(|scheduled| scheduled.slice.clone())
+            .collect();
         let batch = Batch::new(
             &plan.token_ids,
             sequences,
@@ -240,8 +258,12 @@ impl Worker {
     /// cache.
     fn recover(&mut self) {
         let error = EngineError::internal("the model failed while computing this request");
-        let started: Vec<SequenceId> =
-            self.active.iter().filter(|(_, active)| active.is_admitted()).map(|(id, _)| *id).collect();
+        let started: Vec<SequenceId> = self
+            .active
+            .iter()
+            .filter(|(_, active)| active.is_admitted())
+            .map(|(id, _)| *id)
+            .collect();
         for id in started {
             if let Some(active) = self.active.get(&id) {
                 active.fail(error.clone());
@@ -249,7 +271,12 @@ impl Worker {
             self.retire(id);
         }
         let num_blocks = self.cache.num_blocks();
-        let rebuilt = Cache::new(&self.spec, num_blocks, self.options.block_size, self.generator.device());
+        let rebuilt = Cache::new(
+            &self.spec,
+            num_blocks,
+            self.options.block_size,
+            self.generator.device(),
+        );
         self.scheduler = new_scheduler(num_blocks, &self.options);
         let mut waiting: Vec<SequenceId> = self.active.keys().copied().collect();
         match rebuilt {
@@ -272,11 +299,19 @@ impl Worker {
     fn publish_status(&self) {
         let pool = self.scheduler.pool();
         let shared = &self.shared;
-        shared.running.store(self.scheduler.running(), Ordering::Relaxed);
-        shared.free_blocks.store(pool.available(), Ordering::Relaxed);
-        shared.cached_blocks.store(pool.evictable(), Ordering::Relaxed);
+        shared
+            .running
+            .store(self.scheduler.running(), Ordering::Relaxed);
+        shared
+            .free_blocks
+            .store(pool.available(), Ordering::Relaxed);
+        shared
+            .cached_blocks
+            .store(pool.evictable(), Ordering::Relaxed);
         shared.total_blocks.store(pool.total(), Ordering::Relaxed);
-        shared.preemptions.store(self.scheduler.preemptions(), Ordering::Relaxed);
+        shared
+            .preemptions
+            .store(self.scheduler.preemptions(), Ordering::Relaxed);
     }
 }
 

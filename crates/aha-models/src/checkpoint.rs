@@ -31,13 +31,20 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     /// On the CPU, in the precision that the checkpoint and the device agree on.
     fn default() -> Self {
-        Self { device: Device::Cpu, dtype: DtypeRequest::Auto, progress: None }
+        Self {
+            device: Device::Cpu,
+            dtype: DtypeRequest::Auto,
+            progress: None,
+        }
     }
 }
 
 impl std::fmt::Debug for LoadOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LoadOptions").field("device", &self.device).field("dtype", &self.dtype).finish()
+        f.debug_struct("LoadOptions")
+            .field("device", &self.device)
+            .field("dtype", &self.dtype)
+            .finish()
     }
 }
 
@@ -67,40 +74,64 @@ const LARGEST_JSON: u64 = 64 << 20;
 impl Checkpoint {
     /// Opens a checkpoint folder, a folder that holds one GGUF file, or a GGUF file.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        let not_one = |reason: &str| LoadError::NotACheckpoint { path: path.to_owned(), reason: reason.to_owned() };
+        let not_one = |reason: &str| LoadError::NotACheckpoint {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        };
         if path.is_file() {
-            if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            if path
+                .extension()
+                .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+            {
                 return Self::open_gguf(path);
             }
-            return Err(not_one("it is a file, but not a .gguf; give the folder that holds config.json"));
+            return Err(not_one(
+                "it is a file, but not a .gguf; give the folder that holds config.json",
+            ));
         }
         if !path.is_dir() {
             return Err(not_one("there is no such file or folder"));
         }
         if path.join(CONFIG).is_file() {
             let config = read_json(&path.join(CONFIG))?;
-            return Ok(Self { path: path.to_owned(), format: Format::Folder { config } });
+            return Ok(Self {
+                path: path.to_owned(),
+                format: Format::Folder { config },
+            });
         }
         match gguf_files(path)?.as_slice() {
-            [] => Err(not_one("the folder holds neither config.json nor a .gguf file")),
+            [] => Err(not_one(
+                "the folder holds neither config.json nor a .gguf file",
+            )),
             [file] => Self::open_gguf(file),
             several => Err(not_one(&format!(
                 "the folder holds {} .gguf files; name one of them: {}",
                 several.len(),
-                several.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ")
+                several
+                    .iter()
+                    .map(|file| file.display().to_string())
+                    .collect::<Vec<_>>()
+                    .join(", ")
             ))),
         }
     }
 
     fn open_gguf(path: &Path) -> Result<Self, LoadError> {
         let file = GgufFile::open(path)?;
-        if file.metadata.unsigned("split.count")?.is_some_and(|count| count > 1) {
+        if file
+            .metadata
+            .unsigned("split.count")?
+            .is_some_and(|count| count > 1)
+        {
             return Err(LoadError::config(
                 "split.count",
                 "the GGUF is one of several parts: join them with llama-gguf-split --merge first",
             ));
         }
-        Ok(Self { path: path.to_owned(), format: Format::Gguf(Arc::new(file)) })
+        Ok(Self {
+            path: path.to_owned(),
+            format: Format::Gguf(Arc::new(file)),
+        })
     }
 
     /// What was opened.
@@ -132,7 +163,10 @@ impl Checkpoint {
             }
             Format::Gguf(file) => {
                 let name = file.metadata.text("general.architecture")?.ok_or_else(|| {
-                    LoadError::config("general.architecture", "the GGUF does not say what model it holds")
+                    LoadError::config(
+                        "general.architecture",
+                        "the GGUF does not say what model it holds",
+                    )
                 })?;
                 Ok(Architecture::Gguf(name.to_owned()))
             }
@@ -175,8 +209,11 @@ impl Checkpoint {
         match &self.format {
             Format::Folder { config } => {
                 let path = self.path.join("generation_config.json");
-                let own: GenerationConfig =
-                    if path.is_file() { parse(&read_json(&path)?, &path)? } else { GenerationConfig::default() };
+                let own: GenerationConfig = if path.is_file() {
+                    parse(&read_json(&path)?, &path)?
+                } else {
+                    GenerationConfig::default()
+                };
                 let model: EosKey = parse(config, &self.path.join(CONFIG))?;
                 Ok(own.defaults(model.eos_token_id))
             }
@@ -187,7 +224,10 @@ impl Checkpoint {
                     eos.extend(id.and_then(|id| u32::try_from(id).ok()));
                 }
                 eos.dedup();
-                Ok(GenerationDefaults { eos_token_ids: eos, ..GenerationDefaults::default() })
+                Ok(GenerationDefaults {
+                    eos_token_ids: eos,
+                    ..GenerationDefaults::default()
+                })
             }
         }
     }
@@ -243,7 +283,11 @@ struct GenerationConfig {
 impl GenerationConfig {
     fn defaults(self, model_eos: Option<OneOrMany>) -> GenerationDefaults {
         let mut defaults = GenerationDefaults {
-            eos_token_ids: self.eos_token_id.or(model_eos).map(OneOrMany::into_vec).unwrap_or_default(),
+            eos_token_ids: self
+                .eos_token_id
+                .or(model_eos)
+                .map(OneOrMany::into_vec)
+                .unwrap_or_default(),
             ..GenerationDefaults::default()
         };
         let sampling = &mut defaults.sampling;
@@ -251,17 +295,25 @@ impl GenerationConfig {
         sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
         sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
         sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
-        sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
+        sampling.repetition_penalty = self
+            .repetition_penalty
+            .unwrap_or(sampling.repetition_penalty);
         defaults
     }
 }
 
 fn gguf_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    let io = |source| LoadError::Io { path: folder.to_owned(), source };
+    let io = |source| LoadError::Io {
+        path: folder.to_owned(),
+        source,
+    };
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(io)? {
         let path = entry.map_err(io)?.path();
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        if path
+            .extension()
+            .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+        {
             files.push(path);
         }
     }
@@ -270,14 +322,23 @@ fn gguf_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
 }
 
 fn read_json(path: &Path) -> Result<Value, LoadError> {
-    let io = |source| LoadError::Io { path: path.to_owned(), source };
+    let io = |source| LoadError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let length = fs::metadata(path).map_err(io)?.len();
-    let malformed =
-        |reason: String| LoadError::Json { path: path.to_owned(), field: ".".to_owned(), reason };
+    let malformed = |reason: String| LoadError::Json {
+        path: path.to_owned(),
+        field: ".".to_owned(),
+        reason,
+    };
     if length > LARGEST_JSON {
-        return Err(malformed(format!("{length} bytes is too large for a configuration")));
+        return Err(malformed(format!(
+            "{length} bytes is too large for a configuration"
+        )));
     }
-    serde_json::from_slice(&fs::read(path).map_err(io)?).map_err(|error| malformed(error.to_string()))
+    serde_json::from_slice(&fs::read(path).map_err(io)?)
+        .map_err(|error| malformed(error.to_string()))
 }
 
 fn parse<T: DeserializeOwned>(value: &Value, path: &Path) -> Result<T, LoadError> {

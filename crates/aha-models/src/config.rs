@@ -18,7 +18,8 @@ pub struct RopeKeys {
 impl RopeKeys {
     /// Base of the frequencies; 10000 where no key names it, as in the reference.
     pub fn theta(&self) -> f64 {
-        let nested = |scaling: &Option<RopeScaling>| scaling.as_ref().and_then(|scaling| scaling.rope_theta);
+        let nested =
+            |scaling: &Option<RopeScaling>| scaling.as_ref().and_then(|scaling| scaling.rope_theta);
         self.rope_theta
             .or_else(|| nested(&self.rope_parameters))
             .or_else(|| nested(&self.rope_scaling))
@@ -44,7 +45,10 @@ pub struct GgufKeys<'a> {
 impl<'a> GgufKeys<'a> {
     /// Keys `<architecture>.*` of `metadata`.
     pub fn new(metadata: &'a Metadata, architecture: &'a str) -> Self {
-        Self { metadata, architecture }
+        Self {
+            metadata,
+            architecture,
+        }
     }
 
     fn key(&self, name: &str) -> String {
@@ -64,7 +68,8 @@ impl<'a> GgufKeys<'a> {
 
     /// A required whole number.
     pub fn unsigned(&self, name: &str) -> Result<usize, LoadError> {
-        self.optional_unsigned(name)?.ok_or_else(|| LoadError::config(self.key(name), "the GGUF lacks it"))
+        self.optional_unsigned(name)?
+            .ok_or_else(|| LoadError::config(self.key(name), "the GGUF lacks it"))
     }
 
     /// A required number.
@@ -92,9 +97,14 @@ impl<'a> GgufKeys<'a> {
         let rope_scaling = match kind {
             None | Some("none") => None,
             Some(kind @ ("linear" | "yarn")) => Some(RopeScaling {
-                rope_type: if kind == "yarn" { RopeType::Yarn } else { RopeType::Linear },
+                rope_type: if kind == "yarn" {
+                    RopeType::Yarn
+                } else {
+                    RopeType::Linear
+                },
                 factor: self.metadata.float(&self.key("rope.scaling.factor"))?,
-                original_max_position_embeddings: self.optional_unsigned("rope.scaling.original_context_length")?,
+                original_max_position_embeddings: self
+                    .optional_unsigned("rope.scaling.original_context_length")?,
                 ..RopeScaling::default()
             }),
             Some(other) => {
@@ -102,6 +112,10 @@ impl<'a> GgufKeys<'a> {
                 return Err(LoadError::config(self.key("rope.scaling.type"), reason));
             }
         };
-        Ok(RopeKeys { rope_theta, rope_scaling, rope_parameters: None })
+        Ok(RopeKeys {
+            rope_theta,
+            rope_scaling,
+            rope_parameters: None,
+        })
     }
 }

@@ -43,7 +43,13 @@ pub struct DecoderConfig {
 impl DecoderConfig {
     /// Refuses sizes that no checkpoint has, before anything is allocated for them.
     fn validate(&self) -> std::result::Result<(), LoadError> {
-        let AttentionConfig { hidden_size, num_heads, num_kv_heads, head_dim, .. } = self.attention;
+        let AttentionConfig {
+            hidden_size,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            ..
+        } = self.attention;
         let bounded = [
             ("hidden_size", hidden_size, 1 << 20),
             ("intermediate_size", self.intermediate_size, 1 << 22),
@@ -52,22 +58,37 @@ impl DecoderConfig {
             ("num_key_value_heads", num_kv_heads, 1 << 14),
             ("head_dim", head_dim, 1 << 14),
             ("vocab_size", self.vocab_size, 1 << 24),
-            ("max_position_embeddings", self.max_position_embeddings, 1 << 30),
+            (
+                "max_position_embeddings",
+                self.max_position_embeddings,
+                1 << 30,
+            ),
         ];
         for (key, value, most) in bounded {
             if value == 0 || value > most {
-                return Err(LoadError::config(key, format!("{value} is not between 1 and {most}")));
+                return Err(LoadError::config(
+                    key,
+                    format!("{value} is not between 1 and {most}"),
+                ));
             }
         }
         if num_heads % num_kv_heads != 0 {
-            let reason = format!("{num_heads} query heads cannot share {num_kv_heads} key/value heads evenly");
+            let reason = format!(
+                "{num_heads} query heads cannot share {num_kv_heads} key/value heads evenly"
+            );
             return Err(LoadError::config("num_key_value_heads", reason));
         }
         if head_dim % 2 != 0 {
-            return Err(LoadError::config("head_dim", format!("{head_dim} is odd, but rotation pairs its values")));
+            return Err(LoadError::config(
+                "head_dim",
+                format!("{head_dim} is odd, but rotation pairs its values"),
+            ));
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
-            return Err(LoadError::config("rope_theta", format!("{} is not a positive number", self.rope_theta)));
+            return Err(LoadError::config(
+                "rope_theta",
+                format!("{} is not a positive number", self.rope_theta),
+            ));
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
             let reason = format!("{} is not a positive number", self.rms_norm_eps);
@@ -90,7 +111,11 @@ impl DecoderLayer {
     fn load(weights: &Weights, config: &DecoderConfig) -> aha_nn::weights::Result<Self> {
         let hidden_size = config.attention.hidden_size;
         Ok(Self {
-            input_layernorm: RmsNorm::load(&weights.pp("input_layernorm"), hidden_size, config.rms_norm_eps)?,
+            input_layernorm: RmsNorm::load(
+                &weights.pp("input_layernorm"),
+                hidden_size,
+                config.rms_norm_eps,
+            )?,
             self_attn: SelfAttention::load(&weights.pp("self_attn"), &config.attention)?,
             post_attention_layernorm: RmsNorm::load(
                 &weights.pp("post_attention_layernorm"),
@@ -115,9 +140,16 @@ impl DecoderLayer {
         batch: &Batch,
         cache: &mut KvCache,
     ) -> Result<Tensor> {
-        let attended = self.self_attn.forward(&self.input_layernorm.forward(hidden)?, rotation, batch, cache)?;
+        let attended = self.self_attn.forward(
+            &self.input_layernorm.forward(hidden)?,
+            rotation,
+            batch,
+            cache,
+        )?;
         let hidden = (hidden + attended)?;
-        let fed = self.mlp.forward(&self.post_attention_layernorm.forward(&hidden)?)?;
+        let fed = self
+            .mlp
+            .forward(&self.post_attention_layernorm.forward(&hidden)?)?;
         hidden + fed
     }
 }
@@ -144,7 +176,8 @@ impl Decoder {
         config.validate()?;
         let model = weights.pp("model");
         let hidden_size = config.attention.hidden_size;
-        let embed_tokens = Embedding::load(&model.pp("embed_tokens"), config.vocab_size, hidden_size)?;
+        let embed_tokens =
+            Embedding::load(&model.pp("embed_tokens"), config.vocab_size, hidden_size)?;
         let layers = (0..config.num_layers)
             .map(|index| DecoderLayer::load(&model.pp(format_args!("layers.{index}")), &config))
             .collect::<aha_nn::weights::Result<_>>()?;
@@ -153,7 +186,12 @@ impl Decoder {
         let lm_head = if config.tie_word_embeddings {
             embed_tokens.tied_head()
         } else {
-            Linear::load(&weights.pp("lm_head"), hidden_size, config.vocab_size, false)?
+            Linear::load(
+                &weights.pp("lm_head"),
+                hidden_size,
+                config.vocab_size,
+                false,
+            )?
         };
         let mut rotary = RotaryEmbedding::new(
             config.attention.head_dim,
@@ -172,7 +210,16 @@ impl Decoder {
         };
         weights.finish(known)?;
         let (dtype, device) = (weights.dtype(), weights.device().clone());
-        Ok(Self { embed_tokens, layers, norm, lm_head, rotary, config, dtype, device })
+        Ok(Self {
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            rotary,
+            config,
+            dtype,
+            device,
+        })
     }
 
     /// Embeddings of the batch's tokens, `[tokens, hidden_size]`.
@@ -208,9 +255,19 @@ impl Decoder {
 
 impl Generator for Decoder {
     fn cache_spec(&self) -> CacheSpec {
-        let AttentionConfig { num_kv_heads, head_dim, .. } = self.config.attention;
+        let AttentionConfig {
+            num_kv_heads,
+            head_dim,
+            ..
+        } = self.config.attention;
         CacheSpec {
-            layers: vec![LayerSpec::Attention { num_kv_heads, head_dim }; self.config.num_layers],
+            layers: vec![
+                LayerSpec::Attention {
+                    num_kv_heads,
+                    head_dim
+                };
+                self.config.num_layers
+            ],
             dtype: self.dtype,
             shareable_prompt_len: self.rotary.length_independent_up_to(),
         }

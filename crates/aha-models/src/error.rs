@@ -44,7 +44,9 @@ pub enum LoadError {
         reason: String,
     },
     /// The architecture is none of ours.
-    #[error("{path} holds `{found}`, which is not a supported architecture; supported: {supported}")]
+    #[error(
+        "{path} holds `{found}`, which is not a supported architecture; supported: {supported}"
+    )]
     UnknownArchitecture {
         /// The checkpoint.
         path: PathBuf,
@@ -73,6 +75,9 @@ pub enum LoadError {
 impl LoadError {
     /// A value of the configuration that cannot be used.
     pub fn config(key: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Config { key: key.into(), reason: reason.into() }
+        Self::Config {
+            key: key.into(),
+            reason: reason.into(),
+        }
     }
 }

@@ -29,31 +29,40 @@ impl Family {
     /// The family of a checkpoint, by what its configuration says.
     pub fn of(checkpoint: &Checkpoint) -> Result<&'static Self, LoadError> {
         let architecture = checkpoint.architecture()?;
-        FAMILIES.iter().find(|family| family.matches(&architecture)).ok_or_else(|| {
-            let found = match architecture {
-                Architecture::Gguf(name) => name,
-                Architecture::Config { architectures, model_type } if architectures.is_empty() => model_type,
-                Architecture::Config { architectures, .. } => architectures.join(", "),
-            };
-            let supported: Vec<&str> =
-                FAMILIES.iter().flat_map(|family| family.architectures.iter().copied()).collect();
-            LoadError::UnknownArchitecture {
-                path: checkpoint.path().to_owned(),
-                found,
-                supported: supported.join(", "),
-            }
-        })
+        FAMILIES
+            .iter()
+            .find(|family| family.matches(&architecture))
+            .ok_or_else(|| {
+                let found = match architecture {
+                    Architecture::Gguf(name) => name,
+                    Architecture::Config {
+                        architectures,
+                        model_type,
+                    } if architectures.is_empty() => model_type,
+                    Architecture::Config { architectures, .. } => architectures.join(", "),
+                };
+                let supported: Vec<&str> = FAMILIES
+                    .iter()
+                    .flat_map(|family| family.architectures.iter().copied())
+                    .collect();
+                LoadError::UnknownArchitecture {
+                    path: checkpoint.path().to_owned(),
+                    found,
+                    supported: supported.join(", "),
+                }
+            })
     }
 
     fn matches(&self, architecture: &Architecture) -> bool {
         match architecture {
             Architecture::Gguf(name) => self.gguf_architectures.contains(&name.as_str()),
-            Architecture::Config { architectures, model_type } if architectures.is_empty() => {
-                self.model_types.contains(&model_type.as_str())
-            }
-            Architecture::Config { architectures, .. } => {
-                architectures.iter().any(|name| self.architectures.contains(&name.as_str()))
-            }
+            Architecture::Config {
+                architectures,
+                model_type,
+            } if architectures.is_empty() => self.model_types.contains(&model_type.as_str()),
+            Architecture::Config { architectures, .. } => architectures
+                .iter()
+                .any(|name| self.architectures.contains(&name.as_str())),
         }
     }
 }

@@ -68,8 +68,16 @@ mod tests {
         let mut names = HashSet::new();
         for release in RELEASES {
             assert!(names.insert(release.id.to_lowercase()), "{}", release.id);
-            assert!(names.insert(release.alias.to_lowercase()), "{}", release.alias);
-            assert!(FAMILIES.iter().any(|family| family.slug == release.family), "{}", release.family);
+            assert!(
+                names.insert(release.alias.to_lowercase()),
+                "{}",
+                release.alias
+            );
+            assert!(
+                FAMILIES.iter().any(|family| family.slug == release.family),
+                "{}",
+                release.family
+            );
         }
     }
 

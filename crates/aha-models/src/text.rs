@@ -5,7 +5,10 @@ use crate::error::LoadError;
 use aha_engine::{Generator, LoadedModel, TextModel, TextProcessor};
 
 /// Joins a loaded decoder with the checkpoint's tokenizer, chat template and generation defaults.
-pub fn text_model(checkpoint: &Checkpoint, generator: Box<dyn Generator>) -> Result<LoadedModel, LoadError> {
+pub fn text_model(
+    checkpoint: &Checkpoint,
+    generator: Box<dyn Generator>,
+) -> Result<LoadedModel, LoadError> {
     let processor = match checkpoint.format() {
         Format::Folder { .. } => TextProcessor::from_folder(checkpoint.path())?,
         Format::Gguf(file) => TextProcessor::from_gguf(&file.metadata)?,
@@ -18,5 +21,9 @@ pub fn text_model(checkpoint: &Checkpoint, generator: Box<dyn Generator>) -> Res
         ));
     }
     let defaults = checkpoint.generation_defaults()?;
-    Ok(LoadedModel::Text(TextModel { generator, processor, defaults }))
+    Ok(LoadedModel::Text(TextModel {
+        generator,
+        processor,
+        defaults,
+    }))
 }

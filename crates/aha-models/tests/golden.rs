@@ -1,10 +1,16 @@
 //! Every family against its reference implementation: prompts, stages, tokens and log-probabilities.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
+use aha_engine::{EngineOptions, FinishReason};
 use aha_models::decoder::Decoder;
 use aha_models::{Checkpoint, LoadError, LoadOptions, llama, qwen3};
-use aha_engine::{EngineOptions, FinishReason};
 use aha_nn::batch::{Batch, SequenceSlice};
 use aha_nn::cache::Cache;
 use aha_nn::weights::{Placement, Weights};
@@ -22,9 +28,17 @@ fn prompts_equal_the_reference_token_by_token() {
             let name = format!("{} {}", folder.display(), case["name"]);
             let prompt = processor.prepare(&chat(&case["request"])).unwrap();
             let expect = &case["expect"];
-            assert_eq!(prompt.text, expect["prompt_text"].as_str().unwrap(), "{name}");
-            let ids: Vec<u32> =
-                expect["prompt_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+            assert_eq!(
+                prompt.text,
+                expect["prompt_text"].as_str().unwrap(),
+                "{name}"
+            );
+            let ids: Vec<u32> = expect["prompt_ids"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|id| id.as_u64().unwrap() as u32)
+                .collect();
             assert_eq!(prompt.token_ids, ids, "{name}");
         }
     }
@@ -46,21 +60,44 @@ fn greedy_answers_equal_the_reference_with_their_log_probabilities() {
             assert_eq!(answer.tokens.len(), steps.len(), "{name}");
             let tolerance = case["tolerance"]["logprob"].as_f64().unwrap();
             for (token, step) in answer.tokens.iter().zip(steps) {
-                assert_eq!(u64::from(token.token_id), step["id"].as_u64().unwrap(), "{name}");
+                assert_eq!(
+                    u64::from(token.token_id),
+                    step["id"].as_u64().unwrap(),
+                    "{name}"
+                );
                 let logprob = token.logprob.as_ref().unwrap();
-                let bytes: Vec<u8> =
-                    step["bytes"].as_array().unwrap().iter().map(|byte| byte.as_u64().unwrap() as u8).collect();
+                let bytes: Vec<u8> = step["bytes"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|byte| byte.as_u64().unwrap() as u8)
+                    .collect();
                 assert_eq!(logprob.bytes, bytes, "{name}");
                 let gap = (f64::from(logprob.logprob) - step["logprob"].as_f64().unwrap()).abs();
                 assert!(gap <= tolerance, "{name}: log-probability differs by {gap}");
-                for (top, want) in token.top_logprobs.iter().zip(step["top"].as_array().unwrap()) {
+                for (top, want) in token
+                    .top_logprobs
+                    .iter()
+                    .zip(step["top"].as_array().unwrap())
+                {
                     let gap = (f64::from(top.logprob) - want[1].as_f64().unwrap()).abs();
-                    assert!(gap <= tolerance, "{name}: a top log-probability differs by {gap}");
+                    assert!(
+                        gap <= tolerance,
+                        "{name}: a top log-probability differs by {gap}"
+                    );
                 }
             }
             let stopped = expect["finish_reason"] == "stop";
-            assert_eq!(answer.finished.reason == FinishReason::Stop, stopped, "{name}");
-            assert_eq!(answer.finished.usage.completion_tokens, steps.len() + usize::from(stopped), "{name}");
+            assert_eq!(
+                answer.finished.reason == FinishReason::Stop,
+                stopped,
+                "{name}"
+            );
+            assert_eq!(
+                answer.finished.usage.completion_tokens,
+                steps.len() + usize::from(stopped),
+                "{name}"
+            );
         }
     }
 }
@@ -69,7 +106,10 @@ type LoadDecoder = fn(&Checkpoint, &LoadOptions) -> Result<Decoder, LoadError>;
 
 #[test]
 fn hidden_states_equal_the_reference_layer_by_layer() {
-    let variants: [(&str, LoadDecoder); 2] = [("qwen3/sharded", qwen3::decoder), ("llama/llama3", llama::decoder)];
+    let variants: [(&str, LoadDecoder); 2] = [
+        ("qwen3/sharded", qwen3::decoder),
+        ("llama/llama3", llama::decoder),
+    ];
     for (name, load) in variants {
         let folder = fixture(name);
         let decoder = load(&Checkpoint::open(&folder).unwrap(), &support::f32_options()).unwrap();
@@ -82,8 +122,13 @@ fn check_stages(decoder: &Decoder, path: &Path) {
     use aha_engine::Generator;
     let stages = Weights::open(path, Placement::cpu()).unwrap();
     let stage = |name: &str| {
-        let stored = stages.catalog().load(name).unwrap_or_else(|| panic!("no stage {name}"));
-        stored.to_tensor(stored.stored().dtype().unwrap(), &Device::Cpu).unwrap()
+        let stored = stages
+            .catalog()
+            .load(name)
+            .unwrap_or_else(|| panic!("no stage {name}"));
+        stored
+            .to_tensor(stored.stored().dtype().unwrap(), &Device::Cpu)
+            .unwrap()
     };
     let ids: Vec<u32> = stage("input_ids")
         .flatten_all()
@@ -111,11 +156,21 @@ fn check_stages(decoder: &Decoder, path: &Path) {
     for (index, (layer, cache)) in layers.iter().zip(cache.layers_mut()).enumerate() {
         hidden = layer.forward(&hidden, &rotation, &batch, cache).unwrap();
         if index + 1 < layers.len() {
-            close(&hidden, &stage(&format!("hidden.{}", index + 1)), 1e-4, &format!("layer {index}"));
+            close(
+                &hidden,
+                &stage(&format!("hidden.{}", index + 1)),
+                1e-4,
+                &format!("layer {index}"),
+            );
         }
     }
     let normed = decoder.final_norm(&hidden).unwrap();
-    close(&normed, &stage(&format!("hidden.{}", layers.len())), 1e-4, "final norm");
+    close(
+        &normed,
+        &stage(&format!("hidden.{}", layers.len())),
+        1e-4,
+        "final norm",
+    );
 
     let mut fresh = Cache::new(&decoder.cache_spec(), blocks, 16, &Device::Cpu).unwrap();
     let logits = decoder.forward(&batch, &mut fresh).unwrap();
@@ -126,6 +181,10 @@ fn close(got: &Tensor, want: &Tensor, tolerance: f32, what: &str) {
     let got: Vec<f32> = got.flatten_all().unwrap().to_vec1().unwrap();
     let want: Vec<f32> = want.flatten_all().unwrap().to_vec1().unwrap();
     assert_eq!(got.len(), want.len(), "{what}");
-    let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f32::max);
+    let worst = got
+        .iter()
+        .zip(&want)
+        .map(|(a, b)| (a - b).abs() / b.abs().max(1.0))
+        .fold(0.0, f32::max);
     assert!(worst <= tolerance, "{what}: differs by {worst}");
 }

@@ -1,8 +1,16 @@
 //! What must not depend on company, chunks or caches.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
-use aha_engine::{Engine, EngineError, EngineOptions, FinishReason, GenerationRequest, SamplingParams, StopParams};
+use aha_engine::{
+    Engine, EngineError, EngineOptions, FinishReason, GenerationRequest, SamplingParams, StopParams,
+};
 use support::{Answer, collect, engine, fixture, greedy, run, wait_until_idle};
 
 const VARIANTS: [&str; 3] = ["qwen3/sharded", "qwen3/untied-yarn", "llama/llama3"];
@@ -25,11 +33,22 @@ fn chunks_of_any_size_give_the_same_bits() {
     for variant in VARIANTS {
         let mut expected = None;
         for max_batch_tokens in [1, 3, 16, 1000] {
-            let options = EngineOptions { max_batch_tokens, prefix_cache: false, ..EngineOptions::default() };
+            let options = EngineOptions {
+                max_batch_tokens,
+                prefix_cache: false,
+                ..EngineOptions::default()
+            };
             let engine = engine(&fixture(variant), options);
-            let answers: Vec<Answer> = requests(&engine, 3).into_iter().map(|request| run(&engine, request)).collect();
+            let answers: Vec<Answer> = requests(&engine, 3)
+                .into_iter()
+                .map(|request| run(&engine, request))
+                .collect();
             let found = fingerprints(&answers);
-            assert_eq!(*expected.get_or_insert_with(|| found.clone()), found, "{variant}, {max_batch_tokens} a step");
+            assert_eq!(
+                *expected.get_or_insert_with(|| found.clone()),
+                found,
+                "{variant}, {max_batch_tokens} a step"
+            );
         }
     }
 }
@@ -37,10 +56,21 @@ fn chunks_of_any_size_give_the_same_bits() {
 #[test]
 fn company_does_not_change_an_answer() {
     for variant in VARIANTS {
-        let engine = engine(&fixture(variant), EngineOptions { max_batch_tokens: 40, ..EngineOptions::default() });
-        let alone: Vec<Answer> = requests(&engine, 16).into_iter().map(|request| run(&engine, request)).collect();
-        let together: Vec<_> =
-            requests(&engine, 16).into_iter().map(|request| engine.submit(request).unwrap()).collect();
+        let engine = engine(
+            &fixture(variant),
+            EngineOptions {
+                max_batch_tokens: 40,
+                ..EngineOptions::default()
+            },
+        );
+        let alone: Vec<Answer> = requests(&engine, 16)
+            .into_iter()
+            .map(|request| run(&engine, request))
+            .collect();
+        let together: Vec<_> = requests(&engine, 16)
+            .into_iter()
+            .map(|request| engine.submit(request).unwrap())
+            .collect();
         let together: Vec<Answer> = together.into_iter().map(collect).collect();
         assert_eq!(fingerprints(&alone), fingerprints(&together), "{variant}");
     }
@@ -50,32 +80,61 @@ fn company_does_not_change_an_answer() {
 fn a_crowded_cache_delays_but_does_not_change_answers() {
     let path = fixture(VARIANTS[0]);
     let roomy = engine(&path, EngineOptions::default());
-    let expected: Vec<Answer> = requests(&roomy, 24).into_iter().map(|request| run(&roomy, request)).collect();
-    let crowded = engine(&path, EngineOptions { cache_tokens: Some(192), ..EngineOptions::default() });
-    let generations: Vec<_> =
-        requests(&crowded, 24).into_iter().map(|request| crowded.submit(request).unwrap()).collect();
+    let expected: Vec<Answer> = requests(&roomy, 24)
+        .into_iter()
+        .map(|request| run(&roomy, request))
+        .collect();
+    let crowded = engine(
+        &path,
+        EngineOptions {
+            cache_tokens: Some(192),
+            ..EngineOptions::default()
+        },
+    );
+    let generations: Vec<_> = requests(&crowded, 24)
+        .into_iter()
+        .map(|request| crowded.submit(request).unwrap())
+        .collect();
     let answers: Vec<Answer> = generations.into_iter().map(collect).collect();
     assert_eq!(fingerprints(&expected), fingerprints(&answers));
-    assert!(crowded.status().preemptions > 0, "the cache was meant to be too small for all");
+    assert!(
+        crowded.status().preemptions > 0,
+        "the cache was meant to be too small for all"
+    );
 }
 
 #[test]
 fn the_prefix_cache_saves_work_and_changes_nothing() {
     for variant in VARIANTS {
         let path = fixture(variant);
-        let without = engine(&path, EngineOptions { prefix_cache: false, ..EngineOptions::default() });
+        let without = engine(
+            &path,
+            EngineOptions {
+                prefix_cache: false,
+                ..EngineOptions::default()
+            },
+        );
         let with = engine(&path, EngineOptions::default());
         let prompt = "the same long beginning of every prompt, many words long, 你好 🙂 ".repeat(4);
         for end in ["alpha", "beta", "alpha", "alpha and more"] {
             let request = |engine: &Engine| {
-                greedy(engine.processor().prepare_text(&format!("{prompt}{end}")).unwrap(), 8)
+                greedy(
+                    engine
+                        .processor()
+                        .prepare_text(&format!("{prompt}{end}"))
+                        .unwrap(),
+                    8,
+                )
             };
             let plain = run(&without, request(&without));
             let cached = run(&with, request(&with));
             assert_eq!(plain.fingerprint(), cached.fingerprint(), "{variant} {end}");
             assert_eq!(plain.finished.usage.cached_tokens, 0);
         }
-        let again = run(&with, greedy(with.processor().prepare_text(&prompt).unwrap(), 2));
+        let again = run(
+            &with,
+            greedy(with.processor().prepare_text(&prompt).unwrap(), 2),
+        );
         let usage = again.finished.usage;
         assert!(usage.cached_tokens + 32 > usage.prompt_tokens, "{usage:?}");
         assert!(usage.cached_tokens < usage.prompt_tokens, "{usage:?}");
@@ -85,19 +144,41 @@ fn the_prefix_cache_saves_work_and_changes_nothing() {
 #[test]
 fn an_answer_reused_as_prompt_finds_its_own_blocks() {
     let engine = engine(&fixture(VARIANTS[0]), EngineOptions::default());
-    let first = run(&engine, greedy(engine.processor().prepare_text("stone").unwrap(), 60));
+    let first = run(
+        &engine,
+        greedy(engine.processor().prepare_text("stone").unwrap(), 60),
+    );
     let mut ids = engine.processor().prepare_text("stone").unwrap().token_ids;
     ids.extend(first.ids());
-    let second = run(&engine, greedy(engine.processor().prepare_tokens(ids.clone()), 4));
-    assert!(second.finished.usage.cached_tokens >= 48, "{:?}", second.finished.usage);
-    let fresh = support::engine(&fixture(VARIANTS[0]), EngineOptions { prefix_cache: false, ..Default::default() });
+    let second = run(
+        &engine,
+        greedy(engine.processor().prepare_tokens(ids.clone()), 4),
+    );
+    assert!(
+        second.finished.usage.cached_tokens >= 48,
+        "{:?}",
+        second.finished.usage
+    );
+    let fresh = support::engine(
+        &fixture(VARIANTS[0]),
+        EngineOptions {
+            prefix_cache: false,
+            ..Default::default()
+        },
+    );
     let plain = run(&fresh, greedy(fresh.processor().prepare_tokens(ids), 4));
     assert_eq!(plain.fingerprint(), second.fingerprint());
 }
 
 #[test]
 fn cancelled_requests_leave_every_block_free() {
-    let engine = engine(&fixture(VARIANTS[0]), EngineOptions { max_batch_tokens: 32, ..EngineOptions::default() });
+    let engine = engine(
+        &fixture(VARIANTS[0]),
+        EngineOptions {
+            max_batch_tokens: 32,
+            ..EngineOptions::default()
+        },
+    );
     let expected = run(&engine, requests(&engine, 1).remove(0));
     let before = engine.status();
     assert_eq!(before.free_blocks, before.total_blocks);
@@ -118,7 +199,10 @@ fn cancelled_requests_leave_every_block_free() {
         drop(generations);
         wait_until_idle(&engine);
         let status = engine.status();
-        assert_eq!(status.free_blocks, status.total_blocks, "round {round}: {status:?}");
+        assert_eq!(
+            status.free_blocks, status.total_blocks,
+            "round {round}: {status:?}"
+        );
     }
     let after = run(&engine, requests(&engine, 1).remove(0));
     assert_eq!(expected.fingerprint(), after.fingerprint());
@@ -129,13 +213,19 @@ fn a_seed_gives_the_same_text_in_any_company() {
     let engine = engine(&fixture(VARIANTS[0]), EngineOptions::default());
     let sampled = |seed| {
         let mut request = requests(&engine, 1).remove(0);
-        request.sampling = SamplingParams { seed: Some(seed), temperature: 1.3, top_p: 0.95, ..Default::default() };
+        request.sampling = SamplingParams {
+            seed: Some(seed),
+            temperature: 1.3,
+            top_p: 0.95,
+            ..Default::default()
+        };
         request.stop.max_tokens = Some(20);
         request
     };
     let alone = run(&engine, sampled(11));
-    let company: Vec<_> =
-        (0..12).map(|seed| engine.submit(sampled(seed)).unwrap()).collect();
+    let company: Vec<_> = (0..12)
+        .map(|seed| engine.submit(sampled(seed)).unwrap())
+        .collect();
     let company: Vec<Answer> = company.into_iter().map(collect).collect();
     assert_eq!(alone.fingerprint(), company[11].fingerprint());
     assert_ne!(company[3].ids(), company[4].ids());
@@ -148,7 +238,10 @@ fn the_stream_is_the_whole_text() {
         for mut request in requests(&engine, 6) {
             request.stop.max_tokens = Some(40);
             let answer = run(&engine, request);
-            assert_eq!(answer.text, engine.processor().tokenizer().decode(&answer.ids(), true));
+            assert_eq!(
+                answer.text,
+                engine.processor().tokenizer().decode(&answer.ids(), true)
+            );
         }
     }
 }
@@ -176,7 +269,10 @@ fn stop_tokens_end_and_min_tokens_delays_them() {
     let free = run(&engine, request.clone());
     let stop = free.ids()[4];
     let first = free.ids().iter().position(|id| *id == stop).unwrap();
-    request.stop = StopParams { stop_token_ids: vec![stop], ..request.stop };
+    request.stop = StopParams {
+        stop_token_ids: vec![stop],
+        ..request.stop
+    };
     let stopped = run(&engine, request.clone());
     assert_eq!(stopped.ids(), free.ids()[..first]);
     assert_eq!(stopped.finished.reason, FinishReason::Stop);
@@ -188,7 +284,10 @@ fn stop_tokens_end_and_min_tokens_delays_them() {
 
 #[test]
 fn the_context_is_used_to_its_last_token_and_not_beyond() {
-    let options = EngineOptions { context_length: Some(64), ..EngineOptions::default() };
+    let options = EngineOptions {
+        context_length: Some(64),
+        ..EngineOptions::default()
+    };
     let engine = engine(&fixture(VARIANTS[0]), options);
     let prompt = |len: usize| engine.processor().prepare_tokens((0..len as u32).collect());
     let mut open_ended = greedy(prompt(60), 1);
@@ -198,13 +297,24 @@ fn the_context_is_used_to_its_last_token_and_not_beyond() {
     assert_eq!(answer.finished.reason, FinishReason::Length);
     assert_eq!(run(&engine, greedy(prompt(63), 1)).ids().len(), 1);
     let error = engine.submit(greedy(prompt(64), 1)).unwrap_err();
-    assert!(matches!(error, EngineError::ContextLengthExceeded { context_length: 64, prompt_tokens: 64, .. }));
+    assert!(matches!(
+        error,
+        EngineError::ContextLengthExceeded {
+            context_length: 64,
+            prompt_tokens: 64,
+            ..
+        }
+    ));
     assert!(engine.submit(greedy(prompt(60), 5)).is_err());
 }
 
 #[test]
 fn a_full_queue_refuses_and_recovers() {
-    let options = EngineOptions { queue_limit: 2, max_sequences: 1, ..EngineOptions::default() };
+    let options = EngineOptions {
+        queue_limit: 2,
+        max_sequences: 1,
+        ..EngineOptions::default()
+    };
     let engine = engine(&fixture(VARIANTS[0]), options);
     let mut accepted = Vec::new();
     let mut refused = 0;
@@ -212,7 +322,10 @@ fn a_full_queue_refuses_and_recovers() {
         request.stop.max_tokens = Some(200);
         match engine.submit(request) {
             Ok(generation) => accepted.push(generation),
-            Err(EngineError::Overloaded { retry_after_seconds, .. }) => {
+            Err(EngineError::Overloaded {
+                retry_after_seconds,
+                ..
+            }) => {
                 assert!(retry_after_seconds >= 1);
                 refused += 1;
             }
@@ -239,9 +352,15 @@ fn values_out_of_range_are_refused_by_name() {
         }
     };
     assert_eq!(refused(|r| r.sampling.temperature = -1.0), "temperature");
-    assert_eq!(refused(|r| r.sampling.temperature = f32::NAN), "temperature");
+    assert_eq!(
+        refused(|r| r.sampling.temperature = f32::NAN),
+        "temperature"
+    );
     assert_eq!(refused(|r| r.sampling.top_p = 0.0), "top_p");
-    assert_eq!(refused(|r| r.sampling.logit_bias = vec![(1_000_000_000, 1.0)]), "logit_bias");
+    assert_eq!(
+        refused(|r| r.sampling.logit_bias = vec![(1_000_000_000, 1.0)]),
+        "logit_bias"
+    );
     assert_eq!(refused(|r| r.stop.max_tokens = Some(0)), "max_tokens");
     assert_eq!(refused(|r| r.stop.stop = vec![String::new()]), "stop");
     assert_eq!(refused(|r| r.prompt.token_ids.clear()), "prompt");
@@ -260,6 +379,15 @@ fn shutdown_tells_everybody() {
     while let Some(event) = running.blocking_next() {
         last = Some(event);
     }
-    assert!(matches!(last, Some(aha_engine::Event::Failed(EngineError::ShuttingDown))), "{last:?}");
-    assert_eq!(engine.submit(requests(&engine, 1).remove(0)).unwrap_err(), EngineError::ShuttingDown);
+    assert!(
+        matches!(
+            last,
+            Some(aha_engine::Event::Failed(EngineError::ShuttingDown))
+        ),
+        "{last:?}"
+    );
+    assert_eq!(
+        engine.submit(requests(&engine, 1).remove(0)).unwrap_err(),
+        EngineError::ShuttingDown
+    );
 }

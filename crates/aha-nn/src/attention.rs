@@ -1,6 +1,6 @@
 //! Causal self-attention over paged caches.
 
-use crate::batch::Batch;
+use crate::batch::{Batch, SequenceSlice};
 use crate::cache::KvCache;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
@@ -45,7 +45,14 @@ pub struct SelfAttention {
 impl SelfAttention {
     /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj` and, where configured, `q_norm` and `k_norm`.
     pub fn load(weights: &Weights, config: &AttentionConfig) -> Result<Self> {
-        let AttentionConfig { hidden_size, num_heads, num_kv_heads, head_dim, qkv_bias, .. } = *config;
+        let AttentionConfig {
+            hidden_size,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            qkv_bias,
+            ..
+        } = *config;
         let (q_size, kv_size) = (num_heads * head_dim, num_kv_heads * head_dim);
         let norm = |name| {
             config
@@ -57,7 +64,12 @@ impl SelfAttention {
             q_proj: Linear::load(&weights.pp("q_proj"), hidden_size, q_size, qkv_bias)?,
             k_proj: Linear::load(&weights.pp("k_proj"), hidden_size, kv_size, qkv_bias)?,
             v_proj: Linear::load(&weights.pp("v_proj"), hidden_size, kv_size, qkv_bias)?,
-            o_proj: Linear::load(&weights.pp("o_proj"), q_size, hidden_size, config.output_bias)?,
+            o_proj: Linear::load(
+                &weights.pp("o_proj"),
+                q_size,
+                hidden_size,
+                config.output_bias,
+            )?,
             q_norm: norm("q_norm")?,
             k_norm: norm("k_norm")?,
             config: config.clone(),
@@ -72,10 +84,21 @@ impl SelfAttention {
         batch: &Batch,
         cache: &mut KvCache,
     ) -> candle_core::Result<Tensor> {
-        let AttentionConfig { num_heads, num_kv_heads, head_dim, .. } = self.config;
+        let AttentionConfig {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            ..
+        } = self.config;
         let tokens = batch.num_tokens();
-        let q = self.q_proj.forward(x)?.reshape((tokens, num_heads, head_dim))?;
-        let k = self.k_proj.forward(x)?.reshape((tokens, num_kv_heads, head_dim))?;
+        let q = self
+            .q_proj
+            .forward(x)?
+            .reshape((tokens, num_heads, head_dim))?;
+        let k = self
+            .k_proj
+            .forward(x)?
+            .reshape((tokens, num_kv_heads, head_dim))?;
         let v = self.v_proj.forward(x)?;
 
         let q = rotation.apply(&normalised(&self.q_norm, q)?)?;
@@ -115,10 +138,63 @@ impl CausalAttention<'_> {
     /// `q` is `[tokens, num_heads, head_dim]`; the result `[tokens, num_heads * head_dim]`.
     fn forward(&self, q: &Tensor, cache: &KvCache) -> candle_core::Result<Tensor> {
         if q.device().is_cpu() && q.dtype() == DType::F32 {
-            q.contiguous()?.apply_op3_no_bwd(cache.keys(), cache.values(), self)
-        } else {
-            self.forward_gathered(q, cache)
+            return q
+                .contiguous()?
+                .apply_op3_no_bwd(cache.keys(), cache.values(), self);
         }
+        #[cfg(feature = "flash-attn")]
+        if q.device().is_cuda() && matches!(q.dtype(), DType::F16 | DType::BF16) {
+            return self.forward_flash(q, cache);
+        }
+        self.forward_gathered(q, cache)
+    }
+
+    /// Cache slots of a sequence's tokens in order.
+    fn slots<'s>(&self, sequence: &'s SequenceSlice) -> impl Iterator<Item = u32> + use<'s> {
+        let block_size = self.batch.block_size();
+        (0..sequence.context_len).map(move |p| {
+            sequence.blocks[p / block_size] * block_size as u32 + (p % block_size) as u32
+        })
+    }
+
+    /// FlashAttention-2 over the gathered keys and values of all sequences at once.
+    #[cfg(feature = "flash-attn")]
+    fn forward_flash(&self, q: &Tensor, cache: &KvCache) -> candle_core::Result<Tensor> {
+        let sequences = self.batch.sequences();
+        let slots: Vec<u32> = sequences
+            .iter()
+            .flat_map(|sequence| self.slots(sequence))
+            .collect();
+        let total = slots.len();
+        let slots = Tensor::new(slots, q.device())?;
+        let gathered = |rows: &Tensor| {
+            rows.index_select(&slots, 0)?
+                .reshape((total, self.num_kv_heads, self.head_dim))
+        };
+        let bounds = |length: fn(&SequenceSlice) -> usize| {
+            let mut end = 0;
+            let mut ends = vec![0u32];
+            ends.extend(sequences.iter().map(|sequence| {
+                end += length(sequence) as u32;
+                end
+            }));
+            Tensor::new(ends, q.device())
+        };
+        let longest =
+            |length: fn(&SequenceSlice) -> usize| sequences.iter().map(length).max().unwrap_or(0);
+        let output = candle_flash_attn::flash_attn_varlen_windowed(
+            &q.contiguous()?,
+            &gathered(cache.keys())?,
+            &gathered(cache.values())?,
+            &bounds(|sequence| sequence.query_len)?,
+            &bounds(|sequence| sequence.context_len)?,
+            longest(|sequence| sequence.query_len),
+            longest(|sequence| sequence.context_len),
+            self.scale as f32,
+            self.window.map(|window| window.saturating_sub(1)),
+            Some(0),
+        )?;
+        output.reshape((self.batch.num_tokens(), self.num_heads * self.head_dim))
     }
 
     /// The same by Candle's own operations, for devices without a kernel of ours: keys and values of each sequence
@@ -128,11 +204,7 @@ impl CausalAttention<'_> {
         let groups = self.num_heads / self.num_kv_heads;
         let mut outputs = Vec::with_capacity(self.batch.sequences().len());
         for sequence in self.batch.sequences() {
-            let block_size = self.batch.block_size();
-            let slots: Vec<u32> = (0..sequence.context_len)
-                .map(|p| sequence.blocks[p / block_size] * block_size as u32 + (p % block_size) as u32)
-                .collect();
-            let slots = Tensor::new(slots, device)?;
+            let slots = Tensor::new(self.slots(sequence).collect::<Vec<u32>>(), device)?;
             let gathered = |rows: &Tensor| {
                 rows.index_select(&slots, 0)?
                     .reshape((sequence.context_len, self.num_kv_heads, self.head_dim))?
@@ -146,14 +218,27 @@ impl CausalAttention<'_> {
                 .reshape((sequence.query_len, self.num_kv_heads, groups, self.head_dim))?
                 .permute((1, 2, 0, 3))?
                 .contiguous()?
-                .reshape((self.num_kv_heads, groups * sequence.query_len, self.head_dim))?;
+                .reshape((
+                    self.num_kv_heads,
+                    groups * sequence.query_len,
+                    self.head_dim,
+                ))?;
             let scores = (queries.matmul(&keys.t()?)?.to_dtype(DType::F32)? * self.scale)?;
             let scores = scores
-                .reshape((self.num_kv_heads, groups, sequence.query_len, sequence.context_len))?
+                .reshape((
+                    self.num_kv_heads,
+                    groups,
+                    sequence.query_len,
+                    sequence.context_len,
+                ))?
                 .broadcast_add(&self.mask(sequence.query_len, sequence.context_len, device)?)?;
             let shares = candle_nn::ops::softmax(&scores, D::Minus1)?
                 .to_dtype(values.dtype())?
-                .reshape((self.num_kv_heads, groups * sequence.query_len, sequence.context_len))?;
+                .reshape((
+                    self.num_kv_heads,
+                    groups * sequence.query_len,
+                    sequence.context_len,
+                ))?;
             let output = shares
                 .matmul(&values)?
                 .reshape((self.num_kv_heads, groups, sequence.query_len, self.head_dim))?
@@ -165,7 +250,12 @@ impl CausalAttention<'_> {
         Tensor::cat(&outputs, 0)
     }
 
-    fn mask(&self, query_len: usize, context_len: usize, device: &candle_core::Device) -> candle_core::Result<Tensor> {
+    fn mask(
+        &self,
+        query_len: usize,
+        context_len: usize,
+        device: &candle_core::Device,
+    ) -> candle_core::Result<Tensor> {
         let first = context_len - query_len;
         let visible = |query: usize, key: usize| {
             let position = first + query;
@@ -173,7 +263,13 @@ impl CausalAttention<'_> {
         };
         let mask: Vec<f32> = (0..query_len)
             .flat_map(|query| (0..context_len).map(move |key| (query, key)))
-            .map(|(query, key)| if visible(query, key) { 0.0 } else { f32::NEG_INFINITY })
+            .map(|(query, key)| {
+                if visible(query, key) {
+                    0.0
+                } else {
+                    f32::NEG_INFINITY
+                }
+            })
             .collect();
         Tensor::from_vec(mask, (query_len, context_len), device)
     }
@@ -229,7 +325,10 @@ impl CustomOp3 for CausalAttention<'_> {
 }
 
 /// The values of a contiguous f32 tensor on the CPU.
-pub(crate) fn contiguous_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+pub(crate) fn contiguous_f32<'a>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> candle_core::Result<&'a [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
         _ => candle_core::bail!("the kernel needs contiguous f32 values"),
@@ -239,7 +338,6 @@ pub(crate) fn contiguous_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> ca
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::SequenceSlice;
     use crate::cache::{Cache, CacheSpec, LayerSpec};
     use candle_core::Device;
 
@@ -248,7 +346,10 @@ mod tests {
     fn the_kernel_equals_the_gathered_computation() {
         let (num_heads, num_kv_heads, head_dim, block_size) = (6, 2, 10, 4);
         let spec = CacheSpec {
-            layers: vec![LayerSpec::Attention { num_kv_heads, head_dim }],
+            layers: vec![LayerSpec::Attention {
+                num_kv_heads,
+                head_dim,
+            }],
             dtype: DType::F32,
             shareable_prompt_len: None,
         };
@@ -260,25 +361,56 @@ mod tests {
             prompt_len: context_len,
             blocks: blocks.to_vec(),
         };
-        let random = |rows: usize, width: usize| Tensor::randn(0f32, 1.0, (rows, width), &Device::Cpu).unwrap();
+        let random = |rows: usize, width: usize| {
+            Tensor::randn(0f32, 1.0, (rows, width), &Device::Cpu).unwrap()
+        };
         let batch = |sequences: Vec<SequenceSlice>| {
             let tokens: usize = sequences.iter().map(|s| s.query_len).sum();
             Batch::new(&vec![0; tokens], sequences, &[0], block_size, &Device::Cpu).unwrap()
         };
         let layer = &mut cache.layers_mut()[0];
         let width = num_kv_heads * head_dim;
-        let history = batch(vec![slice(0, 9, 9, &[7, 2, 11]), slice(9, 12, 12, &[0, 5, 3])]);
-        layer.append(&random(21, width), &random(21, width), &history).unwrap();
-        let step = batch(vec![slice(0, 3, 12, &[7, 2, 11]), slice(3, 1, 13, &[0, 5, 3, 9])]);
-        layer.append(&random(4, width), &random(4, width), &step).unwrap();
+        let history = batch(vec![
+            slice(0, 9, 9, &[7, 2, 11]),
+            slice(9, 12, 12, &[0, 5, 3]),
+        ]);
+        layer
+            .append(&random(21, width), &random(21, width), &history)
+            .unwrap();
+        let step = batch(vec![
+            slice(0, 3, 12, &[7, 2, 11]),
+            slice(3, 1, 13, &[0, 5, 3, 9]),
+        ]);
+        layer
+            .append(&random(4, width), &random(4, width), &step)
+            .unwrap();
 
-        let q = random(4, num_heads * head_dim).reshape((4, num_heads, head_dim)).unwrap();
+        let q = random(4, num_heads * head_dim)
+            .reshape((4, num_heads, head_dim))
+            .unwrap();
         for window in [None, Some(5)] {
-            let attention = CausalAttention { batch: &step, num_heads, num_kv_heads, head_dim, window, scale: 0.3 };
-            let kernel: Vec<f32> = attention.forward(&q, layer).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let attention = CausalAttention {
+                batch: &step,
+                num_heads,
+                num_kv_heads,
+                head_dim,
+                window,
+                scale: 0.3,
+            };
+            let kernel: Vec<f32> = attention
+                .forward(&q, layer)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1()
+                .unwrap();
             let gathered = attention.forward_gathered(&q, layer).unwrap();
             let gathered: Vec<f32> = gathered.flatten_all().unwrap().to_vec1().unwrap();
-            let worst = kernel.iter().zip(&gathered).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            let worst = kernel
+                .iter()
+                .zip(&gathered)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0f32, f32::max);
             assert!(worst < 1e-5, "window {window:?}: {worst}");
         }
     }

@@ -54,14 +54,19 @@ impl Batch {
                 || sequence.query_len > sequence.context_len
                 || sequence.context_len > sequence.blocks.len() * block_size
             {
-                candle_core::bail!("inconsistent batch: {sequence:?} with {} rows before", slots.len());
+                candle_core::bail!(
+                    "inconsistent batch: {sequence:?} with {} rows before",
+                    slots.len()
+                );
             }
             for position in sequence.positions() {
                 let block = sequence.blocks[position / block_size] as usize;
                 slots.push((block * block_size + position % block_size) as u32);
             }
         }
-        if slots.len() != token_ids.len() || logit_rows.iter().any(|row| *row as usize >= slots.len()) {
+        if slots.len() != token_ids.len()
+            || logit_rows.iter().any(|row| *row as usize >= slots.len())
+        {
             candle_core::bail!(
                 "inconsistent batch: {} tokens, {} rows, logits of rows {logit_rows:?}",
                 token_ids.len(),

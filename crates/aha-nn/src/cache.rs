@@ -34,7 +34,10 @@ impl CacheSpec {
             .layers
             .iter()
             .map(|layer| match layer {
-                LayerSpec::Attention { num_kv_heads, head_dim } => 2 * num_kv_heads * head_dim,
+                LayerSpec::Attention {
+                    num_kv_heads,
+                    head_dim,
+                } => 2 * num_kv_heads * head_dim,
             })
             .sum();
         values * self.dtype.size_in_bytes()
@@ -54,9 +57,18 @@ impl KvCache {
         for (cache, rows) in [(&self.keys, keys), (&self.values, values)] {
             let rows = rows.contiguous()?;
             if rows.device().is_cpu() {
-                cache.inplace_op2(&rows, &WriteRows { slots: batch.slots() })?;
+                cache.inplace_op2(
+                    &rows,
+                    &WriteRows {
+                        slots: batch.slots(),
+                    },
+                )?;
             } else {
-                let index = batch.slot_index().unsqueeze(1)?.broadcast_as(rows.shape())?.contiguous()?;
+                let index = batch
+                    .slot_index()
+                    .unsqueeze(1)?
+                    .broadcast_as(rows.shape())?
+                    .contiguous()?;
                 cache.scatter_set(&index, &rows, 0)?;
             }
         }
@@ -86,20 +98,34 @@ impl Cache {
     /// Allocates `num_blocks` blocks of `block_size` tokens for every layer of `spec`.
     ///
     /// On the CPU the pages are only touched, and so only resident, once tokens are written to them.
-    pub fn new(spec: &CacheSpec, num_blocks: usize, block_size: usize, device: &Device) -> Result<Self> {
+    pub fn new(
+        spec: &CacheSpec,
+        num_blocks: usize,
+        block_size: usize,
+        device: &Device,
+    ) -> Result<Self> {
         let slots = num_blocks * block_size;
         let layers = spec
             .layers
             .iter()
-            .map(|LayerSpec::Attention { num_kv_heads, head_dim }| {
-                let shape = (slots, num_kv_heads * head_dim);
-                Ok(KvCache {
-                    keys: Tensor::zeros(shape, spec.dtype, device)?,
-                    values: Tensor::zeros(shape, spec.dtype, device)?,
-                })
-            })
+            .map(
+                |LayerSpec::Attention {
+                     num_kv_heads,
+                     head_dim,
+                 }| {
+                    let shape = (slots, num_kv_heads * head_dim);
+                    Ok(KvCache {
+                        keys: Tensor::zeros(shape, spec.dtype, device)?,
+                        values: Tensor::zeros(shape, spec.dtype, device)?,
+                    })
+                },
+            )
             .collect::<Result<_>>()?;
-        Ok(Self { layers, block_size, num_blocks })
+        Ok(Self {
+            layers,
+            block_size,
+            num_blocks,
+        })
     }
 
     /// The caches in the order of the layers.
@@ -141,7 +167,9 @@ impl InplaceOp2 for WriteRows<'_> {
             || source_width != width
             || self.slots.iter().any(|slot| *slot as usize >= rows)
         {
-            candle_core::bail!("cannot write {count} rows of {source_width} to a cache of {rows} rows of {width}");
+            candle_core::bail!(
+                "cannot write {count} rows of {source_width} to a cache of {rows} rows of {width}"
+            );
         }
         match (destination, source) {
             (CpuStorage::F32(to), CpuStorage::F32(from)) => {
@@ -160,7 +188,14 @@ impl InplaceOp2 for WriteRows<'_> {
 }
 
 impl WriteRows<'_> {
-    fn copy<T: Copy>(&self, to: &mut [T], from: &[T], width: usize, to_layout: &Layout, from_layout: &Layout) {
+    fn copy<T: Copy>(
+        &self,
+        to: &mut [T],
+        from: &[T],
+        width: usize,
+        to_layout: &Layout,
+        from_layout: &Layout,
+    ) {
         let to = &mut to[to_layout.start_offset()..];
         let from = &from[from_layout.start_offset()..];
         for (row, slot) in from.chunks_exact(width).zip(self.slots) {

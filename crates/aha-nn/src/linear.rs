@@ -3,7 +3,8 @@
 use crate::attention::contiguous_f32;
 use crate::weights::{LoadedTensor, Precision, Result, StoredType, Weights, WeightsError};
 use aha_kernels::{PackedMatrix, WeightKind};
-use candle_core::{CpuStorage, CustomOp1, Layout, Module, Shape, Tensor};
+use candle_core::quantized::{QMatMul, QStorage, QTensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Module, Shape, Tensor};
 use half::{bf16, f16};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ enum Matrix {
     Packed(Arc<PackedMatrix>),
     /// On an accelerator: a dense tensor in the activation type.
     Dense(Tensor),
+    /// On an accelerator: block-quantised as in the file.
+    Quantized(Arc<QMatMul>),
     /// The checkpoint lacked it; `Weights::finish` reports that before anything runs.
     Absent,
 }
@@ -24,10 +27,39 @@ impl Matrix {
         let Some(stored) = weights.stored("weight", &[out_features, in_features])? else {
             return Ok(Self::Absent);
         };
+        let precision = weights.placement().weights;
         if weights.device().is_cpu() {
-            Ok(Self::Packed(Arc::new(pack(&stored, weights.placement().weights, out_features, in_features)?)))
-        } else {
-            Ok(Self::Dense(weights.tensor("weight", &[out_features, in_features])?))
+            return Ok(Self::Packed(Arc::new(pack(
+                &stored,
+                precision,
+                out_features,
+                in_features,
+            )?)));
+        }
+        match (precision, stored.stored().ggml_dtype()) {
+            (Precision::Stored, Some(dtype)) if stored.stored().is_quantized() => {
+                let storage = QStorage::from_data(stored.bytes()?, weights.device(), dtype)?;
+                let tensor = QTensor::new(storage, (out_features, in_features))?;
+                Ok(Self::Quantized(Arc::new(QMatMul::from_arc(Arc::new(
+                    tensor,
+                ))?)))
+            }
+            _ => Ok(Self::Dense(
+                stored.to_tensor(weights.dtype(), weights.device())?,
+            )),
+        }
+    }
+
+    /// A matrix that single rows are taken from. Accelerators have no lookup in quantised rows: there it is dense.
+    fn load_table(weights: &Weights, rows: usize, cols: usize) -> Result<Self> {
+        if weights.device().is_cpu() {
+            return Self::load(weights, rows, cols);
+        }
+        match weights.stored("weight", &[rows, cols])? {
+            Some(stored) => Ok(Self::Dense(
+                stored.to_tensor(weights.dtype(), weights.device())?,
+            )),
+            None => Ok(Self::Absent),
         }
     }
 
@@ -36,13 +68,22 @@ impl Matrix {
         match self {
             Self::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&PackedMatmul(packed)),
             Self::Dense(weight) => x.matmul(&weight.t()?),
+            // Candle's quantised kernels take and give f32.
+            Self::Quantized(weight) => weight
+                .forward(&x.to_dtype(DType::F32)?)?
+                .to_dtype(x.dtype()),
             Self::Absent => candle_core::bail!("a weight matrix is missing"),
         }
     }
 }
 
 /// Packs a stored matrix for the CPU kernels, in its own type or the one that was asked for.
-fn pack(stored: &LoadedTensor, precision: Precision, rows: usize, cols: usize) -> Result<PackedMatrix> {
+fn pack(
+    stored: &LoadedTensor,
+    precision: Precision,
+    rows: usize,
+    cols: usize,
+) -> Result<PackedMatrix> {
     let kind = match precision {
         Precision::F32 => StoredType::F32,
         Precision::F16 => StoredType::F16,
@@ -100,7 +141,10 @@ fn typed<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Cow<'_, [T]> {
     match bytemuck::try_cast_slice(bytes) {
         Ok(values) => Cow::Borrowed(values),
         Err(_) => Cow::Owned(
-            bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect(),
+            bytes
+                .chunks_exact(size_of::<T>())
+                .map(bytemuck::pod_read_unaligned)
+                .collect(),
         ),
     }
 }
@@ -114,10 +158,17 @@ pub struct Linear {
 
 impl Linear {
     /// Loads `weight` `[out_features, in_features]` and, when asked for, `bias` `[out_features]`.
-    pub fn load(weights: &Weights, in_features: usize, out_features: usize, bias: bool) -> Result<Self> {
+    pub fn load(
+        weights: &Weights,
+        in_features: usize,
+        out_features: usize,
+        bias: bool,
+    ) -> Result<Self> {
         Ok(Self {
             weight: Matrix::load(weights, out_features, in_features)?,
-            bias: bias.then(|| weights.tensor("bias", &[out_features])).transpose()?,
+            bias: bias
+                .then(|| weights.tensor("bias", &[out_features]))
+                .transpose()?,
         })
     }
 }
@@ -142,12 +193,17 @@ pub struct Embedding {
 impl Embedding {
     /// Loads `weight` `[vocab_size, hidden_size]`.
     pub fn load(weights: &Weights, vocab_size: usize, hidden_size: usize) -> Result<Self> {
-        Ok(Self { weight: Matrix::load(weights, vocab_size, hidden_size)? })
+        Ok(Self {
+            weight: Matrix::load_table(weights, vocab_size, hidden_size)?,
+        })
     }
 
     /// The output head of a checkpoint with `tie_word_embeddings`: the same matrix, not a copy.
     pub fn tied_head(&self) -> Linear {
-        Linear { weight: self.weight.clone(), bias: None }
+        Linear {
+            weight: self.weight.clone(),
+            bias: None,
+        }
     }
 }
 
@@ -155,11 +211,11 @@ impl Module for Embedding {
     /// Rows of the matrix for `token_ids` `[tokens]` (u32).
     fn forward(&self, token_ids: &Tensor) -> candle_core::Result<Tensor> {
         match &self.weight {
-            Matrix::Packed(packed) => {
-                token_ids.apply_op1_no_bwd(&PackedLookup(packed))
-            }
+            Matrix::Packed(packed) => token_ids.apply_op1_no_bwd(&PackedLookup(packed)),
             Matrix::Dense(weight) => weight.index_select(token_ids, 0),
-            Matrix::Absent => candle_core::bail!("the embedding matrix is missing"),
+            Matrix::Quantized(_) | Matrix::Absent => {
+                candle_core::bail!("the embedding matrix is missing")
+            }
         }
     }
 }
@@ -172,11 +228,17 @@ impl CustomOp1 for PackedMatmul<'_> {
         "packed-matmul"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (tokens, _) = layout.shape().dims2()?;
         let x = contiguous_f32(storage, layout)?;
         let mut y = vec![0f32; tokens * self.0.rows()];
-        self.0.matmul(x, tokens, &mut y).map_err(candle_core::Error::wrap)?;
+        self.0
+            .matmul(x, tokens, &mut y)
+            .map_err(candle_core::Error::wrap)?;
         Ok((CpuStorage::F32(y), Shape::from((tokens, self.0.rows()))))
     }
 }
@@ -189,15 +251,28 @@ impl CustomOp1 for PackedLookup<'_> {
         "packed-lookup"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (CpuStorage::U32(ids), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (CpuStorage::U32(ids), Some((start, end))) = (storage, layout.contiguous_offsets())
+        else {
             candle_core::bail!("token ids must be contiguous u32 values");
         };
         let hidden_size = self.0.cols();
         let mut rows = vec![0f32; (end - start) * hidden_size];
-        for (id, row) in ids[start..end].iter().zip(rows.chunks_exact_mut(hidden_size)) {
-            self.0.row(*id as usize, row).map_err(candle_core::Error::wrap)?;
+        for (id, row) in ids[start..end]
+            .iter()
+            .zip(rows.chunks_exact_mut(hidden_size))
+        {
+            self.0
+                .row(*id as usize, row)
+                .map_err(candle_core::Error::wrap)?;
         }
-        Ok((CpuStorage::F32(rows), Shape::from((end - start, hidden_size))))
+        Ok((
+            CpuStorage::F32(rows),
+            Shape::from((end - start, hidden_size)),
+        ))
     }
 }

@@ -51,9 +51,19 @@ impl GatedMlp {
         bias: bool,
     ) -> Result<Self> {
         Ok(Self {
-            gate_proj: Linear::load(&weights.pp("gate_proj"), hidden_size, intermediate_size, bias)?,
+            gate_proj: Linear::load(
+                &weights.pp("gate_proj"),
+                hidden_size,
+                intermediate_size,
+                bias,
+            )?,
             up_proj: Linear::load(&weights.pp("up_proj"), hidden_size, intermediate_size, bias)?,
-            down_proj: Linear::load(&weights.pp("down_proj"), intermediate_size, hidden_size, bias)?,
+            down_proj: Linear::load(
+                &weights.pp("down_proj"),
+                intermediate_size,
+                hidden_size,
+                bias,
+            )?,
             activation,
         })
     }

@@ -13,7 +13,10 @@ pub struct RmsNorm {
 impl RmsNorm {
     /// Loads `weight` `[size]`; `eps` is the config's `rms_norm_eps`.
     pub fn load(weights: &Weights, size: usize, eps: f64) -> Result<Self> {
-        Ok(Self { weight: weights.tensor("weight", &[size])?, eps: eps as f32 })
+        Ok(Self {
+            weight: weights.tensor("weight", &[size])?,
+            eps: eps as f32,
+        })
     }
 }
 

@@ -83,7 +83,9 @@ pub struct Rotation {
 }
 
 fn frequencies(theta: f64, rotary_dim: usize) -> Vec<f64> {
-    (0..rotary_dim / 2).map(|i| theta.powf(-((2 * i) as f64) / rotary_dim as f64)).collect()
+    (0..rotary_dim / 2)
+        .map(|i| theta.powf(-((2 * i) as f64) / rotary_dim as f64))
+        .collect()
 }
 
 impl RotaryEmbedding {
@@ -97,14 +99,20 @@ impl RotaryEmbedding {
         max_position_embeddings: usize,
     ) -> std::result::Result<Self, RopeConfigError> {
         let plain = frequencies(theta, rotary_dim);
-        let mut rotary = Self { inv_freq: Vec::new(), attention_scaling: 1.0, dynamic: None };
+        let mut rotary = Self {
+            inv_freq: Vec::new(),
+            attention_scaling: 1.0,
+            dynamic: None,
+        };
         let Some(scaling) = scaling else {
             rotary.inv_freq = plain.iter().map(|f| *f as f32).collect();
             return Ok(rotary);
         };
         let rope_type = scaling.rope_type;
         let need = |value: Option<f64>, key| value.ok_or(RopeConfigError { rope_type, key });
-        let original_len = scaling.original_max_position_embeddings.unwrap_or(max_position_embeddings);
+        let original_len = scaling
+            .original_max_position_embeddings
+            .unwrap_or(max_position_embeddings);
         let scaled = match rope_type {
             RopeType::Default => plain,
             RopeType::Linear => {
@@ -113,7 +121,12 @@ impl RotaryEmbedding {
             }
             RopeType::Dynamic => {
                 let factor = need(scaling.factor, "factor")?;
-                rotary.dynamic = Some(DynamicNtk { theta, factor, original_len, rotary_dim });
+                rotary.dynamic = Some(DynamicNtk {
+                    theta,
+                    factor,
+                    original_len,
+                    rotary_dim,
+                });
                 plain
             }
             RopeType::Yarn => {
@@ -126,7 +139,10 @@ impl RotaryEmbedding {
                 let factor = need(scaling.factor, "factor")?;
                 let low = need(scaling.low_freq_factor, "low_freq_factor")?;
                 let high = need(scaling.high_freq_factor, "high_freq_factor")?;
-                plain.iter().map(|f| llama3(*f, factor, low, high, original_len as f64)).collect()
+                plain
+                    .iter()
+                    .map(|f| llama3(*f, factor, low, high, original_len as f64))
+                    .collect()
             }
         };
         rotary.inv_freq = scaled.iter().map(|f| *f as f32).collect();
@@ -177,9 +193,15 @@ impl RotaryEmbedding {
             return None;
         }
         let dim = dynamic.rotary_dim as f64;
-        let grown = dynamic.factor * length as f64 / dynamic.original_len as f64 - (dynamic.factor - 1.0);
+        let grown =
+            dynamic.factor * length as f64 / dynamic.original_len as f64 - (dynamic.factor - 1.0);
         let theta = dynamic.theta * grown.powf(dim / (dim - 2.0));
-        Some(frequencies(theta, dynamic.rotary_dim).iter().map(|f| *f as f32).collect())
+        Some(
+            frequencies(theta, dynamic.rotary_dim)
+                .iter()
+                .map(|f| *f as f32)
+                .collect(),
+        )
     }
 }
 
@@ -201,7 +223,10 @@ impl Rotation {
             return rotate(x, head_dim);
         }
         let rotated = rotate(&x.narrow(2, 0, rotary_dim)?, rotary_dim)?;
-        Tensor::cat(&[rotated, x.narrow(2, rotary_dim, head_dim - rotary_dim)?], 2)
+        Tensor::cat(
+            &[rotated, x.narrow(2, rotary_dim, head_dim - rotary_dim)?],
+            2,
+        )
     }
 }
 
@@ -217,10 +242,17 @@ fn llama3(inv_freq: f64, factor: f64, low: f64, high: f64, original_len: f64) ->
     }
 }
 
-fn yarn(plain: &[f64], theta: f64, factor: f64, original_len: usize, scaling: &RopeScaling) -> Vec<f64> {
+fn yarn(
+    plain: &[f64],
+    theta: f64,
+    factor: f64,
+    original_len: usize,
+    scaling: &RopeScaling,
+) -> Vec<f64> {
     let rotary_dim = (2 * plain.len()) as f64;
     let dimension_of = |rotations: f64| {
-        rotary_dim * (original_len as f64 / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln())
+        rotary_dim * (original_len as f64 / (rotations * 2.0 * std::f64::consts::PI)).ln()
+            / (2.0 * theta.ln())
     };
     let mut low = dimension_of(scaling.beta_fast.unwrap_or(32.0));
     let mut high = dimension_of(scaling.beta_slow.unwrap_or(1.0));
@@ -253,8 +285,13 @@ mod tests {
     #[test]
     fn linear_divides_every_frequency() {
         let plain = RotaryEmbedding::new(8, 1e4, None, 64).unwrap();
-        let linear =
-            RotaryEmbedding::new(8, 1e4, Some(&scaling(r#"{"type":"linear","factor":4.0}"#)), 64).unwrap();
+        let linear = RotaryEmbedding::new(
+            8,
+            1e4,
+            Some(&scaling(r#"{"type":"linear","factor":4.0}"#)),
+            64,
+        )
+        .unwrap();
         for (a, b) in plain.inv_freq.iter().zip(&linear.inv_freq) {
             assert!((a / 4.0 - b).abs() < 1e-9);
         }
@@ -262,7 +299,8 @@ mod tests {
 
     #[test]
     fn a_scaling_without_its_factor_is_refused() {
-        let error = RotaryEmbedding::new(8, 1e4, Some(&scaling(r#"{"rope_type":"yarn"}"#)), 64).unwrap_err();
+        let error = RotaryEmbedding::new(8, 1e4, Some(&scaling(r#"{"rope_type":"yarn"}"#)), 64)
+            .unwrap_err();
         assert!(error.to_string().contains("factor"), "{error}");
     }
 

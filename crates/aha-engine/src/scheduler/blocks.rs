@@ -83,7 +83,9 @@ impl BlockPool {
         let full_blocks = tokens.len().saturating_sub(1) / self.block_size;
         for chunk in tokens.chunks_exact(self.block_size).take(full_blocks) {
             let hash = self.hash(parent, chunk);
-            let Some(&block) = self.by_hash.get(&hash) else { break };
+            let Some(&block) = self.by_hash.get(&hash) else {
+                break;
+            };
             self.hold(block);
             taken.push((block, hash));
             parent = Some(hash);
@@ -172,7 +174,10 @@ mod tests {
         pool.release_all(&mut blocks);
         assert_eq!(pool.available(), 4);
         let found = pool.take_prefix(&[1, 2, 3, 4]);
-        assert_eq!(found.iter().map(|(block, _)| *block).collect::<Vec<_>>(), [first]);
+        assert_eq!(
+            found.iter().map(|(block, _)| *block).collect::<Vec<_>>(),
+            [first]
+        );
         assert!(pool.take_prefix(&[9, 2, 3, 4]).is_empty());
         assert_eq!(pool.available(), 3);
     }

@@ -6,8 +6,8 @@
 mod blocks;
 
 use aha_nn::batch::SequenceSlice;
-pub(crate) use blocks::BlockPool;
 use blocks::BlockHash;
+pub(crate) use blocks::BlockPool;
 use std::collections::VecDeque;
 
 /// Identifies a request inside one engine.
@@ -89,10 +89,6 @@ impl Scheduler {
         self.running.len()
     }
 
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
     pub(crate) fn preemptions(&self) -> u64 {
         self.preemptions
     }
@@ -126,7 +122,11 @@ impl Scheduler {
 
     /// Tokens of a running sequence's prompt that were found in the prefix cache.
     pub(crate) fn cached_tokens(&self, id: SequenceId) -> usize {
-        self.running.iter().find(|sequence| sequence.id == id).and_then(|sequence| sequence.cached).unwrap_or(0)
+        self.running
+            .iter()
+            .find(|sequence| sequence.id == id)
+            .and_then(|sequence| sequence.cached)
+            .unwrap_or(0)
     }
 
     /// Chooses the next step: every decoding sequence's next token first, then chunks of prompts within the token
@@ -151,7 +151,9 @@ impl Scheduler {
             budget -= chunk;
         }
         while budget > 0 && self.running.len() < self.max_sequences {
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
+            let Some(mut sequence) = self.waiting.pop_front() else {
+                break;
+            };
             if !self.admit(&mut sequence) {
                 self.waiting.push_front(sequence);
                 break;
@@ -202,12 +204,18 @@ impl Scheduler {
 
     /// Gives a waiting sequence the blocks of all its tokens, or none.
     fn admit(&mut self, sequence: &mut Sequence) -> bool {
-        let prefix = if sequence.shareable { self.pool.take_prefix(&sequence.tokens) } else { Vec::new() };
+        let prefix = if sequence.shareable {
+            self.pool.take_prefix(&sequence.tokens)
+        } else {
+            Vec::new()
+        };
         let needed = sequence.tokens.len().div_ceil(self.pool.block_size()) - prefix.len();
         (sequence.blocks, sequence.hashes) = prefix.into_iter().unzip();
         if self.pool.available() >= needed {
             sequence.computed = sequence.blocks.len() * self.pool.block_size();
-            sequence.blocks.extend((0..needed).filter_map(|_| self.pool.allocate()));
+            sequence
+                .blocks
+                .extend((0..needed).filter_map(|_| self.pool.allocate()));
             true
         } else {
             self.pool.release_all(&mut sequence.blocks);
@@ -219,12 +227,18 @@ impl Scheduler {
     /// Records that a planned step was computed.
     pub(crate) fn complete(&mut self, plan: &Plan) {
         for scheduled in &plan.scheduled {
-            let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == scheduled.id) else {
+            let Some(sequence) = self
+                .running
+                .iter_mut()
+                .find(|sequence| sequence.id == scheduled.id)
+            else {
                 continue;
             };
             sequence.computed = scheduled.slice.context_len;
             let block_size = self.pool.block_size();
-            while sequence.shareable && (sequence.hashes.len() + 1) * block_size <= sequence.computed {
+            while sequence.shareable
+                && (sequence.hashes.len() + 1) * block_size <= sequence.computed
+            {
                 let index = sequence.hashes.len();
                 let tokens = &sequence.tokens[index * block_size..(index + 1) * block_size];
                 let hash = self.pool.hash(sequence.hashes.last().copied(), tokens);
@@ -246,7 +260,8 @@ impl Plan {
     fn push(&mut self, sequence: &Sequence, query_len: usize) {
         let context_len = sequence.computed + query_len;
         let query_start = self.token_ids.len();
-        self.token_ids.extend_from_slice(&sequence.tokens[sequence.computed..context_len]);
+        self.token_ids
+            .extend_from_slice(&sequence.tokens[sequence.computed..context_len]);
         let logits = (context_len == sequence.tokens.len()).then(|| {
             self.logit_rows.push((query_start + query_len - 1) as u32);
             self.logit_rows.len() - 1

@@ -6,7 +6,10 @@ fn scheduler(blocks: usize, budget: usize, sequences: usize) -> Scheduler {
 
 /// Runs until idle; every sequence generates `answer_len` tokens that only depend on its own history. Returns the
 /// finished token lists by id.
-fn run(scheduler: &mut Scheduler, answer_len: impl Fn(SequenceId) -> usize) -> Vec<(SequenceId, Vec<u32>)> {
+fn run(
+    scheduler: &mut Scheduler,
+    answer_len: impl Fn(SequenceId) -> usize,
+) -> Vec<(SequenceId, Vec<u32>)> {
     let mut finished = Vec::new();
     for _ in 0..10_000 {
         if scheduler.is_idle() {
@@ -14,7 +17,10 @@ fn run(scheduler: &mut Scheduler, answer_len: impl Fn(SequenceId) -> usize) -> V
             return finished;
         }
         let plan = scheduler.plan();
-        assert!(!plan.token_ids.is_empty(), "a step without work would spin for ever");
+        assert!(
+            !plan.token_ids.is_empty(),
+            "a step without work would spin for ever"
+        );
         let mut used = std::collections::HashMap::new();
         for scheduled in &plan.scheduled {
             let slice = &scheduled.slice;
@@ -29,8 +35,16 @@ fn run(scheduler: &mut Scheduler, answer_len: impl Fn(SequenceId) -> usize) -> V
             if scheduled.logits.is_none() {
                 continue;
             }
-            let sequence = scheduler.running.iter().find(|s| s.id == scheduled.id).unwrap();
-            let next = sequence.tokens.iter().fold(17u32, |hash, t| hash.wrapping_mul(31).wrapping_add(*t)) % 97;
+            let sequence = scheduler
+                .running
+                .iter()
+                .find(|s| s.id == scheduled.id)
+                .unwrap();
+            let next = sequence
+                .tokens
+                .iter()
+                .fold(17u32, |hash, t| hash.wrapping_mul(31).wrapping_add(*t))
+                % 97;
             let generated = sequence.tokens.len() - sequence.prompt_len;
             if generated == answer_len(scheduled.id) {
                 finished.push((scheduled.id, sequence.tokens.clone()));
@@ -52,13 +66,19 @@ fn long_prompts_are_cut_into_chunks_beside_decoding_sequences() {
     scheduler.push_token(1, 9);
     scheduler.add(2, (0..30).collect(), true);
     let plan = scheduler.plan();
-    let lens: Vec<_> = plan.scheduled.iter().map(|s| (s.id, s.slice.query_len, s.logits)).collect();
+    let lens: Vec<_> = plan
+        .scheduled
+        .iter()
+        .map(|s| (s.id, s.slice.query_len, s.logits))
+        .collect();
     assert_eq!(lens, [(1, 1, Some(0)), (2, 7, None)]);
 }
 
 #[test]
 fn crowded_pools_preempt_and_still_give_every_sequence_its_own_answer() {
-    let prompts: Vec<Vec<u32>> = (0..12u32).map(|i| (0..(3 + 5 * i % 17)).map(|t| t * i % 50).collect()).collect();
+    let prompts: Vec<Vec<u32>> = (0..12u32)
+        .map(|i| (0..(3 + 5 * i % 17)).map(|t| t * i % 50).collect())
+        .collect();
     let alone: Vec<_> = prompts
         .iter()
         .enumerate()
@@ -73,7 +93,10 @@ fn crowded_pools_preempt_and_still_give_every_sequence_its_own_answer() {
         crowded.add(id as u64, prompt, true);
     }
     assert_eq!(run(&mut crowded, |id| 10 + id as usize), alone);
-    assert!(crowded.preemptions() > 0, "the pool was meant to be too small");
+    assert!(
+        crowded.preemptions() > 0,
+        "the pool was meant to be too small"
+    );
     assert_eq!(crowded.pool().available(), 16);
 }
 

@@ -36,8 +36,14 @@ impl LlamaConfig {
     /// The same values from a GGUF's metadata (`llama.*`).
     pub fn from_gguf(metadata: &Metadata, tied: bool) -> Result<Self, LoadError> {
         let keys = GgufKeys::new(metadata, "llama");
-        if keys.optional_unsigned("expert_count")?.is_some_and(|experts| experts > 0) {
-            return Err(LoadError::config("llama.expert_count", "mixtures of experts are not supported by this family"));
+        if keys
+            .optional_unsigned("expert_count")?
+            .is_some_and(|experts| experts > 0)
+        {
+            return Err(LoadError::config(
+                "llama.expert_count",
+                "mixtures of experts are not supported by this family",
+            ));
         }
         Ok(Self {
             vocab_size: keys.vocab_size()?,
@@ -62,14 +68,20 @@ impl LlamaConfig {
 
     /// Query and key/value heads: GGUF permutes their rows.
     pub fn heads(&self) -> (usize, usize) {
-        (self.num_attention_heads, self.num_key_value_heads.unwrap_or(self.num_attention_heads))
+        (
+            self.num_attention_heads,
+            self.num_key_value_heads.unwrap_or(self.num_attention_heads),
+        )
     }
 
     /// The shared decoder with Llama's options.
     pub fn decoder(&self) -> Result<DecoderConfig, LoadError> {
         let (num_heads, num_kv_heads) = self.heads();
         if num_heads == 0 {
-            return Err(LoadError::config("num_attention_heads", "0 is not a number of heads"));
+            return Err(LoadError::config(
+                "num_attention_heads",
+                "0 is not a number of heads",
+            ));
         }
         Ok(DecoderConfig {
             vocab_size: self.vocab_size,

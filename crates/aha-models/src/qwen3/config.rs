@@ -58,7 +58,10 @@ impl Qwen3Config {
     /// The shared decoder with Qwen3's options: RMS norms over each head of q and k.
     pub fn decoder(&self) -> Result<DecoderConfig, LoadError> {
         if self.use_sliding_window {
-            return Err(LoadError::config("use_sliding_window", "no released Qwen3 uses it, and it is not supported"));
+            return Err(LoadError::config(
+                "use_sliding_window",
+                "no released Qwen3 uses it, and it is not supported",
+            ));
         }
         let rope_scaling: Option<RopeScaling> = self.rope.scaling();
         Ok(DecoderConfig {

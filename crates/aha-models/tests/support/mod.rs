@@ -2,8 +2,8 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use aha_engine::{
-    Chat, Engine, EngineOptions, Event, Finished, Generation, GenerationRequest, LoadedModel, Message, OutputParams,
-    Prompt, SamplingParams, StopParams, TextModel, TokenEvent,
+    Chat, Engine, EngineOptions, Event, Finished, Generation, GenerationRequest, LoadedModel,
+    Message, OutputParams, Prompt, SamplingParams, StopParams, TextModel, TokenEvent,
 };
 use aha_models::LoadOptions;
 use aha_nn::weights::DtypeRequest;
@@ -25,11 +25,16 @@ pub fn fixtures(slugs: &[&str]) -> Vec<PathBuf> {
 }
 
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fixtures")
+        .join(name)
 }
 
 pub fn f32_options() -> LoadOptions {
-    LoadOptions { dtype: DtypeRequest::F32, ..LoadOptions::default() }
+    LoadOptions {
+        dtype: DtypeRequest::F32,
+        ..LoadOptions::default()
+    }
 }
 
 pub fn load_text(path: &Path) -> TextModel {
@@ -40,7 +45,14 @@ pub fn load_text(path: &Path) -> TextModel {
 /// An engine with room for `cache_tokens`.
 pub fn engine(path: &Path, options: EngineOptions) -> Engine {
     let cache_tokens = options.cache_tokens.or(Some(8192));
-    Engine::start(load_text(path), EngineOptions { cache_tokens, ..options }).unwrap()
+    Engine::start(
+        load_text(path),
+        EngineOptions {
+            cache_tokens,
+            ..options
+        },
+    )
+    .unwrap()
 }
 
 pub fn golden(path: &Path) -> Value {
@@ -55,7 +67,10 @@ pub fn chat(request: &Value) -> Chat {
         .unwrap()
         .iter()
         .map(|message| {
-            let mut turn = Message::text(text(&message["role"]).unwrap(), text(&message["content"]).unwrap_or_default());
+            let mut turn = Message::text(
+                text(&message["role"]).unwrap(),
+                text(&message["content"]).unwrap_or_default(),
+            );
             turn.reasoning_content = text(&message["reasoning_content"]);
             turn.tool_call_id = text(&message["tool_call_id"]);
             for call in message["tool_calls"].as_array().into_iter().flatten() {
@@ -71,7 +86,10 @@ pub fn chat(request: &Value) -> Chat {
     Chat {
         messages,
         tools: request["tools"].as_array().cloned().unwrap_or_default(),
-        template_kwargs: request["chat_template_kwargs"].as_object().cloned().unwrap_or_default(),
+        template_kwargs: request["chat_template_kwargs"]
+            .as_object()
+            .cloned()
+            .unwrap_or_default(),
         ..Chat::default()
     }
 }
@@ -81,8 +99,15 @@ pub fn greedy(prompt: Prompt, max_tokens: usize) -> GenerationRequest {
     GenerationRequest {
         prompt,
         sampling: SamplingParams::greedy(),
-        stop: StopParams { max_tokens: Some(max_tokens), ignore_eos: true, ..StopParams::default() },
-        output: OutputParams { logprobs: Some(5), ..OutputParams::default() },
+        stop: StopParams {
+            max_tokens: Some(max_tokens),
+            ignore_eos: true,
+            ..StopParams::default()
+        },
+        output: OutputParams {
+            logprobs: Some(5),
+            ..OutputParams::default()
+        },
     }
 }
 
@@ -103,7 +128,15 @@ impl Answer {
     pub fn fingerprint(&self) -> Vec<(u32, u32)> {
         self.tokens
             .iter()
-            .map(|token| (token.token_id, token.logprob.as_ref().map_or(0, |scored| scored.logprob.to_bits())))
+            .map(|token| {
+                (
+                    token.token_id,
+                    token
+                        .logprob
+                        .as_ref()
+                        .map_or(0, |scored| scored.logprob.to_bits()),
+                )
+            })
             .collect()
     }
 }
@@ -112,15 +145,25 @@ pub fn collect(mut generation: Generation) -> Answer {
     let mut tokens = Vec::new();
     let mut text = String::new();
     loop {
-        match generation.blocking_next().expect("the stream ended without an end") {
+        match generation
+            .blocking_next()
+            .expect("the stream ended without an end")
+        {
             Event::Token(token) => {
                 text.push_str(&token.text);
                 tokens.push(token);
             }
             Event::Finished(finished) => {
                 text.push_str(&finished.text);
-                assert!(generation.blocking_next().is_none(), "an event after the end");
-                return Answer { tokens, text, finished };
+                assert!(
+                    generation.blocking_next().is_none(),
+                    "an event after the end"
+                );
+                return Answer {
+                    tokens,
+                    text,
+                    finished,
+                };
             }
             Event::Failed(error) => panic!("{error}"),
         }
