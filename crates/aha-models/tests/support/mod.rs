@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Every fixture folder of the given families.
-pub fn fixtures(slugs: &[&str]) -> Vec<PathBuf> {
+pub(crate) fn fixtures(slugs: &[&str]) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
     let mut folders: Vec<PathBuf> = slugs
         .iter()
@@ -24,26 +24,26 @@ pub fn fixtures(slugs: &[&str]) -> Vec<PathBuf> {
     folders
 }
 
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/fixtures")
         .join(name)
 }
 
-pub fn f32_options() -> LoadOptions {
+pub(crate) fn f32_options() -> LoadOptions {
     LoadOptions {
         dtype: DtypeRequest::F32,
         ..LoadOptions::default()
     }
 }
 
-pub fn load_text(path: &Path) -> TextModel {
+pub(crate) fn load_text(path: &Path) -> TextModel {
     let LoadedModel::Text(model) = aha_models::load(path, &f32_options()).unwrap();
     model
 }
 
 /// An engine with room for `cache_tokens`.
-pub fn engine(path: &Path, options: EngineOptions) -> Engine {
+pub(crate) fn engine(path: &Path, options: EngineOptions) -> Engine {
     let cache_tokens = options.cache_tokens.or(Some(8192));
     Engine::start(
         load_text(path),
@@ -55,12 +55,12 @@ pub fn engine(path: &Path, options: EngineOptions) -> Engine {
     .unwrap()
 }
 
-pub fn golden(path: &Path) -> Value {
+pub(crate) fn golden(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path.join("golden.json")).unwrap()).unwrap()
 }
 
 /// The conversation of a golden chat request, as the HTTP face would build it.
-pub fn chat(request: &Value) -> Chat {
+pub(crate) fn chat(request: &Value) -> Chat {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let messages = request["messages"]
         .as_array()
@@ -95,7 +95,7 @@ pub fn chat(request: &Value) -> Chat {
 }
 
 /// A greedy request with log-probabilities.
-pub fn greedy(prompt: Prompt, max_tokens: usize) -> GenerationRequest {
+pub(crate) fn greedy(prompt: Prompt, max_tokens: usize) -> GenerationRequest {
     GenerationRequest {
         prompt,
         sampling: SamplingParams::greedy(),
@@ -113,19 +113,19 @@ pub fn greedy(prompt: Prompt, max_tokens: usize) -> GenerationRequest {
 
 /// Everything that one generation gave.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
-    pub tokens: Vec<TokenEvent>,
-    pub text: String,
-    pub finished: Finished,
+pub(crate) struct Answer {
+    pub(crate) tokens: Vec<TokenEvent>,
+    pub(crate) text: String,
+    pub(crate) finished: Finished,
 }
 
 impl Answer {
-    pub fn ids(&self) -> Vec<u32> {
+    pub(crate) fn ids(&self) -> Vec<u32> {
         self.tokens.iter().map(|token| token.token_id).collect()
     }
 
     /// Ids and exact log-probabilities: equal only when every bit of the logits that mattered was equal.
-    pub fn fingerprint(&self) -> Vec<(u32, u32)> {
+    pub(crate) fn fingerprint(&self) -> Vec<(u32, u32)> {
         self.tokens
             .iter()
             .map(|token| {
@@ -141,7 +141,7 @@ impl Answer {
     }
 }
 
-pub fn collect(mut generation: Generation) -> Answer {
+pub(crate) fn collect(mut generation: Generation) -> Answer {
     let mut tokens = Vec::new();
     let mut text = String::new();
     loop {
@@ -170,12 +170,12 @@ pub fn collect(mut generation: Generation) -> Answer {
     }
 }
 
-pub fn run(engine: &Engine, request: GenerationRequest) -> Answer {
+pub(crate) fn run(engine: &Engine, request: GenerationRequest) -> Answer {
     collect(engine.submit(request).unwrap())
 }
 
 /// Waits until the engine has nothing to do; panics when that takes more than ten seconds.
-pub fn wait_until_idle(engine: &Engine) {
+pub(crate) fn wait_until_idle(engine: &Engine) {
     for _ in 0..1000 {
         let status = engine.status();
         if status.running == 0 && status.waiting == 0 {
