@@ -69,7 +69,11 @@ impl Download {
         let progress: Arc<dyn Progress> = if self.json {
             Arc::new(JsonLines)
         } else {
-            Arc::new(Bars::default())
+            let tells_of_hubs = self.args.source == Source::Auto;
+            Arc::new(Bars {
+                tells_of_hubs,
+                ..Bars::default()
+            })
         };
         let done = run(&self.model, &self.args, progress, context)?;
         if self.json {
@@ -144,12 +148,17 @@ impl Progress for JsonLines {
 
 /// One bar a file, and notes for what went wrong on the way.
 #[derive(Default)]
-struct Bars(Mutex<HashMap<String, ProgressBar>>);
+struct Bars {
+    files: Mutex<HashMap<String, ProgressBar>>,
+    /// Tell of a hub that failed while another may do better. The log of `aha cli` does so itself,
+    /// and where only one hub is asked, its failure is the command's.
+    tells_of_hubs: bool,
+}
 
 impl Bars {
     fn remove(&self, path: &str) {
         if let Some(bar) = self
-            .0
+            .files
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(path)
@@ -161,7 +170,7 @@ impl Bars {
 
 impl Progress for Bars {
     fn event(&self, event: &Event) {
-        let bars = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bars = || self.files.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Waiting { model, pid } => {
                 let pid = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
@@ -169,7 +178,7 @@ impl Progress for Bars {
                     "another process{pid} downloads {model}; waiting for it"
                 ));
             }
-            Event::SourceFailed { source, reason } => note(&format!("{source}: {reason}")),
+            Event::SourceFailed { reason, .. } if self.tells_of_hubs => note(reason),
             Event::Started {
                 model,
                 source,

@@ -124,8 +124,13 @@ fn execute(cli: Cli) -> Outcome {
     if let Command::Completions(command) = &cli.command {
         return command.execute(&mut Cli::command());
     }
-    let serves = matches!(cli.command, Command::Serv(_) | Command::Cli(_));
-    logging::init(&cli.global, if serves { "info" } else { "warn" })?;
+    let level = match cli.command {
+        Command::Serv(_) | Command::Cli(_) => "info",
+        // It tells by itself what the log would warn of.
+        Command::Download(_) => "error",
+        _ => "warn",
+    };
+    logging::init(&cli.global, level)?;
     start_compute_threads(&cli.global)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
