@@ -8,7 +8,9 @@ use tracing_subscriber::filter::LevelFilter;
 
 /// Starts the log on standard error; `default` is the level where the user names none.
 pub(crate) fn init(global: &GlobalArgs, default: &str) -> Outcome {
-    let filter = filter(global.log.as_deref().unwrap_or(default))?;
+    // An empty variable is as good as none.
+    let asked = global.log.as_deref().filter(|text| !text.is_empty());
+    let filter = filter(asked.unwrap_or(default))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(LogLine::default)
