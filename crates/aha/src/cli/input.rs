@@ -115,7 +115,7 @@ mod tests {
             ("", Source::Text(String::new())),
             ("@a.txt", Source::File("a.txt".into())),
             ("@@mention", Source::Text("@mention".into())),
-            ("file:///tmp/a", Source::File("/tmp/a".into())),
+            ("file:///home/a", Source::File("/home/a".into())),
         ] {
             assert_eq!(Source::parse(argument), source, "{argument}");
         }
