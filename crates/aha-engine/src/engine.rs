@@ -8,6 +8,7 @@ use crate::model::{GenerationDefaults, TextModel};
 use crate::processor::TextProcessor;
 use crate::request::GenerationRequest;
 use crate::worker::{Command, Worker};
+use candle_core::Device;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
 use std::thread::JoinHandle;
@@ -16,6 +17,8 @@ use tokio::sync::mpsc;
 
 /// Events that may wait for a slow reader before its request is cancelled.
 const EVENT_BUFFER: usize = 4096;
+/// Tokens that the cache holds even where memory is scarce.
+const LEAST_CACHE_TOKENS: usize = 1024;
 /// A step that takes longer means that the engine hangs.
 const STUCK_AFTER: Duration = Duration::from_secs(180);
 
@@ -190,19 +193,12 @@ impl Engine {
         let mut context_length = options
             .context_length
             .map_or(own_context, |asked| asked.min(own_context));
-        let cache_tokens = options.cache_tokens.unwrap_or_else(|| {
-            default_cache_tokens(bytes_per_token, context_length, options.max_sequences)
-        });
-        let num_blocks = cache_tokens / options.block_size.max(1);
-        if options.block_size == 0 || num_blocks == 0 {
-            return Err(EngineError::invalid(
-                "cache_tokens",
-                format!(
-                    "a cache of {cache_tokens} tokens is smaller than a block of {}",
-                    options.block_size
-                ),
-            ));
-        }
+        let num_blocks = cache_blocks(
+            &options,
+            bytes_per_token,
+            context_length,
+            generator.device(),
+        )?;
         let capacity = num_blocks * options.block_size;
         if capacity < context_length {
             tracing::warn!(
@@ -419,16 +415,42 @@ impl Generation {
     }
 }
 
-/// A quarter of the free memory, but no more than all sequences at full length, and never less than one block.
-fn default_cache_tokens(
+/// Blocks of the cache: as many as asked for, else what a quarter of the free memory holds. More than all sequences
+/// can use at full length is never taken.
+fn cache_blocks(
+    options: &EngineOptions,
     bytes_per_token: usize,
     context_length: usize,
-    max_sequences: usize,
-) -> usize {
-    let affordable = available_memory() / 4 / bytes_per_token.max(1);
-    affordable
-        .min(context_length.saturating_mul(max_sequences))
-        .max(1024)
+    device: &Device,
+) -> Result<usize, EngineError> {
+    let refused = |message| Err(EngineError::invalid("cache_tokens", message));
+    let usable = context_length
+        .saturating_mul(options.max_sequences)
+        .saturating_add(options.block_size);
+    let available = available_memory();
+    let tokens = match options.cache_tokens {
+        None => usable.min((available / 4 / bytes_per_token.max(1)).max(LEAST_CACHE_TOKENS)),
+        Some(tokens) => {
+            let tokens = tokens.min(usable);
+            let bytes = tokens.saturating_mul(bytes_per_token);
+            if device.is_cpu() && bytes > available {
+                return refused(format!(
+                    "a cache of {tokens} tokens takes {} MiB, but only {} MiB are free: ask for at most {} tokens",
+                    bytes >> 20,
+                    available >> 20,
+                    available / bytes_per_token.max(1)
+                ));
+            }
+            tokens
+        }
+    };
+    match tokens.checked_div(options.block_size) {
+        None | Some(0) => refused(format!(
+            "a cache of {tokens} tokens is smaller than a block of {}",
+            options.block_size
+        )),
+        Some(blocks) => Ok(blocks),
+    }
 }
 
 /// A seed for requests that bring none.

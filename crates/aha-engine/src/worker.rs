@@ -107,14 +107,15 @@ impl Worker {
         };
         let id = self.next_id;
         self.next_id += 1;
-        let prompt = active.prompt().to_vec();
-        let shareable = self
-            .spec
-            .shareable_prompt_len
-            .is_none_or(|longest| prompt.len() <= longest);
-        self.scheduler.add(id, prompt, shareable);
+        self.enqueue(id, active.prompt().to_vec());
         self.active.insert(id, *active);
         true
+    }
+
+    fn enqueue(&mut self, id: SequenceId, prompt: Vec<u32>) {
+        let longest = self.spec.shareable_prompt_len;
+        let shareable = longest.is_none_or(|longest| prompt.len() <= longest);
+        self.scheduler.add(id, prompt, shareable);
     }
 
     fn drop_cancelled(&mut self) {
@@ -290,8 +291,8 @@ impl Worker {
         }
         waiting.sort_unstable();
         for id in waiting {
-            if let Some(active) = self.active.get(&id) {
-                self.scheduler.add(id, active.prompt().to_vec(), true);
+            if let Some(prompt) = self.active.get(&id).map(|active| active.prompt().to_vec()) {
+                self.enqueue(id, prompt);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Ownership of cache blocks: allocation, sharing by content, eviction.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 
 /// Identity of a full block: its tokens and everything before them.
@@ -26,7 +26,8 @@ struct Block {
 pub(crate) struct BlockPool {
     block_size: usize,
     blocks: Vec<Block>,
-    free: VecDeque<u32>,
+    /// The last one given back is the first given out: its memory is touched already.
+    free: Vec<u32>,
     evictable: BTreeMap<u64, u32>,
     by_hash: HashMap<BlockHash, u32>,
     keys: (RandomState, RandomState),
@@ -39,7 +40,7 @@ impl BlockPool {
         Self {
             block_size,
             blocks: vec![Block::default(); num_blocks],
-            free: (0..num_blocks as u32).collect(),
+            free: (0..num_blocks as u32).rev().collect(),
             evictable: BTreeMap::new(),
             by_hash: HashMap::new(),
             keys: (RandomState::new(), RandomState::new()),
@@ -103,7 +104,7 @@ impl BlockPool {
 
     /// Gives out a block without content; `None` when all are held.
     pub(crate) fn allocate(&mut self) -> Option<u32> {
-        let block = match self.free.pop_front() {
+        let block = match self.free.pop() {
             Some(block) => block,
             None => {
                 let (_, block) = self.evictable.pop_first()?;
@@ -136,7 +137,7 @@ impl BlockPool {
                 entry.last_use = self.clock;
                 self.evictable.insert(self.clock, block);
             } else {
-                self.free.push_back(block);
+                self.free.push(block);
             }
         }
     }

@@ -73,6 +73,14 @@ impl MappedFile {
         }
     }
 
+    /// Tells the system that a range will not be read again soon, so that its pages need not stay resident. A hint:
+    /// reading them again brings them back.
+    pub fn release(&self, range: std::ops::Range<usize>) {
+        if let Contents::Mapped { map, .. } = &self.contents {
+            release(map, range);
+        }
+    }
+
     /// Where the file was opened.
     pub fn path(&self) -> &Path {
         &self.path
@@ -118,6 +126,28 @@ fn map(file: &File) -> std::io::Result<Mmap> {
     // duty, stated on `MappedFile`, and checked before each tensor is taken.
     unsafe { Mmap::map(file) }
 }
+
+#[cfg(unix)]
+#[allow(unsafe_code, reason = "advice on a mapping has no safe interface")]
+fn release(map: &Mmap, range: std::ops::Range<usize>) {
+    // Only whole pages inside the range: its neighbours may still be needed.
+    const PAGE: usize = 1 << 16;
+    let start = range.start.next_multiple_of(PAGE);
+    let end = range.end.min(map.len()) / PAGE * PAGE;
+    if start < end {
+        // SAFETY: the mapping is read-only and backed by its file, so dropped pages are read from there again with
+        // the same content; no reference can see a difference.
+        let advised = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+        };
+        if let Err(error) = advised {
+            tracing::debug!(%error, "pages of a weight file stay resident");
+        }
+    }
+}
+
+#[cfg(not(unix))]
+fn release(_: &Mmap, _: std::ops::Range<usize>) {}
 
 #[cfg(test)]
 mod tests {

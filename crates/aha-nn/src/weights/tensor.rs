@@ -149,6 +149,11 @@ impl LoadedTensor {
         convert::gather_rows(&self.name, self.stored, &self.shape, bytes, source).map(Cow::Owned)
     }
 
+    /// Lets the system take back the pages of the file that hold the tensor, once its values were copied.
+    pub fn release(&self) {
+        self.file.release(self.range.clone());
+    }
+
     /// All values as `f32` in row order, dequantised where needed.
     ///
     /// # Errors
