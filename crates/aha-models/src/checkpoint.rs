@@ -2,7 +2,7 @@
 
 use aha_engine::GenerationDefaults;
 use aha_nn::weights::Weights;
-use aha_nn::weights::gguf::{GgufFile, Metadata};
+use aha_nn::weights::gguf::GgufFile;
 use aha_nn::weights::{DtypeRequest, NameMap, Placement};
 use candle_core::Device;
 use serde::Deserialize;
@@ -173,15 +173,14 @@ impl Checkpoint {
         }
     }
 
-    /// The family's configuration: config.json read as `C`, or built from a GGUF's metadata.
+    /// The family's configuration: config.json read as `C`, or built from a GGUF's metadata and tensors.
     pub fn config<C: DeserializeOwned>(
         &self,
-        from_gguf: impl FnOnce(&Metadata, bool) -> Result<C, LoadError>,
+        from_gguf: impl FnOnce(&GgufFile) -> Result<C, LoadError>,
     ) -> Result<C, LoadError> {
         match &self.format {
             Format::Folder { config } => parse(config, &self.path.join(CONFIG)),
-            // GGUF has no key for tied embeddings: it leaves the head out.
-            Format::Gguf(file) => from_gguf(&file.metadata, file.tensor("output.weight").is_none()),
+            Format::Gguf(file) => from_gguf(file),
         }
     }
 

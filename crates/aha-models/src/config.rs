@@ -1,7 +1,7 @@
 //! What the config structs of the families share.
 
 use aha_nn::rope::{RopeScaling, RopeType};
-use aha_nn::weights::gguf::Metadata;
+use aha_nn::weights::gguf::{GgufFile, Metadata};
 use serde::Deserialize;
 
 use crate::error::LoadError;
@@ -38,17 +38,24 @@ impl RopeKeys {
 /// Hyper-parameters of a GGUF, under the prefix of its architecture.
 #[derive(Debug, Clone, Copy)]
 pub struct GgufKeys<'a> {
+    file: &'a GgufFile,
     metadata: &'a Metadata,
     architecture: &'a str,
 }
 
 impl<'a> GgufKeys<'a> {
-    /// Keys `<architecture>.*` of `metadata`.
-    pub fn new(metadata: &'a Metadata, architecture: &'a str) -> Self {
+    /// Keys `<architecture>.*` of `file`.
+    pub fn new(file: &'a GgufFile, architecture: &'a str) -> Self {
         Self {
-            metadata,
+            file,
+            metadata: &file.metadata,
             architecture,
         }
+    }
+
+    /// Whether the file holds a tensor: GGUF has no keys for tied embeddings and biases, it has or lacks them.
+    pub fn has_tensor(&self, name: &str) -> bool {
+        self.file.tensor(name).is_some()
     }
 
     fn key(&self, name: &str) -> String {

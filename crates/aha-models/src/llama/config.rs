@@ -2,7 +2,7 @@
 
 use aha_nn::attention::AttentionConfig;
 use aha_nn::mlp::Activation;
-use aha_nn::weights::gguf::Metadata;
+use aha_nn::weights::gguf::GgufFile;
 use serde::Deserialize;
 
 use crate::config::{GgufKeys, RopeKeys};
@@ -34,8 +34,8 @@ pub struct LlamaConfig {
 
 impl LlamaConfig {
     /// The same values from a GGUF's metadata (`llama.*`).
-    pub fn from_gguf(metadata: &Metadata, tied: bool) -> Result<Self, LoadError> {
-        let keys = GgufKeys::new(metadata, "llama");
+    pub fn from_gguf(file: &GgufFile) -> Result<Self, LoadError> {
+        let keys = GgufKeys::new(file, "llama");
         if keys
             .optional_unsigned("expert_count")?
             .is_some_and(|experts| experts > 0)
@@ -59,9 +59,9 @@ impl LlamaConfig {
             hidden_act: Activation::Silu,
             rms_norm_eps: keys.float("attention.layer_norm_rms_epsilon")?,
             max_position_embeddings: keys.unsigned("context_length")?,
-            tie_word_embeddings: tied,
-            attention_bias: false,
-            mlp_bias: false,
+            tie_word_embeddings: !keys.has_tensor("output.weight"),
+            attention_bias: keys.has_tensor("blk.0.attn_q.bias"),
+            mlp_bias: keys.has_tensor("blk.0.ffn_gate.bias"),
             rope: keys.rope()?,
         })
     }

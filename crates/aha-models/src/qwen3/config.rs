@@ -3,7 +3,7 @@
 use aha_nn::attention::AttentionConfig;
 use aha_nn::mlp::Activation;
 use aha_nn::rope::RopeScaling;
-use aha_nn::weights::gguf::Metadata;
+use aha_nn::weights::gguf::GgufFile;
 use serde::Deserialize;
 
 use crate::config::{GgufKeys, RopeKeys};
@@ -35,8 +35,8 @@ pub struct Qwen3Config {
 
 impl Qwen3Config {
     /// The same values from a GGUF's metadata (`qwen3.*`).
-    pub fn from_gguf(metadata: &Metadata, tied: bool) -> Result<Self, LoadError> {
-        let keys = GgufKeys::new(metadata, "qwen3");
+    pub fn from_gguf(file: &GgufFile) -> Result<Self, LoadError> {
+        let keys = GgufKeys::new(file, "qwen3");
         Ok(Self {
             vocab_size: keys.vocab_size()?,
             hidden_size: keys.unsigned("embedding_length")?,
@@ -48,8 +48,8 @@ impl Qwen3Config {
             hidden_act: Activation::Silu,
             rms_norm_eps: keys.float("attention.layer_norm_rms_epsilon")?,
             max_position_embeddings: keys.unsigned("context_length")?,
-            tie_word_embeddings: tied,
-            attention_bias: false,
+            tie_word_embeddings: !keys.has_tensor("output.weight"),
+            attention_bias: keys.has_tensor("blk.0.attn_q.bias"),
             use_sliding_window: false,
             rope: keys.rope()?,
         })
