@@ -58,7 +58,7 @@ pub(crate) struct Active {
     stops: StopMatcher,
     tokenizer: Arc<Tokenizer>,
     sender: EventSender,
-    /// Tokens that end the answer.
+    /// Tokens that end the answer, sorted.
     end_tokens: Vec<u32>,
     max_tokens: usize,
     generated: usize,
@@ -82,6 +82,8 @@ impl Active {
         if !request.stop.ignore_eos {
             end_tokens.extend_from_slice(eos_token_ids);
         }
+        end_tokens.sort_unstable();
+        end_tokens.dedup();
         Self {
             sampler: Sampler::new(
                 request.sampling.clone(),
@@ -141,7 +143,7 @@ impl Active {
     pub(crate) fn deliver(&mut self, choice: Choice) -> Progress {
         self.first_token.get_or_insert_with(Instant::now);
         self.generated += 1;
-        if self.end_tokens.contains(&choice.token) {
+        if self.end_tokens.binary_search(&choice.token).is_ok() {
             return self.finish(FinishReason::Stop, None);
         }
         let piece = self.detokenizer.push(choice.token);

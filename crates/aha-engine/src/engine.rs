@@ -17,6 +17,8 @@ use tokio::sync::mpsc;
 
 /// Events that may wait for a slow reader before its request is cancelled.
 const EVENT_BUFFER: usize = 4096;
+/// Size of the cache on accelerators, whose free memory is not known here, unless another one is asked for.
+const ACCELERATOR_CACHE_BYTES: usize = 4 << 30;
 /// Tokens that the cache holds even where memory is scarce.
 const LEAST_CACHE_TOKENS: usize = 1024;
 /// A step that takes longer means that the engine hangs.
@@ -33,8 +35,8 @@ pub struct EngineOptions {
     pub queue_limit: usize,
     /// Longest sequence, where it shall be shorter than the model's own.
     pub context_length: Option<usize>,
-    /// Tokens that the cache holds; by default what a quarter of the free memory holds, and no more than all
-    /// sequences can use.
+    /// Tokens that the cache holds; by default what a quarter of the free memory holds (4 GiB on accelerators), and
+    /// no more than all sequences can use.
     pub cache_tokens: Option<usize>,
     /// Tokens in a cache block.
     pub block_size: usize,
@@ -53,6 +55,27 @@ impl Default for EngineOptions {
             block_size: 16,
             prefix_cache: true,
         }
+    }
+}
+
+impl EngineOptions {
+    /// Refuses sizes that no engine can work with.
+    fn validate(&self) -> Result<(), EngineError> {
+        for (name, value) in [
+            ("max_batch_tokens", self.max_batch_tokens),
+            ("max_sequences", self.max_sequences),
+            ("queue_limit", self.queue_limit),
+            ("block_size", self.block_size),
+            ("context_length", self.context_length.unwrap_or(1)),
+        ] {
+            if value == 0 {
+                return Err(EngineError::invalid(
+                    name,
+                    format!("`{name}` must be at least 1"),
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -183,6 +206,7 @@ impl Engine {
     ///
     /// Errors when the cache cannot hold a single sequence of reasonable length.
     pub fn start(model: TextModel, options: EngineOptions) -> Result<Self, EngineError> {
+        options.validate()?;
         let TextModel {
             generator,
             processor,
@@ -428,8 +452,13 @@ fn cache_blocks(
         .saturating_mul(options.max_sequences)
         .saturating_add(options.block_size);
     let available = available_memory();
+    let budget = if device.is_cpu() {
+        available / 4
+    } else {
+        ACCELERATOR_CACHE_BYTES
+    };
     let tokens = match options.cache_tokens {
-        None => usable.min((available / 4 / bytes_per_token.max(1)).max(LEAST_CACHE_TOKENS)),
+        None => usable.min((budget / bytes_per_token.max(1)).max(LEAST_CACHE_TOKENS)),
         Some(tokens) => {
             let tokens = tokens.min(usable);
             let bytes = tokens.saturating_mul(bytes_per_token);

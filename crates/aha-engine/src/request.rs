@@ -47,6 +47,30 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
+    /// Refuses values that no choice can follow, naming the field.
+    pub fn validate(&self, vocab_size: usize) -> Result<(), EngineError> {
+        let within = |name: &str, value: f32, least: f32, most: f32| {
+            if value >= least && value <= most {
+                return Ok(());
+            }
+            Err(EngineError::invalid(
+                name,
+                format!("`{name}` is {value}, but must be between {least} and {most}"),
+            ))
+        };
+        within("temperature", self.temperature, 0.0, 100.0)?;
+        within("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?;
+        within("min_p", self.min_p, 0.0, 1.0)?;
+        within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)?;
+        within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
+        within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
+        for (token, bias) in &self.logit_bias {
+            known_token("logit_bias", *token, vocab_size)?;
+            within("logit_bias", *bias, -100.0, 100.0)?;
+        }
+        Ok(())
+    }
+
     /// Greedy decoding.
     pub fn greedy() -> Self {
         Self {
@@ -114,31 +138,7 @@ pub struct GenerationRequest {
 impl GenerationRequest {
     /// Refuses values that no generation can honour, naming the field.
     pub fn validate(&self, vocab_size: usize) -> Result<(), EngineError> {
-        let sampling = &self.sampling;
-        let within = |name: &str, value: f32, least: f32, most: f32| {
-            if value >= least && value <= most {
-                return Ok(());
-            }
-            Err(EngineError::invalid(
-                name,
-                format!("`{name}` is {value}, but must be between {least} and {most}"),
-            ))
-        };
-        within("temperature", sampling.temperature, 0.0, 100.0)?;
-        within("top_p", sampling.top_p, f32::MIN_POSITIVE, 1.0)?;
-        within("min_p", sampling.min_p, 0.0, 1.0)?;
-        within(
-            "repetition_penalty",
-            sampling.repetition_penalty,
-            0.01,
-            100.0,
-        )?;
-        within("presence_penalty", sampling.presence_penalty, -2.0, 2.0)?;
-        within("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)?;
-        for (token, bias) in &sampling.logit_bias {
-            known_token("logit_bias", *token, vocab_size)?;
-            within("logit_bias", *bias, -100.0, 100.0)?;
-        }
+        self.sampling.validate(vocab_size)?;
         for token in &self.stop.stop_token_ids {
             known_token("stop_token_ids", *token, vocab_size)?;
         }

@@ -21,6 +21,15 @@ pub(crate) enum Command {
     Shutdown,
 }
 
+/// Tells the handles that the thread is gone, however it ends.
+struct Alive(Arc<Shared>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.alive.store(false, Ordering::Release);
+    }
+}
+
 /// Everything that the engine's thread owns.
 pub(crate) struct Worker {
     generator: Box<dyn Generator>,
@@ -62,6 +71,7 @@ impl Worker {
 
     /// Serves until every handle is gone or a shutdown is asked for.
     pub(crate) fn run(mut self) {
+        let _alive = Alive(self.shared.clone());
         while self.receive() {
             self.drop_cancelled();
             if !self.scheduler.is_idle() {
@@ -72,7 +82,6 @@ impl Worker {
         for active in self.active.values() {
             active.fail(EngineError::ShuttingDown);
         }
-        self.shared.alive.store(false, Ordering::Release);
     }
 
     /// Takes all commands that are there, waiting for one when there is nothing else to do. False ends the thread.

@@ -92,14 +92,18 @@ impl Checkpoint {
         if !path.is_dir() {
             return Err(not_one("there is no such file or folder"));
         }
-        if path.join(CONFIG).is_file() {
+        // GGUF repositories often carry the source's config.json beside the file that has everything.
+        let ggufs = files_with_extension(path, "gguf")?;
+        let only_gguf = ggufs.len() == 1 && files_with_extension(path, "safetensors")?.is_empty();
+        if path.join(CONFIG).is_file() && !only_gguf {
             let config = read_json(&path.join(CONFIG))?;
+            refuse_quantised(&config, &path.join(CONFIG))?;
             return Ok(Self {
                 path: path.to_owned(),
                 format: Format::Folder { config },
             });
         }
-        match gguf_files(path)?.as_slice() {
+        match ggufs.as_slice() {
             [] => Err(not_one(
                 "the folder holds neither config.json nor a .gguf file",
             )),
@@ -272,7 +276,7 @@ struct EosKey {
 #[derive(Debug, Default, Deserialize)]
 struct GenerationConfig {
     temperature: Option<f32>,
-    top_k: Option<usize>,
+    top_k: Option<i64>,
     top_p: Option<f32>,
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
@@ -291,7 +295,10 @@ impl GenerationConfig {
         };
         let sampling = &mut defaults.sampling;
         sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
-        sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
+        // Negative numbers and 0 are both in use for "off".
+        sampling.top_k = self
+            .top_k
+            .map_or(sampling.top_k, |top_k| usize::try_from(top_k).unwrap_or(0));
         sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
         sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
         sampling.repetition_penalty = self
@@ -301,7 +308,28 @@ impl GenerationConfig {
     }
 }
 
-fn gguf_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
+/// Checkpoints of other quantisers keep scales beside their matrices; without them the values mean nothing.
+fn refuse_quantised(config: &Value, path: &Path) -> Result<(), LoadError> {
+    let Some(settings) = config
+        .get("quantization_config")
+        .filter(|settings| !settings.is_null())
+    else {
+        return Ok(());
+    };
+    let method = settings
+        .get("quant_method")
+        .and_then(Value::as_str)
+        .unwrap_or("an unnamed method");
+    Err(LoadError::Json {
+        path: path.to_owned(),
+        field: "quantization_config".to_owned(),
+        reason: format!(
+            "the weights are quantised by {method}, which is not supported: take the original checkpoint or a GGUF file"
+        ),
+    })
+}
+
+fn files_with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, LoadError> {
     let io = |source| LoadError::Io {
         path: folder.to_owned(),
         source,
@@ -311,7 +339,7 @@ fn gguf_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
         let path = entry.map_err(io)?.path();
         if path
             .extension()
-            .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+            .is_some_and(|found| found.eq_ignore_ascii_case(extension))
         {
             files.push(path);
         }

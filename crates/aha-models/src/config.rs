@@ -13,6 +13,7 @@ pub struct RopeKeys {
     rope_theta: Option<f64>,
     rope_scaling: Option<RopeScaling>,
     rope_parameters: Option<RopeScaling>,
+    partial_rotary_factor: Option<f64>,
 }
 
 impl RopeKeys {
@@ -24,6 +25,19 @@ impl RopeKeys {
             .or_else(|| nested(&self.rope_parameters))
             .or_else(|| nested(&self.rope_scaling))
             .unwrap_or(10_000.0)
+    }
+
+    /// Values of a head that are rotated: all of them, or the share that `partial_rotary_factor` says.
+    pub fn rotary_dim(&self, head_dim: usize) -> usize {
+        let nested = |scaling: &Option<RopeScaling>| {
+            scaling
+                .as_ref()
+                .and_then(|scaling| scaling.partial_rotary_factor)
+        };
+        let factor = self
+            .partial_rotary_factor
+            .or_else(|| nested(&self.rope_parameters));
+        factor.map_or(head_dim, |factor| (head_dim as f64 * factor) as usize)
     }
 
     /// The scaling, unless it is the plain one.
@@ -97,8 +111,8 @@ impl<'a> GgufKeys<'a> {
             .ok_or_else(|| LoadError::config("tokenizer.ggml.tokens", "the GGUF lacks it"))
     }
 
-    /// Rotary base and scaling.
-    pub fn rope(&self) -> Result<RopeKeys, LoadError> {
+    /// Rotary base, share and scaling for heads of `head_dim` values.
+    pub fn rope(&self, head_dim: usize) -> Result<RopeKeys, LoadError> {
         let rope_theta = self.metadata.float(&self.key("rope.freq_base"))?;
         let kind = self.metadata.text(&self.key("rope.scaling.type"))?;
         let rope_scaling = match kind {
@@ -119,10 +133,14 @@ impl<'a> GgufKeys<'a> {
                 return Err(LoadError::config(self.key("rope.scaling.type"), reason));
             }
         };
+        let rotated = self.optional_unsigned("rope.dimension_count")?;
         Ok(RopeKeys {
             rope_theta,
             rope_scaling,
             rope_parameters: None,
+            partial_rotary_factor: rotated
+                .filter(|rotated| *rotated != head_dim)
+                .map(|rotated| rotated as f64 / head_dim.max(1) as f64),
         })
     }
 }

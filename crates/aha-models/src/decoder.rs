@@ -34,6 +34,8 @@ pub struct DecoderConfig {
     pub tie_word_embeddings: bool,
     /// Longest sequence (`max_position_embeddings`).
     pub max_position_embeddings: usize,
+    /// Values of a head that are rotated (`head_dim`, or a share of it: `partial_rotary_factor`).
+    pub rotary_dim: usize,
     /// Base of the rotary frequencies (`rope_theta`).
     pub rope_theta: f64,
     /// Scaling of the rotary frequencies (`rope_scaling`).
@@ -78,10 +80,13 @@ impl DecoderConfig {
             );
             return Err(LoadError::config("num_key_value_heads", reason));
         }
-        if head_dim % 2 != 0 {
+        if self.rotary_dim % 2 != 0 || self.rotary_dim == 0 || self.rotary_dim > head_dim {
             return Err(LoadError::config(
                 "head_dim",
-                format!("{head_dim} is odd, but rotation pairs its values"),
+                format!(
+                    "{} of {head_dim} values cannot be rotated in pairs",
+                    self.rotary_dim
+                ),
             ));
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
@@ -194,13 +199,13 @@ impl Decoder {
             )?
         };
         let mut rotary = RotaryEmbedding::new(
-            config.attention.head_dim,
+            config.rotary_dim,
             config.rope_theta,
             config.rope_scaling.as_ref(),
             config.max_position_embeddings,
         )?;
         if weights.contains(ROPE_FACTORS) {
-            let factors = weights.tensor(ROPE_FACTORS, &[config.attention.head_dim / 2])?;
+            let factors = weights.tensor(ROPE_FACTORS, &[config.rotary_dim / 2])?;
             rotary = rotary.divided_by(&factors.to_dtype(DType::F32)?.to_vec1::<f32>()?);
         }
         let known: &[&str] = if config.tie_word_embeddings {

@@ -20,7 +20,15 @@ pub fn text_model(
             format!("the tokenizer knows {tokens} tokens, but the embedding has {rows} rows"),
         ));
     }
-    let defaults = checkpoint.generation_defaults()?;
+    let mut defaults = checkpoint.generation_defaults()?;
+    if defaults.eos_token_ids.is_empty() {
+        // Neither configuration names an end; the tokenizer may.
+        defaults.eos_token_ids = processor.tokenizer().end_token_ids().to_vec();
+    }
+    defaults
+        .sampling
+        .validate(rows)
+        .map_err(|error| LoadError::config("generation_config.json", error.to_string()))?;
     Ok(LoadedModel::Text(TextModel {
         generator,
         processor,

@@ -45,24 +45,27 @@ impl LlamaConfig {
                 "mixtures of experts are not supported by this family",
             ));
         }
+        let hidden_size = keys.unsigned("embedding_length")?;
+        let num_attention_heads = keys.unsigned("attention.head_count")?;
+        let head_dim = match keys.optional_unsigned("attention.key_length")? {
+            Some(length) => length,
+            None => hidden_size / num_attention_heads.max(1),
+        };
         Ok(Self {
             vocab_size: keys.vocab_size()?,
-            hidden_size: keys.unsigned("embedding_length")?,
+            hidden_size,
             intermediate_size: keys.unsigned("feed_forward_length")?,
             num_hidden_layers: keys.unsigned("block_count")?,
-            num_attention_heads: keys.unsigned("attention.head_count")?,
+            num_attention_heads,
             num_key_value_heads: keys.optional_unsigned("attention.head_count_kv")?,
-            head_dim: match keys.optional_unsigned("attention.key_length")? {
-                Some(length) => Some(length),
-                None => keys.optional_unsigned("rope.dimension_count")?,
-            },
+            head_dim: Some(head_dim),
             hidden_act: Activation::Silu,
             rms_norm_eps: keys.float("attention.layer_norm_rms_epsilon")?,
             max_position_embeddings: keys.unsigned("context_length")?,
             tie_word_embeddings: !keys.has_tensor("output.weight"),
             attention_bias: keys.has_tensor("blk.0.attn_q.bias"),
             mlp_bias: keys.has_tensor("blk.0.ffn_gate.bias"),
-            rope: keys.rope()?,
+            rope: keys.rope(head_dim)?,
         })
     }
 
@@ -83,6 +86,7 @@ impl LlamaConfig {
                 "0 is not a number of heads",
             ));
         }
+        let head_dim = self.head_dim.unwrap_or(self.hidden_size / num_heads);
         Ok(DecoderConfig {
             vocab_size: self.vocab_size,
             intermediate_size: self.intermediate_size,
@@ -91,7 +95,7 @@ impl LlamaConfig {
                 hidden_size: self.hidden_size,
                 num_heads,
                 num_kv_heads,
-                head_dim: self.head_dim.unwrap_or(self.hidden_size / num_heads),
+                head_dim,
                 qkv_bias: self.attention_bias,
                 output_bias: self.attention_bias,
                 qk_norm_eps: None,
@@ -102,6 +106,7 @@ impl LlamaConfig {
             mlp_bias: self.mlp_bias,
             tie_word_embeddings: self.tie_word_embeddings,
             max_position_embeddings: self.max_position_embeddings,
+            rotary_dim: self.rope.rotary_dim(head_dim),
             rope_theta: self.rope.theta(),
             rope_scaling: self.rope.scaling(),
         })

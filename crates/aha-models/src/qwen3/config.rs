@@ -37,6 +37,7 @@ impl Qwen3Config {
     /// The same values from a GGUF's metadata (`qwen3.*`).
     pub fn from_gguf(file: &GgufFile) -> Result<Self, LoadError> {
         let keys = GgufKeys::new(file, "qwen3");
+        let head_dim = keys.unsigned("attention.key_length")?;
         Ok(Self {
             vocab_size: keys.vocab_size()?,
             hidden_size: keys.unsigned("embedding_length")?,
@@ -44,14 +45,14 @@ impl Qwen3Config {
             num_hidden_layers: keys.unsigned("block_count")?,
             num_attention_heads: keys.unsigned("attention.head_count")?,
             num_key_value_heads: keys.unsigned("attention.head_count_kv")?,
-            head_dim: keys.unsigned("attention.key_length")?,
+            head_dim,
             hidden_act: Activation::Silu,
             rms_norm_eps: keys.float("attention.layer_norm_rms_epsilon")?,
             max_position_embeddings: keys.unsigned("context_length")?,
             tie_word_embeddings: !keys.has_tensor("output.weight"),
             attention_bias: keys.has_tensor("blk.0.attn_q.bias"),
             use_sliding_window: false,
-            rope: keys.rope()?,
+            rope: keys.rope(head_dim)?,
         })
     }
 
@@ -83,6 +84,7 @@ impl Qwen3Config {
             mlp_bias: false,
             tie_word_embeddings: self.tie_word_embeddings,
             max_position_embeddings: self.max_position_embeddings,
+            rotary_dim: self.rope.rotary_dim(self.head_dim),
             rope_theta: self.rope.theta(),
             rope_scaling,
         })

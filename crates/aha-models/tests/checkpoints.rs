@@ -1,0 +1,231 @@
+//! Checkpoints that cannot be loaded say why; those that are a little unusual load.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use aha_engine::{EngineError, EngineOptions};
+use aha_models::{Checkpoint, load};
+use serde_json::{Value, json};
+use std::path::Path;
+use support::{engine, f32_options, fixture, greedy, load_text, run};
+
+/// A copy of a fixture whose JSON file `name` was changed.
+fn changed(name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture("llama/smol")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, home.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = home.path().join(name);
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut value);
+    std::fs::write(path, value.to_string()).unwrap();
+    home
+}
+
+fn refused(name: &str, change: impl FnOnce(&mut Value)) -> String {
+    let home = changed(name, change);
+    load(home.path(), &f32_options()).unwrap_err().to_string()
+}
+
+#[test]
+fn configurations_that_no_model_has_are_refused_by_key() {
+    for (key, value) in [
+        ("num_hidden_layers", json!(1_000_000_000)),
+        ("num_hidden_layers", json!(0)),
+        ("hidden_size", json!(u64::MAX)),
+        ("num_attention_heads", json!(0)),
+        ("num_key_value_heads", json!(2)),
+        ("head_dim", json!(0)),
+        ("head_dim", json!(7)),
+        ("rope_theta", json!(0)),
+        ("rms_norm_eps", json!(-1.0)),
+        ("vocab_size", json!(10)),
+        ("vocab_size", json!("many")),
+        ("hidden_act", json!("xielu")),
+        ("rope_scaling", json!({"rope_type": "yarn"})),
+        ("quantization_config", json!({"quant_method": "fp8"})),
+    ] {
+        let message = refused("config.json", |config| config[key] = value.clone());
+        let known = [
+            key,
+            "hidden_act",
+            "head_dim",
+            "factor",
+            "vocab_size",
+            "[10, ",
+        ];
+        assert!(
+            known.iter().any(|word| message.contains(word)),
+            "{key} = {value}: {message}"
+        );
+    }
+}
+
+#[test]
+fn missing_keys_and_unknown_architectures_are_named() {
+    let message = refused("config.json", |config| {
+        config.as_object_mut().unwrap().remove("hidden_size");
+    });
+    assert!(
+        message.contains("config.json") && message.contains("hidden_size"),
+        "{message}"
+    );
+    let message = refused("config.json", |config| {
+        config["architectures"] = json!(["MambaForCausalLM"])
+    });
+    assert!(
+        message.contains("MambaForCausalLM") && message.contains("LlamaForCausalLM"),
+        "{message}"
+    );
+}
+
+#[test]
+fn code_of_a_checkpoint_is_never_run() {
+    let home = changed("config.json", |config| {
+        config["auto_map"] = json!({"AutoModel": "evil.Model"})
+    });
+    std::fs::write(home.path().join("evil.py"), "raise SystemExit").unwrap();
+    load_text(home.path());
+}
+
+#[test]
+fn misshapen_and_missing_tensors_are_listed_with_both_shapes() {
+    let message = refused("config.json", |config| {
+        config["intermediate_size"] = json!(999)
+    });
+    assert!(message.contains("mlp.gate_proj.weight"), "{message}");
+    assert!(
+        message.contains("999") && message.contains("144"),
+        "{message}"
+    );
+    let message = refused("config.json", |config| {
+        config["num_hidden_layers"] = json!(40)
+    });
+    assert!(message.contains("model.layers.3."), "{message}");
+    assert!(
+        message.lines().count() < 20 && message.len() < 4000,
+        "{message}"
+    );
+}
+
+#[test]
+fn an_end_token_is_found_where_the_configurations_name_none() {
+    let home = changed("config.json", |config| {
+        config.as_object_mut().unwrap().remove("eos_token_id");
+    });
+    std::fs::remove_file(home.path().join("generation_config.json")).unwrap();
+    assert_eq!(load_text(home.path()).defaults.eos_token_ids, [2]);
+}
+
+#[test]
+fn generation_defaults_are_read_and_checked() {
+    let home = changed("generation_config.json", |config| {
+        config["temperature"] = json!(0.5);
+        config["top_k"] = json!(-1);
+        config["eos_token_id"] = json!([2, 5]);
+    });
+    let defaults = load_text(home.path()).defaults;
+    assert_eq!(
+        (defaults.sampling.temperature, defaults.sampling.top_k),
+        (0.5, 0)
+    );
+    assert_eq!(defaults.eos_token_ids, [2, 5]);
+    let message = refused("generation_config.json", |config| {
+        config["top_p"] = json!(7.0)
+    });
+    assert!(
+        message.contains("generation_config.json") && message.contains("top_p"),
+        "{message}"
+    );
+}
+
+#[test]
+fn new_style_rope_keys_mean_the_same_as_old_ones() {
+    let old = engine(&fixture("llama/smol"), EngineOptions::default());
+    let home = changed("config.json", |config| {
+        let theta = config["rope_theta"].take();
+        config.as_object_mut().unwrap().remove("rope_theta");
+        config.as_object_mut().unwrap().remove("rope_scaling");
+        config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": theta});
+    });
+    let new = engine(home.path(), EngineOptions::default());
+    let request = |engine: &aha_engine::Engine| {
+        greedy(
+            engine
+                .processor()
+                .prepare_text("the same words for both")
+                .unwrap(),
+            8,
+        )
+    };
+    assert_eq!(
+        run(&old, request(&old)).fingerprint(),
+        run(&new, request(&new)).fingerprint()
+    );
+}
+
+#[test]
+fn paths_that_hold_no_checkpoint_say_what_was_looked_for() {
+    let home = tempfile::tempdir().unwrap();
+    let open = |path: &Path| Checkpoint::open(path).unwrap_err().to_string();
+    assert!(open(home.path()).contains("config.json"));
+    assert!(open(&home.path().join("nothing")).contains("no such file"));
+    let text = home.path().join("notes.txt");
+    std::fs::write(&text, "hello").unwrap();
+    assert!(open(&text).contains(".gguf"));
+    let fake = home.path().join("fake.gguf");
+    std::fs::write(&fake, "hello").unwrap();
+    assert!(open(&fake).contains("fake.gguf"));
+}
+
+#[test]
+fn engines_of_impossible_sizes_are_refused_by_name() {
+    let refused = |options: EngineOptions| match aha_engine::Engine::start(
+        load_text(&fixture("llama/smol")),
+        options,
+    ) {
+        Err(EngineError::InvalidRequest { param, .. }) => param.unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let base = EngineOptions::default;
+    assert_eq!(
+        refused(EngineOptions {
+            max_sequences: 0,
+            ..base()
+        }),
+        "max_sequences"
+    );
+    assert_eq!(
+        refused(EngineOptions {
+            queue_limit: 0,
+            ..base()
+        }),
+        "queue_limit"
+    );
+    assert_eq!(
+        refused(EngineOptions {
+            context_length: Some(0),
+            ..base()
+        }),
+        "context_length"
+    );
+    assert_eq!(
+        refused(EngineOptions {
+            cache_tokens: Some(3),
+            ..base()
+        }),
+        "cache_tokens"
+    );
+    let huge = EngineOptions {
+        cache_tokens: Some(usize::MAX),
+        max_sequences: usize::MAX,
+        ..base()
+    };
+    assert_eq!(refused(huge), "cache_tokens");
+}
