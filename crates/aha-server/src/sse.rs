@@ -10,6 +10,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
 use std::convert::Infallible;
+use std::pin::pin;
 use std::time::Duration;
 
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
@@ -97,6 +98,8 @@ impl<C: Chunks> EventStream<C> {
         let Stage::Running(generations) = &mut self.stage else {
             return Bytes::new();
         };
+        // Counted from the bytes before: events that yield none do not keep a connection open.
+        let mut silence = pin!(tokio::time::sleep(self.limits.keep_alive));
         loop {
             let outcome = tokio::select! {
                 biased;
@@ -104,6 +107,7 @@ impl<C: Chunks> EventStream<C> {
                     Err(ApiError::shutting_down())
                 }
                 error = self.limits.deadline.passed() => Err(error),
+                () = silence.as_mut() => return Bytes::from_static(KEEP_ALIVE),
                 event = generations.next() => match event {
                     Some((choice, event)) => self.chunks.event(choice, event),
                     None => {
@@ -113,9 +117,6 @@ impl<C: Chunks> EventStream<C> {
                         return bytes.into();
                     }
                 },
-                () = tokio::time::sleep(self.limits.keep_alive) => {
-                    return Bytes::from_static(KEEP_ALIVE);
-                }
             };
             match outcome {
                 Ok(chunks) if chunks.is_empty() => {}
@@ -244,6 +245,35 @@ mod tests {
         .await;
         assert_eq!(text.matches(": keep-alive\n\n").count(), 3, "{text}");
         assert!(text.contains("\"code\":\"timeout\""), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn events_without_chunks_are_silence_too() {
+        struct Hidden;
+        impl Chunks for Hidden {
+            fn opening(&mut self) -> Vec<String> {
+                Vec::new()
+            }
+            fn event(&mut self, _: usize, _: Event) -> Result<Vec<String>, ApiError> {
+                Ok(Vec::new())
+            }
+            fn closing(&mut self) -> Vec<String> {
+                Vec::new()
+            }
+        }
+        // An event a second for 50 seconds.
+        let events = stream::iter(0..50).then(|_| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            finished()
+        });
+        let generations = Generations::scripted(vec![events.boxed()]);
+        let text = text(respond(
+            Hidden,
+            generations,
+            limits(600, &Shutdown::default()),
+        ))
+        .await;
+        assert_eq!(text.matches(": keep-alive\n\n").count(), 3, "{text}");
     }
 
     #[tokio::test(start_paused = true)]
