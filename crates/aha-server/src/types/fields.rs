@@ -109,8 +109,8 @@ impl Fields {
     pub(crate) fn integer(
         &mut self,
         name: &str,
-        range: RangeInclusive<i64>,
-    ) -> Result<Option<i64>, ApiError> {
+        range: RangeInclusive<i128>,
+    ) -> Result<Option<i128>, ApiError> {
         let Some(value) = self.take(name) else {
             return Ok(None);
         };
@@ -124,9 +124,10 @@ impl Fields {
                 format!("'{path}' must be an integer, not {number}"),
             ));
         };
-        match i64::try_from(integer) {
-            Ok(integer) if range.contains(&integer) => Ok(Some(integer)),
-            _ => Err(out_of_range(&path, number, range.start(), range.end())),
+        if range.contains(&integer) {
+            Ok(Some(integer))
+        } else {
+            Err(out_of_range(&path, number, range.start(), range.end()))
         }
     }
 
@@ -136,7 +137,7 @@ impl Fields {
         name: &str,
         range: RangeInclusive<usize>,
     ) -> Result<Option<usize>, ApiError> {
-        let bound = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        let bound = |value: usize| i128::try_from(value).unwrap_or(i128::MAX);
         let found = self.integer(name, bound(*range.start())..=bound(*range.end()))?;
         Ok(found.and_then(|value| usize::try_from(value).ok()))
     }

@@ -1,29 +1,39 @@
 //! The parameters that chat and plain completions share.
 
 use crate::error::ApiError;
-use crate::types::fields::{Fields, number_in, wrong_type};
+use crate::types::fields::{Fields, number_in, token_ids, wrong_type};
 use aha_engine::{SamplingParams, StopParams};
 use serde_json::Value;
+use std::collections::HashSet;
+use std::hash::Hash;
 
 /// Most stop strings of a request.
 const STOP_LIMIT: usize = 16;
 /// Longest stop string in bytes: the stream holds back at most this much text.
 const STOP_LENGTH_LIMIT: usize = 1024;
+/// Most stop tokens of a request.
+const STOP_TOKEN_LIMIT: usize = 64;
 /// Most alternatives listed beside each token.
 pub(crate) const TOP_LOGPROBS_LIMIT: usize = 20;
 /// Most tokens whose logits a request may shift.
-const LOGIT_BIAS_LIMIT: usize = 4096;
+const LOGIT_BIAS_LIMIT: usize = 1024;
 
 /// Fields that would restrict the answer. They are refused rather than ignored: an answer that
 /// looks unrestricted would be wrong.
-const UNSUPPORTED_CONSTRAINTS: [&str; 9] = [
+const UNSUPPORTED_CONSTRAINTS: [&str; 15] = [
     "grammar",
+    "ebnf",
+    "regex",
+    "structural_tag",
     "json_schema",
     "structured_outputs",
     "guided_json",
     "guided_regex",
     "guided_choice",
     "guided_grammar",
+    "allowed_token_ids",
+    "bad_words",
+    "logits_processors",
     "no_repeat_ngram_size",
     "chat_template",
 ];
@@ -51,18 +61,12 @@ impl Sampling {
         }
         // -1 and 0 both mean "all tokens": the field's two conventions.
         let top_k = fields
-            .integer("top_k", -1..=i64::from(u32::MAX))?
+            .integer("top_k", -1..=i128::from(u32::MAX))?
             .map(|k| usize::try_from(k).unwrap_or(0));
-        let repetition_penalty = match float(fields, "repetition_penalty", 0.0, 100.0)? {
+        let repetition_penalty = match float(fields, "repetition_penalty", 0.01, 100.0)? {
             Some(penalty) => Some(penalty),
-            None => float(fields, "repeat_penalty", 0.0, 100.0)?,
+            None => float(fields, "repeat_penalty", 0.01, 100.0)?,
         };
-        if repetition_penalty == Some(0.0) {
-            return Err(ApiError::invalid(
-                "repetition_penalty",
-                "'repetition_penalty' must be greater than 0",
-            ));
-        }
         Ok(Self {
             temperature,
             top_p,
@@ -111,7 +115,7 @@ pub(crate) fn stop_params(fields: &mut Fields) -> Result<StopParams, ApiError> {
         max_tokens: max_completion_tokens.or(max_tokens),
         min_tokens: fields.count("min_tokens", 0..=usize::MAX)?.unwrap_or(0),
         stop: stop(fields)?,
-        stop_token_ids: fields.token_ids("stop_token_ids")?.unwrap_or_default(),
+        stop_token_ids: stop_token_ids(fields)?,
         ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
     };
     match params.max_tokens {
@@ -146,6 +150,7 @@ pub(crate) fn refuse_constraints(fields: &mut Fields) -> Result<(), ApiError> {
             None => true,
             Some(Value::Number(number)) => number.as_f64() == Some(0.0),
             Some(Value::String(text)) => text.is_empty(),
+            Some(Value::Array(values)) => values.is_empty(),
             Some(_) => false,
         };
         if !off {
@@ -214,18 +219,10 @@ fn float(fields: &mut Fields, name: &str, least: f64, most: f64) -> Result<Optio
     Ok(fields.number(name, least..=most)?.map(|value| value as f32))
 }
 
+/// A seed of either sign: negative ones stand for their 64 bits.
 fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
-    let Some(value) = fields.take("seed") else {
-        return Ok(None);
-    };
-    let seed = match &value {
-        Value::Number(number) => number
-            .as_u64()
-            .or_else(|| number.as_i64().map(i64::cast_unsigned)),
-        _ => None,
-    };
-    seed.map(Some)
-        .ok_or_else(|| wrong_type("seed", "a 64-bit integer", &value))
+    let seed = fields.integer("seed", i64::MIN.into()..=u64::MAX.into())?;
+    Ok(seed.map(|seed| seed as u64))
 }
 
 fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
@@ -241,15 +238,7 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
             ));
         }
     };
-    if values.len() > STOP_LIMIT {
-        return Err(ApiError::invalid(
-            "stop",
-            format!(
-                "'stop' holds {} strings, more than the limit of {STOP_LIMIT}",
-                values.len()
-            ),
-        ));
-    }
+    bounded("stop", values.len(), STOP_LIMIT)?;
     let text = |(index, value): (usize, Value)| match value {
         Value::String(text) if text.is_empty() => {
             Err(ApiError::invalid("stop", "a stop string must not be empty"))
@@ -261,20 +250,38 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
         Value::String(text) => Ok(text),
         other => Err(wrong_type(&format!("stop[{index}]"), "a string", &other)),
     };
-    values.into_iter().enumerate().map(text).collect()
+    let texts: Result<Vec<_>, _> = values.into_iter().enumerate().map(text).collect();
+    texts.map(without_repeats)
+}
+
+fn stop_token_ids(fields: &mut Fields) -> Result<Vec<u32>, ApiError> {
+    let values = fields.array("stop_token_ids")?.unwrap_or_default();
+    bounded("stop_token_ids", values.len(), STOP_TOKEN_LIMIT)?;
+    token_ids(&values, "stop_token_ids").map(without_repeats)
+}
+
+/// Refuses lists that would be looked through at every token for too long.
+fn bounded(name: &str, length: usize, limit: usize) -> Result<(), ApiError> {
+    if length <= limit {
+        return Ok(());
+    }
+    Err(ApiError::invalid(
+        name,
+        format!("'{name}' holds {length} entries, more than the limit of {limit}"),
+    ))
+}
+
+/// The first of each value, in order.
+fn without_repeats<T: Clone + Eq + Hash>(mut values: Vec<T>) -> Vec<T> {
+    let mut seen = HashSet::new();
+    values.retain(|value| seen.insert(value.clone()));
+    values
 }
 
 fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
     let map = fields.object("logit_bias")?.unwrap_or_default();
-    if map.len() > LOGIT_BIAS_LIMIT {
-        return Err(ApiError::invalid(
-            "logit_bias",
-            format!(
-                "'logit_bias' has {} entries, more than {LOGIT_BIAS_LIMIT}",
-                map.len()
-            ),
-        ));
-    }
+    bounded("logit_bias", map.len(), LOGIT_BIAS_LIMIT)?;
+    let mut seen = HashSet::new();
     map.iter()
         .map(|(token, bias)| {
             let id = token.parse::<u32>().map_err(|_| {
@@ -284,6 +291,13 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
                     format!("'logit_bias' key '{shown}' is no token id"),
                 )
             })?;
+            // "7" and "07" are two keys of one token.
+            if !seen.insert(id) {
+                return Err(ApiError::invalid(
+                    "logit_bias",
+                    format!("'logit_bias' names token {id} more than once"),
+                ));
+            }
             let bias = number_in(bias, &format!("logit_bias.{id}"), -100.0..=100.0)?;
             Ok((id, bias as f32))
         })
@@ -352,14 +366,72 @@ mod tests {
             ("frequency_penalty", json!(-3)),
             ("logit_bias", json!({"x": 1})),
             ("logit_bias", json!([1])),
+            ("repetition_penalty", json!(0.001)),
+            ("repeat_penalty", json!(101)),
             ("seed", json!(1.5)),
+            ("seed", json!("1")),
+            ("seed", json!(i64::MIN as f64 * 4.0)),
         ] {
             let error = sampling(json!({name: bad.clone()})).unwrap_err();
             assert_eq!(error.body.param.as_deref(), Some(name), "{bad}");
             assert_eq!(error.status.as_u16(), 400);
         }
+        let message = |value| sampling(value).unwrap_err().body.message;
+        assert_eq!(
+            message(json!({"repetition_penalty": 0})),
+            "'repetition_penalty' must lie between 0.01 and 100, not 0"
+        );
+        assert_eq!(
+            message(json!({"seed": 1.5})),
+            "'seed' must be an integer, not 1.5"
+        );
         let error = sampling(json!({"logit_bias": {"7": 101}})).unwrap_err();
         assert_eq!(error.body.param.as_deref(), Some("logit_bias.7"));
+    }
+
+    #[test]
+    fn seeds_are_integers_of_either_sign() {
+        for (value, seed) in [
+            (json!(1.0), 1),
+            (json!(u64::MAX), u64::MAX),
+            (json!(-1), u64::MAX),
+            (json!(i64::MIN), 1 << 63),
+        ] {
+            let read = sampling(json!({"seed": value.clone()})).unwrap();
+            assert_eq!(read.seed, Some(seed), "{value}");
+        }
+    }
+
+    #[test]
+    fn lists_are_bounded_and_say_each_thing_once() {
+        let stop = |value: Value| stop_params(&mut fields(value));
+        let read = stop(json!({"stop": ["a", "b", "a"], "stop_token_ids": [5, 3, 5.0, 3]}));
+        let read = read.unwrap();
+        assert_eq!(read.stop, ["a", "b"]);
+        assert_eq!(read.stop_token_ids, [5, 3]);
+        let ids: Vec<_> = (0..=STOP_TOKEN_LIMIT).collect();
+        stop(json!({"stop_token_ids": ids[1..]})).unwrap();
+        let error = stop(json!({"stop_token_ids": ids})).unwrap_err();
+        assert_eq!(error.body.param.as_deref(), Some("stop_token_ids"));
+        assert_eq!(
+            error.body.message,
+            "'stop_token_ids' holds 65 entries, more than the limit of 64"
+        );
+
+        let bias = |count: usize| {
+            let map = (0..count).map(|id| (id.to_string(), json!(1))).collect();
+            sampling(json!({"logit_bias": Value::Object(map)}))
+        };
+        assert_eq!(
+            bias(LOGIT_BIAS_LIMIT).unwrap().logit_bias.len(),
+            LOGIT_BIAS_LIMIT
+        );
+        for error in [
+            bias(LOGIT_BIAS_LIMIT + 1).unwrap_err(),
+            sampling(json!({"logit_bias": {"7": 1, "07": 2}})).unwrap_err(),
+        ] {
+            assert_eq!(error.body.param.as_deref(), Some("logit_bias"));
+        }
     }
 
     #[test]
@@ -410,7 +482,7 @@ mod tests {
         let read = |value: Value| refuse_constraints(&mut fields(value));
         read(
             json!({"response_format": {"type": "text"}, "grammar": "", "guided_json": null,
-                    "no_repeat_ngram_size": 0}),
+                    "no_repeat_ngram_size": 0, "bad_words": []}),
         )
         .unwrap();
         for (bad, param) in [
@@ -421,6 +493,12 @@ mod tests {
             (json!({"response_format": {}}), "response_format"),
             (json!({"grammar": "root ::= x"}), "grammar"),
             (json!({"guided_choice": ["a"]}), "guided_choice"),
+            (json!({"allowed_token_ids": [1]}), "allowed_token_ids"),
+            (json!({"bad_words": ["x"]}), "bad_words"),
+            (json!({"regex": "a+"}), "regex"),
+            (json!({"ebnf": "root ::= x"}), "ebnf"),
+            (json!({"structural_tag": "{}"}), "structural_tag"),
+            (json!({"logits_processors": ["f"]}), "logits_processors"),
             (json!({"chat_template": "{{ x }}"}), "chat_template"),
             (json!({"use_beam_search": true}), "use_beam_search"),
         ] {

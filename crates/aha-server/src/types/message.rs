@@ -170,7 +170,7 @@ fn arguments_of_text(text: String) -> Value {
     }
 }
 
-/// Reads `tools` and `tool_choice`: the tools that the template is to show.
+/// Reads `tools`, `tool_choice` and `parallel_tool_calls`: the tools that the template is to show.
 pub(crate) fn tools(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
     if fields.has("functions") || fields.has("function_call") {
         return Err(ApiError::unsupported(
@@ -182,18 +182,54 @@ pub(crate) fn tools(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
     for (index, tool) in tools.iter().enumerate() {
         check_tool(tool, &format!("tools[{index}]"))?;
     }
+    let parallel = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
     match fields.take("tool_choice") {
-        None => Ok(tools),
-        Some(Value::String(choice)) if choice == "auto" => Ok(tools),
-        Some(Value::String(choice)) if choice == "none" => Ok(Vec::new()),
-        Some(Value::String(choice)) if choice == "required" => Err(cannot_force("'required'")),
-        Some(Value::Object(_)) => Err(cannot_force("a named function")),
-        Some(Value::String(_)) => Err(ApiError::invalid(
-            "tool_choice",
-            "'tool_choice' must be \"none\" or \"auto\"",
-        )),
-        Some(other) => Err(wrong_type("tool_choice", "a string or an object", &other)),
+        None => {}
+        Some(Value::String(choice)) if choice == "auto" => {}
+        // Nothing is called, so nothing has to be enforced.
+        Some(Value::String(choice)) if choice == "none" => return Ok(Vec::new()),
+        Some(Value::String(choice)) if choice == "required" => {
+            return Err(cannot_force("'required'"));
+        }
+        Some(Value::Object(_)) => return Err(cannot_force("a named function")),
+        Some(Value::String(_)) => {
+            return Err(ApiError::invalid(
+                "tool_choice",
+                "'tool_choice' must be \"none\" or \"auto\"",
+            ));
+        }
+        Some(other) => return Err(wrong_type("tool_choice", "a string or an object", &other)),
     }
+    if !parallel && !tools.is_empty() {
+        return Err(ApiError::unsupported(
+            "parallel_tool_calls",
+            "'parallel_tool_calls': false is not supported: the number of calls cannot be enforced",
+        ));
+    }
+    for (index, tool) in tools.iter().enumerate() {
+        refuse_strict(tool, &format!("tools[{index}]"))?;
+    }
+    Ok(tools)
+}
+
+/// Refuses `strict`, which promises arguments that fit the schema.
+fn refuse_strict(tool: &Value, path: &str) -> Result<(), ApiError> {
+    for (holder, path) in [
+        (tool, format!("{path}.strict")),
+        (&tool["function"], format!("{path}.function.strict")),
+    ] {
+        match holder.get("strict") {
+            None | Some(Value::Null | Value::Bool(false)) => {}
+            Some(Value::Bool(true)) => {
+                let message = format!(
+                    "'{path}': true is not supported: arguments cannot be held to the schema; leave it out or send false"
+                );
+                return Err(ApiError::unsupported(path, message));
+            }
+            Some(other) => return Err(wrong_type(&path, "true or false", other)),
+        }
+    }
+    Ok(())
 }
 
 fn cannot_force(what: &str) -> ApiError {
@@ -374,5 +410,37 @@ mod tests {
                 Some(param)
             );
         }
+    }
+
+    #[test]
+    fn promises_about_calls_are_refused_unless_nothing_is_called() {
+        let read = |extra: Value| {
+            let mut body = json!({"tools": [{"type": "function", "function": {"name": "f"}}]});
+            for (name, value) in extra.as_object().unwrap() {
+                body[name] = value.clone();
+            }
+            tools(&mut Fields::of(body, String::new()).unwrap())
+        };
+        let strict = json!([{"type": "function", "function": {"name": "f", "strict": true}}]);
+        let bare = json!([{"name": "f", "strict": true}]);
+        for (extra, param) in [
+            (json!({"parallel_tool_calls": false}), "parallel_tool_calls"),
+            (json!({"tools": strict.clone()}), "tools[0].function.strict"),
+            (json!({"tools": bare}), "tools[0].strict"),
+        ] {
+            let error = read(extra.clone()).unwrap_err();
+            assert_eq!(error.body.param.as_deref(), Some(param), "{extra}");
+            assert_eq!(error.body.code, Some("unsupported_value"), "{extra}");
+        }
+        let lax = json!([{"type": "function", "function": {"name": "f", "strict": false}}]);
+        for extra in [
+            json!({"parallel_tool_calls": true, "tools": lax}),
+            json!({"parallel_tool_calls": false, "tools": []}),
+            json!({"parallel_tool_calls": false, "tools": strict, "tool_choice": "none"}),
+        ] {
+            read(extra).unwrap();
+        }
+        let odd = json!({"tools": [{"function": {"name": "f", "strict": "yes"}}]});
+        assert_eq!(read(odd).unwrap_err().body.code, Some("invalid_type"));
     }
 }
