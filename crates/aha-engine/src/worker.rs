@@ -166,7 +166,8 @@ impl Worker {
         }
         self.publish_status();
         self.shared.begin_step();
-        let result = catch_unwind(AssertUnwindSafe(|| self.compute(&plan)));
+        // Inside the pool, a step's many small parallel loops start without handing work from thread to thread.
+        let result = catch_unwind(AssertUnwindSafe(|| rayon::scope(|_| self.compute(&plan))));
         self.shared.end_step();
         match result {
             Ok(Ok(())) => {}
