@@ -45,7 +45,7 @@ impl RopeKeys {
         self.rope_scaling
             .clone()
             .or_else(|| self.rope_parameters.clone())
-            .filter(|scaling| scaling.rope_type != RopeType::Default)
+            .filter(|scaling| scaling.kind() != RopeType::Default)
     }
 }
 
@@ -118,11 +118,11 @@ impl<'a> GgufKeys<'a> {
         let rope_scaling = match kind {
             None | Some("none") => None,
             Some(kind @ ("linear" | "yarn")) => Some(RopeScaling {
-                rope_type: if kind == "yarn" {
+                rope_type: Some(if kind == "yarn" {
                     RopeType::Yarn
                 } else {
                     RopeType::Linear
-                },
+                }),
                 factor: self.metadata.float(&self.key("rope.scaling.factor"))?,
                 original_max_position_embeddings: self
                     .optional_unsigned("rope.scaling.original_context_length")?,

@@ -7,9 +7,11 @@ use serde::Deserialize;
 /// `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5) of a config.json.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 pub struct RopeScaling {
-    /// Kind of scaling; older configs call it `type`.
-    #[serde(alias = "type", default)]
-    pub rope_type: RopeType,
+    /// Kind of scaling.
+    pub rope_type: Option<RopeType>,
+    /// The same under its older name; some configs have both.
+    #[serde(rename = "type")]
+    pub legacy_type: Option<RopeType>,
     /// Base of the frequencies, where the config keeps it here.
     pub rope_theta: Option<f64>,
     /// How much longer than the trained context the new one is.
@@ -26,10 +28,21 @@ pub struct RopeScaling {
     pub beta_slow: Option<f64>,
     /// yarn: factor on cos and sin; default `0.1 ln(factor) + 1`.
     pub attention_factor: Option<f64>,
+    /// yarn: weights of the logarithm in numerator and denominator of the factor on cos and sin.
+    pub mscale: Option<f64>,
+    /// See `mscale`.
+    pub mscale_all_dim: Option<f64>,
     /// yarn: round the correction range to whole dimensions (default true).
     pub truncate: Option<bool>,
     /// Share of a head that is rotated, where the config keeps it here.
     pub partial_rotary_factor: Option<f64>,
+}
+
+impl RopeScaling {
+    /// Kind of scaling by either name.
+    pub fn kind(&self) -> RopeType {
+        self.rope_type.or(self.legacy_type).unwrap_or_default()
+    }
 }
 
 /// Kinds of rope scaling that the checkpoints name.
@@ -108,7 +121,7 @@ impl RotaryEmbedding {
             rotary.inv_freq = plain.iter().map(|f| *f as f32).collect();
             return Ok(rotary);
         };
-        let rope_type = scaling.rope_type;
+        let rope_type = scaling.kind();
         let need = |value: Option<f64>, key| value.ok_or(RopeConfigError { rope_type, key });
         let original_len = scaling
             .original_max_position_embeddings
@@ -130,9 +143,11 @@ impl RotaryEmbedding {
                 plain
             }
             RopeType::Yarn => {
-                let factor = need(scaling.factor, "factor")?;
-                rotary.attention_scaling =
-                    scaling.attention_factor.unwrap_or(0.1 * factor.ln() + 1.0) as f32;
+                let trained = scaling.original_max_position_embeddings;
+                let ratio =
+                    trained.map(|trained| max_position_embeddings as f64 / trained.max(1) as f64);
+                let factor = need(scaling.factor.or(ratio), "factor")?;
+                rotary.attention_scaling = yarn_attention_factor(scaling, factor) as f32;
                 yarn(&plain, theta, factor, original_len, scaling)
             }
             RopeType::Llama3 => {
@@ -242,6 +257,23 @@ fn llama3(inv_freq: f64, factor: f64, low: f64, high: f64, original_len: f64) ->
     }
 }
 
+/// Factor on cos and sin: section 3.4 of arXiv 2309.00071, with the weights that DeepSeek's configs add.
+fn yarn_attention_factor(scaling: &RopeScaling, factor: f64) -> f64 {
+    let grown = |weight: f64| {
+        if factor <= 1.0 {
+            1.0
+        } else {
+            0.1 * weight * factor.ln() + 1.0
+        }
+    };
+    scaling
+        .attention_factor
+        .unwrap_or_else(|| match (scaling.mscale, scaling.mscale_all_dim) {
+            (Some(one), Some(all)) if one != 0.0 && all != 0.0 => grown(one) / grown(all),
+            _ => grown(1.0),
+        })
+}
+
 fn yarn(
     plain: &[f64],
     theta: f64,
@@ -294,6 +326,17 @@ mod tests {
         .unwrap();
         for (a, b) in plain.inv_freq.iter().zip(&linear.inv_freq) {
             assert!((a / 4.0 - b).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn the_kind_may_have_either_name_or_both() {
+        for json in [
+            r#"{"type":"linear","factor":4.0}"#,
+            r#"{"rope_type":"linear","factor":4.0}"#,
+            r#"{"type":"linear","rope_type":"linear","factor":4.0}"#,
+        ] {
+            assert_eq!(scaling(json).kind(), RopeType::Linear, "{json}");
         }
     }
 
