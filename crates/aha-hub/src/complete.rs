@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-const WEIGHTS: &[&str] = &["safetensors", "gguf", "pt", "pth", "bin"];
+/// One of these comes with every release in safetensors.
+const TOKENIZERS: &[&str] = &["tokenizer.json", "tokenizer.model", "vocab.json"];
 /// What other tools call files on their way.
 const UNFINISHED: &[&str] = &["incomplete", "part", "partial", "aria2", "crdownload"];
 /// A weight map larger than this is none.
@@ -18,42 +19,37 @@ struct Index {
     weight_map: std::collections::HashMap<String, String>,
 }
 
-/// A configuration and weights are there, every shard too, and nothing is on its way. Looks at
-/// one directory; subdirectories hold parts of some models but never all weights.
+/// Whether `dir` can be loaded: it holds a GGUF file, which has everything, or a configuration,
+/// safetensors and a tokenizer; every shard is there and nothing is on its way. Torch files do not
+/// count: they are copies of safetensors, or parts beside them. Looks at one directory;
+/// subdirectories hold parts of some models but never all weights.
 pub(crate) fn looks_complete(dir: &Path) -> bool {
     let Some(files) = list(dir) else {
         return false;
     };
     let has = |name: &str| files.contains(&dir.join(name));
-    let weights: Vec<&PathBuf> = files.iter().filter(|path| is_weights(path)).collect();
-    let gguf = weights.iter().any(|path| has_extension(path, &["gguf"]));
-    (gguf || has("config.json") || has("configuration.json"))
-        && !weights.is_empty()
+    let any = |ending: &str| files.iter().any(|path| has_extension(path, &[ending]));
+    let folder =
+        || has("config.json") && any("safetensors") && TOKENIZERS.iter().any(|name| has(name));
+    (any("gguf") || folder())
         && !files.iter().any(|path| has_extension(path, UNFINISHED))
-        && weights.iter().all(|path| is_content(path))
-        && shards_are_whole(dir)
-}
-
-/// Whether the file's name is that of weights.
-pub(crate) fn is_weights(path: &Path) -> bool {
-    has_extension(path, WEIGHTS)
-}
-
-/// Every shard that a name or an index in `dir` tells of is there.
-pub(crate) fn shards_are_whole(dir: &Path) -> bool {
-    list(dir).is_some_and(|files| {
-        shards_are_all_there(&files)
-            && files
-                .iter()
-                .filter(|path| path.to_string_lossy().ends_with(".index.json"))
-                .all(|path| index_is_satisfied(dir, path))
-    })
+        && files
+            .iter()
+            .filter(|path| has_extension(path, &["gguf", "safetensors"]))
+            .all(|path| is_content(path))
+        && shards_are_all_there(&files)
+        && files
+            .iter()
+            .filter(|path| path.to_string_lossy().ends_with(".safetensors.index.json"))
+            .all(|path| index_is_satisfied(dir, path))
 }
 
 fn has_extension(path: &Path, known: &[&str]) -> bool {
-    path.extension()
-        .and_then(|text| text.to_str())
-        .is_some_and(|text| known.contains(&text))
+    path.extension().is_some_and(|found| {
+        known
+            .iter()
+            .any(|ending| found.eq_ignore_ascii_case(ending))
+    })
 }
 
 /// The files of `dir`; `None` where it cannot be read or holds a link to nothing.
@@ -147,15 +143,25 @@ mod tests {
     }
 
     const CONFIG: (&str, &str) = ("config.json", "{}");
+    const TOKENIZER: (&str, &str) = ("tokenizer.json", "{}");
 
     #[test]
     fn whole_models_are_seen() {
-        assert!(model(&[CONFIG, ("model.safetensors", "x")]));
+        for tokenizer in ["tokenizer.json", "tokenizer.model", "vocab.json"] {
+            assert!(model(&[
+                CONFIG,
+                ("model.safetensors", "x"),
+                (tokenizer, "x")
+            ]));
+        }
         assert!(model(&[("qwen3.Q4_K_M.gguf", "x")]));
-        assert!(model(&[("configuration.json", "{}"), ("model.pt", "x")]));
+        assert!(model(&[CONFIG, ("README.md", "x"), ("model.GGUF", "x")]));
         let index = r#"{"weight_map": {"a": "s1.safetensors", "b": "s2.safetensors"}}"#;
         assert!(model(&[
             CONFIG,
+            TOKENIZER,
+            // Torch's copy of the weights was left out.
+            ("pytorch_model.bin.index.json", index),
             ("model.safetensors.index.json", index),
             ("s1.safetensors", "x"),
             ("s2.safetensors", "x"),
@@ -165,33 +171,46 @@ mod tests {
     #[test]
     fn parts_of_a_model_are_not() {
         assert!(!model(&[]));
-        assert!(!model(&[CONFIG]), "no weights");
-        assert!(!model(&[("model.safetensors", "x")]), "no configuration");
+        assert!(!model(&[CONFIG, TOKENIZER]), "no weights");
         assert!(
-            !model(&[CONFIG, ("model.safetensors", "")]),
+            !model(&[TOKENIZER, ("model.safetensors", "x")]),
+            "no configuration"
+        );
+        assert!(
+            !model(&[CONFIG, ("model.safetensors", "x")]),
+            "no tokenizer"
+        );
+        for torch in ["pytorch_model.bin", "model.pt", "model.pth"] {
+            assert!(!model(&[CONFIG, TOKENIZER, (torch, "x")]), "{torch}");
+        }
+        assert!(!model(&[("model.gguf", "")]), "an empty GGUF file");
+        assert!(
+            !model(&[CONFIG, TOKENIZER, ("model.safetensors", "")]),
             "an empty file"
         );
         let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n";
         assert!(
-            !model(&[CONFIG, ("model.safetensors", pointer)]),
+            !model(&[CONFIG, TOKENIZER, ("model.safetensors", pointer)]),
             "a git pointer"
         );
         assert!(
             !model(&[
                 CONFIG,
+                TOKENIZER,
                 ("a.safetensors", "x"),
                 ("b.safetensors.incomplete", "x")
             ]),
             "a file on its way"
         );
         assert!(
-            !model(&[CONFIG, ("model-00002-of-00002.safetensors", "x")]),
+            !model(&[CONFIG, TOKENIZER, ("model-00002-of-00002.safetensors", "x")]),
             "a missing shard by its number"
         );
         let index = r#"{"weight_map": {"a": "s1.safetensors", "b": "s2.safetensors"}}"#;
         assert!(
             !model(&[
                 CONFIG,
+                TOKENIZER,
                 ("model.safetensors.index.json", index),
                 ("s1.safetensors", "x")
             ]),
@@ -200,6 +219,7 @@ mod tests {
         assert!(
             !model(&[
                 CONFIG,
+                TOKENIZER,
                 ("model.safetensors.index.json", "{"),
                 ("s1.safetensors", "x")
             ]),

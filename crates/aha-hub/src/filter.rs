@@ -73,7 +73,10 @@ impl FileFilter {
         Self::new(DEFAULT_INCLUDE, DEFAULT_EXCLUDE)
     }
 
-    /// The common files and those that match `extra`, such as `*.pth` or `am.mvn`.
+    /// The common files and those that match `extra`, such as `*.pth` or `am.mvn`: for families
+    /// whose releases keep a part of the model in files of another kind. Torch files are never
+    /// common, since most repositories hold the same weights as safetensors; nor do they alone
+    /// make a model complete ([`crate::Store::locate`]).
     ///
     /// # Errors
     /// [`HubError::InvalidPattern`] for a glob that does not parse.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::caches::{self, CachedModel};
-use crate::complete::{is_weights, looks_complete, shards_are_whole};
+use crate::complete::looks_complete;
 use crate::config::HubConfig;
 use crate::lock::{ModelLock, holder};
 use crate::manifest::{Manifest, RECORDS, is_absent};
@@ -81,7 +81,8 @@ impl Store {
     }
 
     /// The directory to load `id` from: in the store, else in Hugging Face's cache, else in
-    /// ModelScope's. An incomplete download is not located.
+    /// ModelScope's. An incomplete download is not located, nor is a directory that lacks what
+    /// loading needs: a GGUF file, or config.json, all safetensors and a tokenizer.
     pub fn locate(&self, id: &ModelId) -> Option<PathBuf> {
         let own = self.model_dir(id);
         if is_loadable(&own) {
@@ -228,19 +229,12 @@ impl Store {
     }
 }
 
-/// Whether a directory of the store may be loaded: by its manifest, or by its files where
+/// Whether a directory of the store may be loaded: by its files, and by the manifest unless
 /// somebody placed them by hand.
 fn is_loadable(dir: &Path) -> bool {
     match Manifest::load(dir) {
-        // A download of chosen files may have ended without all weights.
-        Ok(Some(manifest)) => {
-            manifest.is_intact(dir)
-                && manifest
-                    .files
-                    .keys()
-                    .any(|path| is_weights(Path::new(path)))
-                && shards_are_whole(dir)
-        }
+        // A download of chosen files may have ended without all that a model needs.
+        Ok(Some(manifest)) => manifest.is_intact(dir) && looks_complete(dir),
         Ok(None) => looks_complete(dir),
         Err(error) => {
             tracing::warn!(%error, "the model is not offered");

@@ -32,6 +32,7 @@ fn cached_snapshot(cache: &Path, commit: &str, weights: &[u8]) -> std::path::Pat
         .join("0123456789012345678901234567890123456789");
     write(&config, b"{}");
     link(&config, &snapshot.join("config.json"));
+    link(&config, &snapshot.join("tokenizer.json"));
     snapshot
 }
 
@@ -174,7 +175,7 @@ fn hugging_faces_cache_is_searched() {
     assert_eq!(models.len(), 1);
     assert_eq!(
         (models[0].origin, models[0].size),
-        (Origin::HuggingFaceCache, 102)
+        (Origin::HuggingFaceCache, 104)
     );
     assert_eq!(models[0].revision.as_deref(), Some("aaa"));
     let report = verify(&main).unwrap();
@@ -220,6 +221,7 @@ fn modelscopes_cache_is_searched() {
         let cache = tempfile::tempdir().unwrap();
         let dir = cache.path().join(layout);
         write(&dir.join("config.json"), b"{}");
+        write(&dir.join("tokenizer.json"), b"{}");
         let mut site = Site::with(NOBODY, NOBODY);
         site.config.modelscope_cache = Some(cache.path().to_owned());
         assert_eq!(site.store().locate(&dotted), None, "no weights yet");
