@@ -361,7 +361,8 @@ impl Downloader {
     }
 
     fn note(&self, source: Source, error: HubError, failures: &mut Vec<(Source, HubError)>) {
-        tracing::warn!(%source, %error, "the hub could not be used");
+        // Told by the event, and by the error where no other hub does better.
+        tracing::debug!(%source, %error, "the hub could not be used");
         self.progress.event(&Event::SourceFailed {
             source,
             reason: error.to_string(),

@@ -69,11 +69,7 @@ impl Download {
         let progress: Arc<dyn Progress> = if self.json {
             Arc::new(JsonLines)
         } else {
-            let tells_of_hubs = self.args.source == Source::Auto;
-            Arc::new(Bars {
-                tells_of_hubs,
-                ..Bars::default()
-            })
+            Arc::new(Bars::default())
         };
         let done = run(&self.model, &self.args, progress, context)?;
         if self.json {
@@ -150,9 +146,9 @@ impl Progress for JsonLines {
 #[derive(Default)]
 struct Bars {
     files: Mutex<HashMap<String, ProgressBar>>,
-    /// Tell of a hub that failed while another may do better. The log of `aha cli` does so itself,
-    /// and where only one hub is asked, its failure is the command's.
-    tells_of_hubs: bool,
+    /// Why hubs could not be used: told when another one takes over. Where none does, the
+    /// command's own error tells of them all.
+    failures: Mutex<Vec<String>>,
 }
 
 impl Bars {
@@ -171,6 +167,7 @@ impl Bars {
 impl Progress for Bars {
     fn event(&self, event: &Event) {
         let bars = || self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = || self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Waiting { model, pid } => {
                 let pid = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
@@ -178,7 +175,7 @@ impl Progress for Bars {
                     "another process{pid} downloads {model}; waiting for it"
                 ));
             }
-            Event::SourceFailed { reason, .. } if self.tells_of_hubs => note(reason),
+            Event::SourceFailed { reason, .. } => failures().push(reason.clone()),
             Event::Started {
                 model,
                 source,
@@ -187,6 +184,7 @@ impl Progress for Bars {
                 present_bytes,
                 ..
             } => {
+                failures().drain(..).for_each(|reason| note(&reason));
                 let missing = bytes(total_bytes.saturating_sub(*present_bytes));
                 note(&format!(
                     "{model} from {source}: {files} files, {missing} to download"

@@ -60,6 +60,7 @@ fn listing(folder: &Path) -> Value {
 fn online(home: &Home, hub: &str, args: &[&str]) -> Ran {
     let mut command = home.command(args);
     command.env_remove("AHA_OFFLINE").env("HF_ENDPOINT", hub);
+    command.env("MODELSCOPE_ENDPOINT", hub);
     Ran::from(command.output().unwrap())
 }
 
@@ -162,4 +163,37 @@ fn a_model_that_no_hub_has_is_an_error() {
         error.starts_with("error: huggingface has nothing at "),
         "{error}"
     );
+}
+
+#[test]
+fn a_hub_that_fails_is_told_of_once() {
+    let home = Home::new();
+    let hub = hub();
+    let told = |error: &str, source: &str| error.matches(&format!("{source} has nothing")).count();
+    for command in ["cli", "download"] {
+        let args = [command, "-m", "nobody/nothing", "--source", "huggingface"];
+        let error = online(&home, &hub, &args).failed(1);
+        assert_eq!(told(&error, "huggingface"), 1, "{error}");
+        let error = online(&home, &hub, &[command, "-m", "nobody/nothing"]).failed(1);
+        assert_eq!(told(&error, "huggingface"), 1, "{error}");
+        assert_eq!(told(&error, "modelscope"), 1, "{error}");
+    }
+    // The other one does better.
+    let ran = online(&home, &hub, &["download", "-m", ID]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(told(&ran.err, "modelscope") <= 1, "{}", ran.err);
+}
+
+#[test]
+fn a_gguf_file_alone_is_a_model() {
+    let home = Home::new();
+    let folder = home.path().join("models").join(ID);
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf"), "no GGUF").unwrap();
+    let listed: Value =
+        serde_json::from_str(&home.run(&["list", "--local", "--json"]).ok()).unwrap();
+    assert_eq!(listed[0]["complete"], true);
+    // It is found, and then read.
+    let error = home.run(&["run", "-m", ID, "-i", "hi"]).failed(1);
+    assert!(error.contains("Q4_1.gguf: at byte 0"), "{error}");
 }
