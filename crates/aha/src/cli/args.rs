@@ -1,9 +1,8 @@
 //! Arguments that several commands share.
 
-use super::units::between;
+use super::units::{between, positive, positive_or_empty};
 use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader};
 use clap::{Args, ValueEnum};
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// How the log is written.
@@ -14,6 +13,9 @@ pub(crate) enum LogFormat {
     /// One object a line.
     Json,
 }
+
+/// What a variable says that may be empty.
+type Count = Option<usize>;
 
 /// Options of every command.
 #[derive(Debug, Args)]
@@ -26,8 +28,8 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, value_name = "TYPE", default_value_t)]
     pub(crate) dtype: Dtype,
     /// Threads that compute [default: one a core]
-    #[arg(long, global = true, value_name = "N", env = "AHA_THREADS")]
-    pub(crate) threads: Option<NonZeroUsize>,
+    #[arg(long, global = true, value_name = "N", env = "AHA_THREADS", value_parser = positive_or_empty)]
+    pub(crate) threads: Option<Count>,
     /// Log level (off, error, warn, info, debug, trace) or filter (aha_engine=debug)
     #[arg(long, global = true, value_name = "LEVEL", env = "AHA_LOG")]
     pub(crate) log: Option<String>,
@@ -79,19 +81,19 @@ impl ModelArgs {
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineArgs {
     /// Most tokens of prompt and answer together [default: the model's limit]
-    #[arg(long, value_name = "TOKENS")]
-    pub(crate) context_length: Option<NonZeroUsize>,
+    #[arg(long, value_name = "TOKENS", value_parser = positive)]
+    pub(crate) context_length: Option<usize>,
     /// Tokens that the cache of all requests holds [default: a quarter of the free memory]
-    #[arg(long, value_name = "TOKENS")]
-    pub(crate) cache_tokens: Option<NonZeroUsize>,
+    #[arg(long, value_name = "TOKENS", value_parser = positive)]
+    pub(crate) cache_tokens: Option<usize>,
 }
 
 impl EngineArgs {
     /// The engine's options with these sizes.
     pub(crate) fn options(&self) -> EngineOptions {
         EngineOptions {
-            context_length: self.context_length.map(NonZeroUsize::get),
-            cache_tokens: self.cache_tokens.map(NonZeroUsize::get),
+            context_length: self.context_length,
+            cache_tokens: self.cache_tokens,
             ..EngineOptions::default()
         }
     }
@@ -102,8 +104,8 @@ impl EngineArgs {
 #[command(next_help_heading = "Sampling (defaults: what the checkpoint says)")]
 pub(crate) struct SamplingArgs {
     /// Most tokens to generate [default: up to the end of the context]
-    #[arg(short = 'n', long, value_name = "N")]
-    max_tokens: Option<NonZeroUsize>,
+    #[arg(short = 'n', long, value_name = "N", value_parser = positive)]
+    max_tokens: Option<usize>,
     /// 0 is greedy, higher is more varied
     #[arg(short, long, value_name = "T", value_parser = between(0.0, 100.0), allow_negative_numbers = true)]
     temperature: Option<f32>,
@@ -147,7 +149,7 @@ impl SamplingArgs {
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
-            max_tokens: self.max_tokens.map(NonZeroUsize::get),
+            max_tokens: self.max_tokens,
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
             thinking,

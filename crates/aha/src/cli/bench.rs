@@ -6,14 +6,13 @@ use super::console;
 use super::failure::{Failure, Outcome};
 use super::markdown::{Align, table};
 use super::show::count;
-use super::units::bytes;
+use super::units::{bytes, positive};
 use super::weights::WeightsSummary;
 use aha::{Engine, EngineOptions, Model};
 use aha_engine::{Event, GenerationRequest, SamplingParams, StopParams};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 const AFTER_HELP: &str = "\
@@ -60,14 +59,15 @@ pub(crate) struct Bench {
         long,
         value_name = "N,…",
         value_delimiter = ',',
-        default_value = "1,4,16"
+        default_value = "1,4,16",
+        value_parser = positive
     )]
-    batch: Vec<NonZeroUsize>,
+    batch: Vec<usize>,
     /// Repetitions of each test
-    #[arg(short, long, value_name = "N", default_value = "3")]
-    repetitions: NonZeroUsize,
+    #[arg(short, long, value_name = "N", default_value = "3", value_parser = positive)]
+    repetitions: usize,
     /// Tokens that one step computes at most
-    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_batch_tokens)]
+    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_batch_tokens, value_parser = positive)]
     max_batch_tokens: usize,
     /// How to print the results: md (a markdown table) or json
     #[arg(
@@ -254,10 +254,9 @@ impl Bench {
             .map(Test::Prompt);
         let generations = self.generate.iter().copied().filter(|&tokens| tokens > 0);
         let batches = generations.flat_map(|tokens| {
-            self.batch.iter().map(move |batch| Test::Generate {
-                tokens,
-                batch: batch.get(),
-            })
+            self.batch
+                .iter()
+                .map(move |&batch| Test::Generate { tokens, batch })
         });
         prompts.chain(batches).collect()
     }
@@ -293,7 +292,7 @@ impl Bench {
         // Page faults, packed buffers and clocks are out of the way after one round.
         test.measure(model.engine(), 0)?;
         let mut samples = Vec::new();
-        for round in 1..=self.repetitions.get() {
+        for round in 1..=self.repetitions {
             let time = test.measure(model.engine(), round)?;
             samples.push(test.tokens() as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE));
             tracing::info!(

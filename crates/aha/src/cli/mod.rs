@@ -126,8 +126,6 @@ fn execute(cli: Cli) -> Outcome {
     }
     let level = match cli.command {
         Command::Serv(_) | Command::Cli(_) => "info",
-        // It tells by itself what the log would warn of.
-        Command::Download(_) => "error",
         _ => "warn",
     };
     logging::init(&cli.global, level)?;
@@ -165,11 +163,11 @@ fn execute(cli: Cli) -> Outcome {
 
 /// The pool that all products run on. Its size is decided here and nowhere else.
 fn start_compute_threads(global: &GlobalArgs) -> Outcome {
-    let Some(threads) = global.threads else {
+    let Some(threads) = global.threads.flatten() else {
         return Ok(());
     };
     rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.get())
+        .num_threads(threads)
         .build_global()
         .map_err(|error| Failure::message(format!("cannot start {threads} threads: {error}")))
 }

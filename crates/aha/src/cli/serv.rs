@@ -4,7 +4,7 @@ use super::Context;
 use super::args::{EngineArgs, ModelArgs};
 use super::download::{DownloadArgs, download};
 use super::failure::{Failure, Outcome};
-use super::units::{parse_bytes, parse_seconds};
+use super::units::{parse_bytes, parse_seconds, positive};
 use aha::hub::{HubConfig, RunGuard, Store};
 use aha::{Checkpoint, EngineOptions, Loader, Model};
 use aha_server::{BoundServer, DEFAULT_PORT, ServedModel, ServerOptions, Service, Shutdown};
@@ -87,7 +87,7 @@ struct ServerArgs {
     #[arg(long)]
     allow_remote_shutdown: bool,
     /// Connections held at once
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
     max_connections: usize,
 }
 
@@ -115,13 +115,13 @@ impl ServerArgs {
 #[command(next_help_heading = "Engine")]
 struct BatchArgs {
     /// Requests that run at once
-    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_sequences)]
+    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_sequences, value_parser = positive)]
     max_sequences: usize,
     /// Tokens that one step computes at most
-    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_batch_tokens)]
+    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_batch_tokens, value_parser = positive)]
     max_batch_tokens: usize,
     /// Requests that may wait; more get 429
-    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().queue_limit)]
+    #[arg(long, value_name = "N", default_value_t = EngineOptions::default().queue_limit, value_parser = positive)]
     queue_limit: usize,
     /// Compute every prompt anew, even if it begins like an earlier one
     #[arg(long)]

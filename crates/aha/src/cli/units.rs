@@ -10,7 +10,23 @@ pub(crate) fn between(least: f32, most: f32) -> impl Fn(&str) -> Result<f32, Str
     }
 }
 
-/// Bytes, with an optional unit: `1048576`, `512K`, `32MiB`, `2G` (powers of 1024).
+/// A number of things of which there must be at least one, for clap.
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(value) if value > 0 => Ok(value),
+        _ => Err("a whole number of at least 1 is wanted".to_owned()),
+    }
+}
+
+/// The same for options that a variable may set: an empty variable is as good as none.
+pub(crate) fn positive_or_empty(text: &str) -> Result<Option<usize>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    positive(text).map(Some)
+}
+
+/// Bytes (at least one), with an optional unit: `1048576`, `512K`, `32MiB`, `2G` (powers of 1024).
 pub(crate) fn parse_bytes(text: &str) -> Result<usize, String> {
     let wrong = || "a size such as 1048576, 512K, 32M or 2G is wanted".to_owned();
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -23,7 +39,8 @@ pub(crate) fn parse_bytes(text: &str) -> Result<usize, String> {
         _ => return Err(wrong()),
     };
     let number: usize = number.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).ok_or_else(wrong)
+    let size = number.checked_mul(1 << shift).filter(|&size| size > 0);
+    size.ok_or_else(wrong)
 }
 
 /// Seconds, with fractions.
@@ -77,7 +94,6 @@ mod tests {
     #[test]
     fn sizes_are_read_with_and_without_units() {
         for (text, size) in [
-            ("0", 0),
             ("7", 7),
             ("7b", 7),
             ("512K", 512 << 10),
@@ -86,7 +102,17 @@ mod tests {
         ] {
             assert_eq!(parse_bytes(text), Ok(size), "{text}");
         }
-        for text in ["", "K", "-1", "1.5M", "1 M", "9T", "99999999999999999G"] {
+        for text in [
+            "",
+            "0",
+            "0K",
+            "K",
+            "-1",
+            "1.5M",
+            "1 M",
+            "9T",
+            "99999999999999999G",
+        ] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }
     }
@@ -97,6 +123,17 @@ mod tests {
         for text in ["", "-1", "inf", "NaN", "1e300", "1s"] {
             assert!(parse_seconds(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn counts_are_at_least_one() {
+        assert_eq!(positive("1"), Ok(1));
+        for text in ["", "0", "-1", "1.5", "many", "99999999999999999999"] {
+            assert!(positive(text).is_err(), "{text}");
+        }
+        assert_eq!(positive_or_empty(""), Ok(None));
+        assert_eq!(positive_or_empty("2"), Ok(Some(2)));
+        assert!(positive_or_empty("0").is_err());
     }
 
     #[test]

@@ -110,6 +110,10 @@ fn wrong_usage_ends_with_2_and_says_what_is_wrong() {
             "invalid value '0' for '--threads",
         ),
         (
+            &["serv", "-m", &smol, "--body-limit", "0"],
+            "invalid value '0' for '--body-limit",
+        ),
+        (
             &["list", "--log", "a=b=c"],
             "invalid value 'a=b=c' for '--log'",
         ),
@@ -132,4 +136,38 @@ fn wrong_usage_ends_with_2_and_says_what_is_wrong() {
             "{args:?}: {error}"
         );
     }
+}
+
+#[test]
+fn sizes_that_would_let_nothing_through_are_refused() {
+    let home = Home::new();
+    let smol = fixture("llama/smol");
+    for (command, option) in [
+        ("serv", "--queue-limit"),
+        ("serv", "--max-sequences"),
+        ("serv", "--max-batch-tokens"),
+        ("serv", "--max-connections"),
+        ("serv", "--context-length"),
+        ("cli", "--queue-limit"),
+        ("run", "--context-length"),
+        ("chat", "--cache-tokens"),
+        ("bench", "--max-batch-tokens"),
+        ("bench", "--batch"),
+        ("bench", "--repetitions"),
+    ] {
+        let error = home.run(&[command, "-m", &smol, option, "0"]).failed(2);
+        assert!(
+            error.starts_with(&format!("error: invalid value '0' for '{option} <"))
+                && error.contains("at least 1"),
+            "{command}: {error}"
+        );
+    }
+}
+
+#[test]
+fn an_empty_variable_is_as_good_as_none() {
+    let home = Home::new();
+    let mut command = home.command(&["list"]);
+    let ran = command.env("AHA_THREADS", "").env("AHA_LOG", "").output();
+    assert!(ran.unwrap().status.success());
 }
