@@ -5,7 +5,12 @@ use crate::model::Model;
 use crate::params::GenerationParams;
 use crate::stream::{ChatEvent, ChatStream};
 
-/// A model that turns a prompt into text. Calls block; [`Model::chat`] is the other face.
+/// A model that turns a prompt into text. [`Model::chat`] is the other face.
+///
+/// Calls block the thread until there is text, so they must not be made inside an async runtime:
+/// there they panic, since the whole thread would stand still. Async code awaits
+/// [`ChatStream::next`], or moves the call to a thread of its own, such as tokio's
+/// `spawn_blocking`.
 ///
 /// ```
 /// # fn main() -> aha::Result<()> {
@@ -21,16 +26,21 @@ use crate::stream::{ChatEvent, ChatStream};
 /// # }
 /// ```
 pub trait GenerateModel: Send + Sync {
-    /// The whole answer. Reasoning is left out unless the parameters keep it.
+    /// The whole answer; blocks until it is made. Reasoning is left out unless the parameters
+    /// keep it.
     ///
     /// # Errors
     /// [`crate::Error::Engine`] when the request is refused or fails.
+    ///
+    /// # Panics
+    /// Inside an async runtime.
     fn generate(&self, prompt: &str, params: GenerationParams) -> Result<String> {
         self.generate_stream(prompt, params)?.collect()
     }
 
     /// The answer piece by piece; the pieces in order are what [`GenerateModel::generate`] returns.
-    /// Dropping the iterator cancels the request.
+    /// Every step of the iterator blocks, and panics inside an async runtime. Dropping it cancels
+    /// the request.
     ///
     /// # Errors
     /// [`crate::Error::Engine`] when the request is refused.

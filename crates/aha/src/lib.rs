@@ -19,8 +19,9 @@
 //!
 //! [`load`] finds the checkpoint and opens it; [`Model`] is a cheap handle that any thread may
 //! use. There are two faces: [`GenerateModel`] for plain text in and out, and [`Model::chat`] for
-//! conversations, tools, reasoning and token counts, awaited or blocking. Requests of all threads
-//! run in one batch.
+//! conversations, tools, reasoning and token counts, awaited or blocking. Below them,
+//! [`Model::engine`] takes token ids and tells log-probabilities. Requests of all threads run in
+//! one batch.
 
 mod device;
 mod error;
@@ -40,10 +41,18 @@ pub use params::GenerationParams;
 pub use resolve::{Checkpoint, resolve, resolve_in};
 pub use stream::{ChatEvent, ChatStream, Ended};
 
+pub use aha_engine::parser::{Delta, OutputParser};
 pub use aha_engine::{
-    Chat, Engine, EngineError, EngineOptions, FinishReason, Message, Part, SamplingParams, Task,
-    Timings, ToolCall, Usage,
+    Chat, Engine, EngineError, EngineOptions, EngineStatus, Event, FinishReason, Finished,
+    Generation, GenerationDefaults, GenerationRequest, Message, OutputParams, Part, ProcessorError,
+    Prompt, SamplingParams, StopParams, Task, TextProcessor, Timings, TokenEvent, TokenLogprob,
+    ToolCall, Usage,
 };
 pub use aha_hub as hub;
 pub use aha_models::{FAMILIES, Family, LoadError, releases};
 pub use aha_nn::weights::DtypeRequest as Dtype;
+
+/// Keeps the guide's examples compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/library.md")]
+struct Guide;

@@ -55,6 +55,30 @@ impl Model {
     }
 
     /// The engine below: token ids, log-probabilities, the state of the cache.
+    ///
+    /// ```
+    /// use aha::{Event, GenerationRequest, OutputParams, SamplingParams, StopParams};
+    ///
+    /// # fn main() -> aha::Result<()> {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/qwen3/sharded");
+    /// # let model = aha::load(path).build()?;
+    /// let engine = model.engine();
+    /// let mut generation = engine.submit(GenerationRequest {
+    ///     prompt: engine.processor().prepare_text("Once upon a time")?,
+    ///     sampling: SamplingParams::greedy(),
+    ///     stop: StopParams { max_tokens: Some(4), ..StopParams::default() },
+    ///     output: OutputParams { logprobs: Some(2), ..OutputParams::default() },
+    /// })?;
+    /// while let Some(event) = generation.blocking_next() {
+    ///     match event {
+    ///         Event::Token(token) => assert_eq!(token.top_logprobs.len(), 2),
+    ///         Event::Finished(end) => assert_eq!(end.usage.completion_tokens, 4),
+    ///         Event::Failed(error) => return Err(error.into()),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn engine(&self) -> &Engine {
         &self.engine
     }

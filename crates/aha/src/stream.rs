@@ -80,7 +80,10 @@ impl ChatStream {
         }
     }
 
-    /// The same for threads outside an async runtime; panics inside one.
+    /// The same for threads outside an async runtime.
+    ///
+    /// # Panics
+    /// Inside an async runtime, where the whole thread would stand still.
     pub fn blocking_next(&mut self) -> Option<Result<ChatEvent>> {
         loop {
             if let Some(event) = self.ready.pop_front() {

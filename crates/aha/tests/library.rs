@@ -7,7 +7,9 @@
 )]
 
 use aha::{
-    Chat, ChatEvent, ChatStream, Error, GenerateModel, GenerationParams, Loader, Message, Model,
+    Chat, ChatEvent, ChatStream, Delta, Error, Event, GenerateModel, Generation, GenerationParams,
+    GenerationRequest, Loader, Message, Model, OutputParams, OutputParser, Prompt, SamplingParams,
+    StopParams, TokenLogprob,
 };
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -108,6 +110,49 @@ async fn a_chat_tells_its_end_once() {
     assert_eq!(ends, 1);
     assert!(!text.is_empty());
     assert!(stream.next().await.is_none());
+}
+
+#[test]
+fn the_engine_below_gives_what_the_chat_is_made_of() {
+    let model = loader("qwen3/sharded").build().unwrap();
+    let engine = model.engine();
+    let chat = Chat::user("Hello!");
+    let prompt: Prompt = engine.processor().prepare(&chat).unwrap();
+    let mut parser: OutputParser = engine.processor().output_parser(&chat, &prompt, false);
+    let request = GenerationRequest {
+        prompt,
+        sampling: SamplingParams::greedy(),
+        stop: StopParams {
+            max_tokens: Some(12),
+            ..StopParams::default()
+        },
+        output: OutputParams {
+            logprobs: Some(1),
+            ..OutputParams::default()
+        },
+    };
+    let mut generation: Generation = engine.submit(request).unwrap();
+    let mut deltas: Vec<Delta> = Vec::new();
+    while let Some(event) = generation.blocking_next() {
+        match event {
+            Event::Token(token) => {
+                let best: &TokenLogprob = &token.top_logprobs[0];
+                assert_eq!(best.token_id, token.token_id, "greedy takes the best");
+                deltas.extend(parser.push(&token.text));
+            }
+            Event::Finished(end) => {
+                deltas.extend(parser.push(&end.text));
+                deltas.extend(parser.finish());
+            }
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+    let content = deltas.into_iter().map(|delta| match delta {
+        Delta::Content(text) => text,
+        _ => String::new(),
+    });
+    let text: String = content.collect();
+    assert_eq!(text, model.generate("Hello!", greedy(12)).unwrap());
 }
 
 #[test]
