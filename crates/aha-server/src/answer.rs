@@ -8,8 +8,11 @@ use crate::types::response::{
     TokenLogprobs, ToolCall,
 };
 use aha_engine::parser::{Delta, OutputParser};
-use aha_engine::{Engine, Event, Finished, Generation, GenerationRequest};
+use aha_engine::{Engine, EngineError, Event, Finished, Generation, GenerationRequest};
 use futures_util::stream::{BoxStream, SelectAll, StreamExt, unfold};
+
+/// The tag after which an answer is no reasoning any more.
+const REASONING_END: &str = "</think>";
 
 /// The running generations of one request. Dropping it cancels them.
 pub(crate) struct Generations(SelectAll<BoxStream<'static, (usize, Event)>>);
@@ -19,7 +22,7 @@ impl Generations {
     pub(crate) fn submit(
         engine: &Engine,
         requests: impl IntoIterator<Item = GenerationRequest>,
-    ) -> Result<Self, ApiError> {
+    ) -> Result<Self, EngineError> {
         let generations = requests
             .into_iter()
             .map(|request| engine.submit(request))
@@ -53,11 +56,27 @@ impl Generations {
     }
 }
 
+/// The error of a request for `answers` answers that the engine refused; `param` sets their number.
+///
+/// A full queue is worth another try, unless the request alone is more than the queue holds: it
+/// was full with fewer.
+pub(crate) fn refusal(error: EngineError, answers: usize, param: &str) -> ApiError {
+    match error {
+        EngineError::Overloaded { waiting, .. } if waiting < answers => ApiError::invalid(
+            param,
+            format!(
+                "{answers} answers at once are more than this server's queue holds ({waiting})"
+            ),
+        ),
+        other => other.into(),
+    }
+}
+
 /// What one event adds to a chat's answer.
 #[derive(Debug, Default)]
 pub(crate) struct ChatStep {
     pub(crate) deltas: Vec<ChatDelta>,
-    pub(crate) logprobs: Option<TokenLogprobs>,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
     pub(crate) finished: Option<(FinishReasonName, Finished)>,
 }
 
@@ -68,6 +87,7 @@ pub(crate) struct ChatAnswer {
     called_tools: bool,
     in_reasoning: bool,
     reasoning_tokens: usize,
+    listed: Listed,
 }
 
 impl ChatAnswer {
@@ -78,6 +98,10 @@ impl ChatAnswer {
             called_tools: false,
             in_reasoning: false,
             reasoning_tokens: 0,
+            listed: match reasoning {
+                Reasoning::Hidden => Listed::after_reasoning(),
+                Reasoning::Separate | Reasoning::InPlace => Listed::All,
+            },
         }
     }
 
@@ -94,20 +118,24 @@ impl ChatAnswer {
                     self.in_reasoning = matches!(last, Delta::Reasoning(_));
                 }
                 self.reasoning_tokens += usize::from(self.in_reasoning);
+                let logprobs = self
+                    .listed
+                    .pass(TokenLogprobs::of(&token), &token.text, &deltas);
                 Ok(ChatStep {
                     deltas: self.convert(deltas),
-                    logprobs: TokenLogprobs::of(&token),
+                    logprobs,
                     finished: None,
                 })
             }
             Event::Finished(finished) => {
                 let mut deltas = self.parser.push(&finished.text);
                 deltas.extend(self.parser.finish());
+                let logprobs = self.listed.pass(None, &finished.text, &deltas);
                 let deltas = self.convert(deltas);
                 let reason = FinishReasonName::of(finished.reason, self.called_tools);
                 Ok(ChatStep {
                     deltas,
-                    logprobs: None,
+                    logprobs,
                     finished: Some((reason, finished)),
                 })
             }
@@ -158,6 +186,60 @@ impl ChatAnswer {
     }
 }
 
+/// Which tokens' log-probabilities an answer lists.
+enum Listed {
+    All,
+    /// Those after the reasoning. Entries wait until it is known which side their tokens are on.
+    AfterReasoning {
+        waiting: Vec<TokenLogprobs>,
+        /// The end of the text so far, for finding a tag that several tokens make.
+        tail: String,
+    },
+}
+
+impl Listed {
+    fn after_reasoning() -> Self {
+        Self::AfterReasoning {
+            waiting: Vec::new(),
+            tail: String::new(),
+        }
+    }
+
+    /// Takes the entry of a token that brought `text`, of which the parser made `deltas`; gives
+    /// the entries that may be told now.
+    fn pass(
+        &mut self,
+        entry: Option<TokenLogprobs>,
+        text: &str,
+        deltas: &[Delta],
+    ) -> Vec<TokenLogprobs> {
+        let Self::AfterReasoning { waiting, tail } = self else {
+            return entry.into_iter().collect();
+        };
+        tail.push_str(text);
+        if tail.contains(REASONING_END) {
+            // The tag belongs to the reasoning.
+            *self = Self::All;
+            return Vec::new();
+        }
+        let kept = tail.ceil_char_boundary(tail.len().saturating_sub(REASONING_END.len()));
+        tail.drain(..kept);
+        waiting.extend(entry);
+        match deltas.last() {
+            None => Vec::new(),
+            Some(Delta::Reasoning(_)) => {
+                waiting.clear();
+                Vec::new()
+            }
+            Some(Delta::Content(_) | Delta::ToolCall { .. }) => {
+                let told = std::mem::take(waiting);
+                *self = Self::All;
+                told
+            }
+        }
+    }
+}
+
 /// A whole message, gathered from its steps.
 #[derive(Debug, Default)]
 pub(crate) struct GatheredMessage {
@@ -168,7 +250,7 @@ pub(crate) struct GatheredMessage {
 }
 
 impl GatheredMessage {
-    pub(crate) fn add(&mut self, deltas: Vec<ChatDelta>, logprobs: Option<TokenLogprobs>) {
+    pub(crate) fn add(&mut self, deltas: Vec<ChatDelta>, logprobs: Vec<TokenLogprobs>) {
         self.logprobs.extend(logprobs);
         for delta in deltas {
             self.content

@@ -13,7 +13,7 @@ use axum::body::Body;
 use common::{Answer, get, post, send};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -22,7 +22,12 @@ const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 
 fn fixture() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/qwen3/sharded")
+    checkpoint("qwen3/sharded")
+}
+
+fn checkpoint(name: &str) -> PathBuf {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    fixtures.join(name)
 }
 
 fn golden() -> Value {
@@ -30,11 +35,15 @@ fn golden() -> Value {
 }
 
 fn engine(options: EngineOptions) -> Engine {
+    engine_of(&fixture(), options)
+}
+
+fn engine_of(folder: &Path, options: EngineOptions) -> Engine {
     let load = LoadOptions {
         dtype: DtypeRequest::F32,
         ..LoadOptions::default()
     };
-    let aha_engine::LoadedModel::Text(model) = aha_models::load(&fixture(), &load).unwrap();
+    let aha_engine::LoadedModel::Text(model) = aha_models::load(folder, &load).unwrap();
     Engine::start(
         model,
         EngineOptions {
@@ -340,18 +349,92 @@ async fn impossible_requests_are_refused_by_name() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_is_429_with_a_time_to_come_back() {
     let engine = engine(EngineOptions {
-        queue_limit: 0,
+        max_sequences: 1,
+        queue_limit: 1,
         ..EngineOptions::default()
     });
     let app = app_of(&engine, ServerOptions::default());
+    // One request runs for long, and one waits for it.
+    let request = || aha_engine::GenerationRequest {
+        prompt: engine.processor().prepare_text("stone").unwrap(),
+        stop: aha_engine::StopParams {
+            ignore_eos: true,
+            ..aha_engine::StopParams::default()
+        },
+        ..aha_engine::GenerationRequest::default()
+    };
+    let running = engine.submit(request()).unwrap();
+    while engine.status().waiting > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let waiting = engine.submit(request()).unwrap();
     for body in [chat(4, json!({})), streamed(&chat(4, json!({})))] {
         let answer: Answer = send(&app, post(CHAT, &body)).await;
         assert_eq!(answer.status, 429, "{}", answer.text);
         assert_eq!(answer.json()["error"]["type"], "rate_limit_error");
         assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
+    }
+    // What the queue can never hold is no matter of waiting.
+    for (path, body, param) in [
+        (CHAT, chat(4, json!({"n": 2})), "n"),
+        (COMPLETIONS, json!({"prompt": "a", "n": 2}), "n"),
+        (COMPLETIONS, json!({"prompt": ["a", "b"]}), "prompt"),
+    ] {
+        let answer = send(&app, post(path, &body)).await;
+        assert_eq!(answer.status, 400, "{}", answer.text);
+        assert_eq!(answer.json()["error"]["param"], param, "{}", answer.text);
+    }
+    drop((running, waiting));
+}
+
+#[tokio::test]
+async fn tools_need_a_template_that_shows_them() {
+    let tools = json!([{"type": "function", "function": {"name": "clock"}}]);
+    let body = chat(1, json!({"tools": tools}));
+    ok(&app(), CHAT, &body).await;
+    let folder = checkpoint("llama/smol");
+    let app = app_of(
+        &engine_of(&folder, EngineOptions::default()),
+        ServerOptions::default(),
+    );
+    for path in [CHAT, "/v1/tokenize"] {
+        let answer = send(&app, post(path, &body)).await;
+        assert_eq!(answer.status, 400, "{}", answer.text);
+        let error = &answer.json()["error"];
+        assert_eq!(
+            (&error["param"], &error["code"]),
+            (&json!("tools"), &json!("unsupported_value"))
+        );
+        let hidden = with(body.clone(), json!({"tool_choice": "none"}));
+        ok(&app, path, &hidden).await;
+    }
+}
+
+#[tokio::test]
+async fn the_default_length_of_completions_ends_with_the_context() {
+    let engine = engine(EngineOptions {
+        context_length: Some(20),
+        ..EngineOptions::default()
+    });
+    let app = app_of(&engine, ServerOptions::default());
+    let body = |prompt: usize, extra: Value| {
+        let body = json!({"prompt": vec![70; prompt], "ignore_eos": true});
+        with(body, extra)
+    };
+    let answer = ok(&app, COMPLETIONS, &body(17, json!({}))).await;
+    assert_eq!(answer["usage"]["completion_tokens"], 3);
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    for (prompt, extra) in [
+        (17, json!({"max_tokens": 4})),
+        (17, json!({"min_tokens": 4})),
+        (20, json!({})),
+    ] {
+        let answer = send(&app, post(COMPLETIONS, &body(prompt, extra))).await;
+        assert_eq!(answer.status, 400, "{}", answer.text);
+        assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
     }
 }
 

@@ -1,6 +1,6 @@
 //! `POST /chat/completions`.
 
-use crate::answer::{ChatAnswer, GatheredMessage, Generations};
+use crate::answer::{ChatAnswer, GatheredMessage, Generations, refusal};
 use crate::context::{Deadline, longest, server_timing};
 use crate::error::ApiError;
 use crate::limits::JsonBody;
@@ -11,7 +11,7 @@ use crate::types::response::{
     ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, Chunk, Completion,
     CompletionTokensDetails, Envelope, FinishReasonName, Usage,
 };
-use aha_engine::{Engine, Event, GenerationRequest, Prompt, Timings};
+use aha_engine::{Chat, Engine, Event, GenerationRequest, Prompt, TextProcessor, Timings};
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
@@ -30,8 +30,10 @@ impl Prepared {
         let model = state.models.find(request.model.as_deref())?;
         let engine = model.text_engine()?;
         // A full queue refuses before the work of templates and tokenising.
-        engine.check_room()?;
-        let prompt = engine.processor().prepare(&request.chat)?;
+        engine
+            .check_room()
+            .map_err(|error| refusal(error, request.n, "n"))?;
+        let prompt = prepare(engine.processor(), &request.chat)?;
         Ok(Self {
             model: model.id().to_owned(),
             engine,
@@ -65,8 +67,31 @@ impl Prepared {
             stop: request.stop.clone(),
             output: request.output.clone(),
         });
-        Generations::submit(&engine, requests)
+        Generations::submit(&engine, requests).map_err(|error| refusal(error, request.n, "n"))
     }
+}
+
+/// Renders and tokenises a conversation, unless the template would leave its tools out.
+pub(super) fn prepare(processor: &TextProcessor, chat: &Chat) -> Result<Prompt, ApiError> {
+    let prompt = processor.prepare(chat)?;
+    if let Some(template) = processor.template()
+        && !chat.tools.is_empty()
+        && !template.text().contains("tools")
+    {
+        // Checkpoints may have a second template for chats with tools: the prompt tells.
+        let without_tools = Chat {
+            tools: Vec::new(),
+            ..chat.clone()
+        };
+        let special_tokens = processor.tokenizer().special_tokens();
+        if template.render(&without_tools, special_tokens)? == prompt.text {
+            return Err(ApiError::unsupported(
+                "tools",
+                "this model's chat template ignores 'tools': describe them in a message, or choose a model that knows tools",
+            ));
+        }
+    }
+    Ok(prompt)
 }
 
 /// Answers a conversation.
@@ -205,8 +230,8 @@ impl Chunks for ChatChunks {
 
     fn event(&mut self, choice: usize, event: Event) -> Result<Vec<String>, ApiError> {
         let mut step = self.answers[choice].step(event)?;
-        let mut logprobs = step.logprobs.map(|entry| ChatLogprobs {
-            content: vec![entry],
+        let mut logprobs = (!step.logprobs.is_empty()).then_some(ChatLogprobs {
+            content: step.logprobs,
             refusal: None,
         });
         // A token whose text is held back still has its log-probabilities.
@@ -252,7 +277,7 @@ pub(super) fn render<Choice: serde::Serialize>(chunk: &Chunk<'_, Choice>) -> Str
 mod tests {
     use super::*;
     use aha_engine::parser::{OutputParser, ParserOptions};
-    use aha_engine::{FinishReason, Finished, TokenEvent};
+    use aha_engine::{FinishReason, Finished, TokenEvent, TokenLogprob};
     use futures_util::stream::{self, StreamExt};
     use serde_json::{Value, json};
 
@@ -270,7 +295,11 @@ mod tests {
 
     /// One token a character, and the last one set free by the end.
     fn generations() -> Generations {
-        let mut characters: Vec<_> = SCRIPT.chars().map(String::from).collect();
+        generations_of(SCRIPT)
+    }
+
+    fn generations_of(script: &str) -> Generations {
+        let mut characters: Vec<_> = script.chars().map(String::from).collect();
         let last = characters.pop().unwrap();
         let usage = aha_engine::Usage {
             prompt_tokens: 3,
@@ -284,11 +313,16 @@ mod tests {
             usage,
             timings: Timings::default(),
         };
-        let token = |text| {
+        let token = |text: String| {
+            let logprob = TokenLogprob {
+                token_id: 1,
+                bytes: text.clone().into_bytes(),
+                logprob: -0.5,
+            };
             Event::Token(TokenEvent {
                 token_id: 1,
                 text,
-                logprob: None,
+                logprob: Some(logprob),
                 top_logprobs: Vec::new(),
             })
         };
@@ -348,6 +382,55 @@ mod tests {
                 .unwrap()
                 .starts_with("<think>Well.</think>")
         );
+    }
+
+    /// The tokens that a whole answer to `script` lists, and those of its chunks.
+    async fn listed(script: &str, reasoning: Reasoning) -> [String; 2] {
+        let envelope = || Envelope::new("chatcmpl", "chat.completion", "m");
+        let (whole, _) = gather(envelope(), answers(reasoning), generations_of(script), true)
+            .await
+            .unwrap();
+        let mut chunks = ChatChunks {
+            envelope: envelope(),
+            answers: answers(reasoning),
+            include_usage: false,
+            usage: Usage::default(),
+        };
+        let mut streamed = String::new();
+        let tokens = |value: &Value| {
+            let entries = value["choices"][0]["logprobs"]["content"].as_array();
+            let token = |entry: &Value| entry["token"].as_str().unwrap().to_owned();
+            entries.into_iter().flatten().map(token).collect::<String>()
+        };
+        let mut generations = generations_of(script);
+        while let Some((choice, event)) = generations.next().await {
+            for chunk in chunks.event(choice, event).unwrap() {
+                streamed.push_str(&tokens(&serde_json::from_str(&chunk).unwrap()));
+            }
+        }
+        [tokens(&serde_json::to_value(whole).unwrap()), streamed]
+    }
+
+    #[tokio::test]
+    async fn hidden_reasoning_is_not_listed_token_by_token() {
+        // The last character comes with the end and has no token of its own.
+        let (_, answer) = SCRIPT.split_once("</think>").unwrap();
+        for (script, hidden) in [
+            (SCRIPT, answer.strip_suffix('>').unwrap()),
+            ("<think>\n\n</think>\n\nHi!", "\n\nHi"),
+            ("<think>secret, cut", ""),
+            ("<think>a</thin", ""),
+            ("<think", "<thin"),
+            ("plain </think> text", "plain </think> tex"),
+            ("\n<b>", "\n<b"),
+        ] {
+            let [whole, streamed] = listed(script, Reasoning::Hidden).await;
+            assert_eq!(whole, hidden, "{script}");
+            assert_eq!(streamed, hidden, "{script}");
+            let [whole, streamed] = listed(script, Reasoning::Separate).await;
+            let all = &script[..script.len() - 1];
+            assert_eq!((whole.as_str(), streamed.as_str()), (all, all));
+        }
     }
 
     #[tokio::test]

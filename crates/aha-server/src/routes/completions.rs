@@ -1,7 +1,7 @@
 //! `POST /completions`.
 
 use super::chat::render;
-use crate::answer::{Generations, TextAnswer};
+use crate::answer::{Generations, TextAnswer, refusal};
 use crate::context::{Deadline, longest, server_timing};
 use crate::error::ApiError;
 use crate::limits::JsonBody;
@@ -11,7 +11,7 @@ use crate::types::completion::{CompletionRequest, PromptInput};
 use crate::types::response::{
     Chunk, Completion, Envelope, FinishReasonName, TextChoice, TextLogprobs, Usage,
 };
-use aha_engine::{Engine, Event, GenerationRequest, Prompt, Timings};
+use aha_engine::{Engine, Event, GenerationRequest, Prompt, StopParams, Timings};
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
@@ -30,7 +30,11 @@ impl Prepared {
         let model = state.models.find(request.model.as_deref())?;
         let engine = model.text_engine()?;
         // A full queue refuses before the work of templates and tokenising.
-        engine.check_room()?;
+        let answers = request.prompts.len() * request.n;
+        let param = counted(request.n);
+        engine
+            .check_room()
+            .map_err(|error| refusal(error, answers, param))?;
         let processor = engine.processor();
         let prepare = |input| match input {
             PromptInput::Text(text) => processor.prepare_text(&text),
@@ -68,18 +72,33 @@ impl Prepared {
             prompts,
             ..
         } = self;
+        let context_length = engine.context_length();
         let requests = prompts.iter().flat_map(|prompt| {
-            (0..request.n).map(|choice| GenerationRequest {
+            let room = context_length.saturating_sub(prompt.token_ids.len());
+            let length = request.stop.max_tokens;
+            let length = length.unwrap_or_else(|| request.default_length(room));
+            let (request, engine) = (&request, &engine);
+            (0..request.n).map(move |choice| GenerationRequest {
                 prompt: prompt.clone(),
                 sampling: request
                     .sampling
                     .resolve(&engine.defaults().sampling, choice),
-                stop: request.stop.clone(),
+                stop: StopParams {
+                    max_tokens: Some(length),
+                    ..request.stop.clone()
+                },
                 output: request.output.clone(),
             })
         });
+        let answers = prompts.len() * request.n;
         Generations::submit(&engine, requests)
+            .map_err(|error| refusal(error, answers, counted(request.n)))
     }
+}
+
+/// The field that makes the answers many.
+fn counted(n: usize) -> &'static str {
+    if n > 1 { "n" } else { "prompt" }
 }
 
 /// Continues texts.

@@ -1,5 +1,6 @@
 //! `POST /tokenize` and `POST /detokenize`.
 
+use super::chat::prepare;
 use crate::error::ApiError;
 use crate::limits::JsonBody;
 use crate::state::AppState;
@@ -23,7 +24,7 @@ pub(crate) async fn tokenize(
             .text_engine()?;
         let processor = engine.processor();
         let tokens = match request.input {
-            TokenizeInput::Chat(chat) => processor.prepare(&chat)?.token_ids,
+            TokenizeInput::Chat(chat) => prepare(processor, &chat)?.token_ids,
             TokenizeInput::Text {
                 text,
                 add_special_tokens,

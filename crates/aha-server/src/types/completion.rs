@@ -9,7 +9,7 @@ use aha_engine::{OutputParams, StopParams};
 use serde_json::Value;
 
 /// OpenAI's default length of a plain completion.
-pub(crate) const DEFAULT_MAX_TOKENS: usize = 16;
+const DEFAULT_MAX_TOKENS: usize = 16;
 
 /// One text to continue.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +27,7 @@ pub(crate) struct CompletionRequest {
     /// At least one.
     pub(crate) prompts: Vec<PromptInput>,
     pub(crate) sampling: Sampling,
+    /// Without `max_tokens` the length is [`CompletionRequest::default_length`].
     pub(crate) stop: StopParams,
     pub(crate) output: OutputParams,
     pub(crate) streaming: Streaming,
@@ -64,20 +65,25 @@ impl CompletionRequest {
                 "'echo' with 'logprobs' is not supported: prompts have no log-probabilities",
             ));
         }
-        let mut stop = stop_params(fields)?;
-        stop.max_tokens = stop
-            .max_tokens
-            .or(Some(DEFAULT_MAX_TOKENS.max(stop.min_tokens)));
         Ok(Self {
             model,
             prompts,
             sampling: Sampling::read(fields)?,
-            stop,
+            stop: stop_params(fields)?,
             output,
             streaming: Streaming::read(fields)?,
             n,
             echo,
         })
+    }
+
+    /// Tokens to generate when the request does not say, with `room` tokens left in the context:
+    /// what was not asked for must not make a request too long.
+    pub(crate) fn default_length(&self, room: usize) -> usize {
+        DEFAULT_MAX_TOKENS
+            .min(room)
+            .max(self.stop.min_tokens)
+            .max(1)
     }
 }
 
@@ -171,10 +177,15 @@ mod tests {
 
     #[test]
     fn lengths_default_to_sixteen() {
-        assert_eq!(
-            parse(json!({"prompt": "a"})).unwrap().stop.max_tokens,
-            Some(16)
-        );
+        let request = parse(json!({"prompt": "a"})).unwrap();
+        assert_eq!(request.stop.max_tokens, None);
+        assert_eq!(request.default_length(1000), 16);
+        assert_eq!(request.default_length(5), 5);
+        // The engine tells that one token does not fit.
+        assert_eq!(request.default_length(0), 1);
+        let longer = parse(json!({"prompt": "a", "min_tokens": 20})).unwrap();
+        assert_eq!(longer.default_length(1000), 20);
+        assert_eq!(longer.default_length(5), 20);
         assert_eq!(
             parse(json!({"prompt": "a", "max_tokens": 99}))
                 .unwrap()
