@@ -279,7 +279,8 @@ impl From<EngineError> for ApiError {
                 error
             }
             EngineError::ShuttingDown => Self::shutting_down(),
-            // Nobody reads this answer: the status is for the log and the metrics.
+            // Only a stream waits for its reader, and its status is long sent: the client finds
+            // this as the last event, once it reads on.
             EngineError::SlowReader => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 SERVER,

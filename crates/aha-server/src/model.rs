@@ -48,7 +48,7 @@ impl std::fmt::Debug for Service {
 
 impl ServedModel {
     /// A model that is about to be loaded. Requests reach it by `id` or an alias, in any case;
-    /// `task` is what `GET /models` tells about it (`text-generation`).
+    /// `task` is what `GET /models` tells about it (`chat`).
     pub fn new(
         id: impl Into<String>,
         aliases: impl IntoIterator<Item = String>,
@@ -172,9 +172,9 @@ mod tests {
             ServedModel::new(
                 "Qwen/Qwen3-0.6B",
                 ["LlamaForCausalLM (Llama 3 style)".to_owned()],
-                "text-generation",
+                "chat",
             ),
-            ServedModel::new("second", [], "text-generation"),
+            ServedModel::new("second", [], "chat"),
         ])
     }
 
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_model_that_does_not_answer_says_why_with_503() {
-        let model = ServedModel::new("m", [], "text-generation");
+        let model = ServedModel::new("m", [], "chat");
         let loading = model.text_engine().err().unwrap();
         assert_eq!(
             (loading.status.as_u16(), loading.retry_after),

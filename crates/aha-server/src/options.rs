@@ -16,7 +16,7 @@ pub struct ServerOptions {
     pub api_keys: Vec<String>,
     /// Listen beyond loopback without a key.
     pub insecure: bool,
-    /// Let `POST /shutdown` come from other machines too (with the key).
+    /// Let `POST /shutdown` come from other machines too, with the key that this needs.
     pub allow_remote_shutdown: bool,
     /// Origins whose pages may call the API; empty keeps CORS off, `*` allows every page.
     pub cors_origins: Vec<String>,

@@ -156,6 +156,12 @@ fn check(options: &ServerOptions, models: &[ServedModel]) -> Result<(), ServerEr
             ),
         });
     }
+    if options.allow_remote_shutdown && options.api_keys.is_empty() {
+        return invalid(
+            "allow_remote_shutdown",
+            "stopping the server from other machines needs an API key: set one with --api-key",
+        );
+    }
     if options.max_connections == 0 || options.max_connections > Semaphore::MAX_PERMITS {
         return invalid("max_connections", "it must be at least 1");
     }
@@ -391,6 +397,13 @@ mod tests {
             ),
             (
                 ServerOptions {
+                    allow_remote_shutdown: true,
+                    ..base()
+                },
+                "allow_remote_shutdown",
+            ),
+            (
+                ServerOptions {
                     max_connections: 0,
                     ..base()
                 },
@@ -407,6 +420,12 @@ mod tests {
             let message = refusal(options).await;
             assert!(message.starts_with(name), "{message}");
         }
+        let keyed = ServerOptions {
+            allow_remote_shutdown: true,
+            api_keys: vec!["k".into()],
+            ..base()
+        };
+        assert!(bind(keyed, models(), Shutdown::default()).await.is_ok());
         let none = bind(base(), Vec::new(), Shutdown::default())
             .await
             .err()
