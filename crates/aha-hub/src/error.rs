@@ -51,7 +51,7 @@ pub enum HubError {
     #[error("there is no home directory to keep models in; set AHA_HOME or pass a directory")]
     NoHome,
     /// A connection was needed in offline mode.
-    #[error("offline mode is on, so {what} is not possible; unset AHA_OFFLINE or drop --offline")]
+    #[error("offline mode is on, so {what} is not possible; unset AHA_OFFLINE")]
     Offline {
         /// What was asked for.
         what: String,

@@ -3,7 +3,7 @@
 use aha_engine::EngineError;
 use aha_hub::HubError;
 use aha_models::LoadError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error as ThisError;
 
 /// The result of this crate's calls.
@@ -30,14 +30,17 @@ pub enum Error {
         /// Names that come near, or nothing.
         hint: String,
     },
-    /// The model is known, but its files are not here.
+    /// The model is known, but its files are not here, or not all of them.
     #[error(
-        "cannot find the model: {id}: it is not on this disk; get it with `aha download -m {id}`, \
-         or give the path of its files"
+        "cannot find the model: {id}: {}; get it with `aha download -m {id}`, or give the path of \
+         its files",
+        what_is_here(.partial.as_deref())
     )]
     NotOnDisk {
         /// The hub id.
         id: String,
+        /// The folder that holds a part of it.
+        partial: Option<PathBuf>,
     },
     /// The build lacks what the device needs.
     #[error(
@@ -67,6 +70,19 @@ pub enum Error {
     /// The store of models could not be read.
     #[error(transparent)]
     Hub(Box<HubError>),
+}
+
+fn what_is_here(partial: Option<&Path>) -> String {
+    partial.map_or_else(
+        || "it is not on this disk".to_owned(),
+        |folder| {
+            format!(
+                "{} is not complete: it needs config.json, all its safetensors and a tokenizer, or \
+                 a .gguf file",
+                folder.display()
+            )
+        },
+    )
 }
 
 // Boxed: with all that they tell, they would make every result of this crate large.

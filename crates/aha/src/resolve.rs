@@ -82,8 +82,9 @@ fn by_name(store: &Store, name: &str) -> Result<Checkpoint> {
         || vec![name],
         |release| vec![release.id, release.modelscope],
     );
-    for id in ids.iter().filter_map(|id| id.parse::<ModelId>().ok()) {
-        if let Some(path) = store.locate(&id) {
+    let ids: Vec<ModelId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
+    for id in &ids {
+        if let Some(path) = store.locate(id) {
             let name = release.map_or(name, |release| release.id).to_owned();
             return Ok(Checkpoint {
                 name,
@@ -92,18 +93,17 @@ fn by_name(store: &Store, name: &str) -> Result<Checkpoint> {
             });
         }
     }
-    match release {
-        Some(release) => Err(Error::NotOnDisk {
-            id: release.id.to_owned(),
-        }),
-        None if name.parse::<ModelId>().is_ok() => Err(Error::NotOnDisk {
-            id: name.to_owned(),
-        }),
-        None => Err(Error::UnknownModel {
+    let Some(id) = ids.first() else {
+        return Err(Error::UnknownModel {
             name: name.to_owned(),
             hint: hint(name),
-        }),
-    }
+        });
+    };
+    let mut folders = ids.iter().map(|id| store.model_dir(id));
+    Err(Error::NotOnDisk {
+        id: id.to_string(),
+        partial: folders.find(|folder| folder.is_dir()),
+    })
 }
 
 /// Whether a user who writes this means a file, though it is not there.
@@ -115,7 +115,7 @@ fn looks_like_path(name: &str) -> bool {
         || name.matches('/').count() > 1
 }
 
-/// Aliases that share a beginning with a name that is none.
+/// The aliases that share the longest beginning with a name that is none.
 fn hint(name: &str) -> String {
     let name = name.to_lowercase();
     let shared = |alias: &str| {
@@ -125,11 +125,9 @@ fn hint(name: &str) -> String {
             .take_while(|(a, b)| a == b)
             .count()
     };
-    let near: Vec<&str> = RELEASES
-        .iter()
-        .map(|release| release.alias)
-        .filter(|alias| shared(alias) >= 4)
-        .collect();
+    let aliases = || RELEASES.iter().map(|release| release.alias);
+    let most = aliases().map(shared).max().unwrap_or(0).max(4);
+    let near: Vec<&str> = aliases().filter(|alias| shared(alias) >= most).collect();
     if near.is_empty() {
         String::new()
     } else {
@@ -209,7 +207,22 @@ mod tests {
             unknown.contains("aha list") && unknown.contains("qwen3-0.6b"),
             "{unknown}"
         );
+        assert!(!unknown.contains("qwen3-8b"), "{unknown}");
         assert!(!message("gpt").contains("near"));
+    }
+
+    #[test]
+    fn a_part_of_a_model_is_told_from_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = place(root.path(), "me/tuned");
+        fs::remove_file(folder.join("tokenizer.json")).unwrap();
+        let error = by_name(&store(root.path()), "me/tuned").unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains(&format!("{} is not complete", folder.display()))
+                && message.contains("aha download -m me/tuned"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub(crate) struct GlobalArgs {
 #[group(id = "which", required = true, multiple = true)]
 pub(crate) struct ModelArgs {
     /// Hub id (Qwen/Qwen3-0.6B), alias (qwen3-0.6b) or path; with a path below, only the name
-    #[arg(short, long, value_name = "MODEL")]
+    #[arg(short, long, value_name = "MODEL", value_parser = not_empty)]
     pub(crate) model: Option<String>,
     /// Folder of the checkpoint (config.json, tokenizer.json, *.safetensors)
     #[arg(long, value_name = "DIR", conflicts_with = "gguf_path")]

@@ -91,6 +91,7 @@ fn wrong_usage_ends_with_2_and_says_what_is_wrong() {
             &["run", "-m", &smol, "-i", "hi", "--stop", ""],
             "the text must not be empty",
         ),
+        (&["run", "-m", "", "-i", "hi"], "the text must not be empty"),
         (
             &["run", "-m", &smol, "-i", "-", "-i", "-"],
             "standard input can be read only once",
