@@ -80,7 +80,8 @@ impl DecoderConfig {
             );
             return Err(LoadError::config("num_key_value_heads", reason));
         }
-        if self.rotary_dim % 2 != 0 || self.rotary_dim == 0 || self.rotary_dim > head_dim {
+        if !self.rotary_dim.is_multiple_of(2) || self.rotary_dim == 0 || self.rotary_dim > head_dim
+        {
             return Err(LoadError::config(
                 "head_dim",
                 format!(

@@ -77,7 +77,7 @@ fn missing_keys_and_unknown_architectures_are_named() {
         "{message}"
     );
     let message = refused("config.json", |config| {
-        config["architectures"] = json!(["MambaForCausalLM"])
+        config["architectures"] = json!(["MambaForCausalLM"]);
     });
     assert!(
         message.contains("MambaForCausalLM") && message.contains("LlamaForCausalLM"),
@@ -88,7 +88,7 @@ fn missing_keys_and_unknown_architectures_are_named() {
 #[test]
 fn code_of_a_checkpoint_is_never_run() {
     let home = changed("config.json", |config| {
-        config["auto_map"] = json!({"AutoModel": "evil.Model"})
+        config["auto_map"] = json!({"AutoModel": "evil.Model"});
     });
     std::fs::write(home.path().join("evil.py"), "raise SystemExit").unwrap();
     load_text(home.path());
@@ -97,7 +97,7 @@ fn code_of_a_checkpoint_is_never_run() {
 #[test]
 fn misshapen_and_missing_tensors_are_listed_with_both_shapes() {
     let message = refused("config.json", |config| {
-        config["intermediate_size"] = json!(999)
+        config["intermediate_size"] = json!(999);
     });
     assert!(message.contains("mlp.gate_proj.weight"), "{message}");
     assert!(
@@ -105,7 +105,7 @@ fn misshapen_and_missing_tensors_are_listed_with_both_shapes() {
         "{message}"
     );
     let message = refused("config.json", |config| {
-        config["num_hidden_layers"] = json!(40)
+        config["num_hidden_layers"] = json!(40);
     });
     assert!(message.contains("model.layers.3."), "{message}");
     assert!(
@@ -137,7 +137,7 @@ fn generation_defaults_are_read_and_checked() {
     );
     assert_eq!(defaults.eos_token_ids, [2, 5]);
     let message = refused("generation_config.json", |config| {
-        config["top_p"] = json!(7.0)
+        config["top_p"] = json!(7.0);
     });
     assert!(
         message.contains("generation_config.json") && message.contains("top_p"),
