@@ -29,12 +29,10 @@ impl Matrix {
         };
         let precision = weights.placement().weights;
         if weights.device().is_cpu() {
-            return Ok(Self::Packed(Arc::new(pack(
-                &stored,
-                precision,
-                out_features,
-                in_features,
-            )?)));
+            let packed = pack(&stored, precision, out_features, in_features)?;
+            // The packed copy is all that is read from here on: two copies need not be resident.
+            stored.release();
+            return Ok(Self::Packed(Arc::new(packed)));
         }
         match (precision, stored.stored().ggml_dtype()) {
             (Precision::Stored, Some(dtype)) if stored.stored().is_quantized() => {
