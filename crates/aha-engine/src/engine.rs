@@ -361,9 +361,9 @@ impl Engine {
     pub fn status(&self) -> EngineStatus {
         let shared = &self.inner.shared;
         EngineStatus {
-            running: shared.running.load(Ordering::Relaxed),
-            waiting: shared.waiting.load(Ordering::Relaxed),
-            free_blocks: shared.free_blocks.load(Ordering::Relaxed),
+            running: shared.running.load(Ordering::Acquire),
+            waiting: shared.waiting.load(Ordering::Acquire),
+            free_blocks: shared.free_blocks.load(Ordering::Acquire),
             cached_blocks: shared.cached_blocks.load(Ordering::Relaxed),
             total_blocks: shared.total_blocks.load(Ordering::Relaxed),
             steps: shared.steps.load(Ordering::Relaxed),

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 /// What the handles send to the thread.
@@ -154,6 +154,8 @@ impl Worker {
     /// Runs one batch. A fault in it, even a panic, ends the requests of this batch and nothing else.
     fn step(&mut self) {
         let plan = self.scheduler.plan();
+        // Before the queue's counter goes down: a request is seen waiting or running at any moment.
+        self.publish_status();
         for id in &plan.admitted {
             let cached_tokens = self.scheduler.cached_tokens(*id);
             if let Some(active) = self.active.get_mut(id) {
@@ -164,7 +166,6 @@ impl Worker {
                     .fetch_add(active.prompt().len() as u64, Ordering::Relaxed);
             }
         }
-        self.publish_status();
         self.shared.begin_step();
         // Inside the pool, a step's many small parallel loops start without handing work from thread to thread.
         let result = catch_unwind(AssertUnwindSafe(|| rayon::scope(|_| self.compute(&plan))));
@@ -310,19 +311,14 @@ impl Worker {
     fn publish_status(&self) {
         let pool = self.scheduler.pool();
         let shared = &self.shared;
-        shared
-            .running
-            .store(self.scheduler.running(), Ordering::Relaxed);
-        shared
-            .free_blocks
-            .store(pool.available(), Ordering::Relaxed);
-        shared
-            .cached_blocks
-            .store(pool.evictable(), Ordering::Relaxed);
-        shared.total_blocks.store(pool.total(), Ordering::Relaxed);
-        shared
-            .preemptions
-            .store(self.scheduler.preemptions(), Ordering::Relaxed);
+        let store = |place: &AtomicUsize, value| place.store(value, Ordering::Release);
+        store(&shared.free_blocks, pool.available());
+        store(&shared.cached_blocks, pool.evictable());
+        store(&shared.total_blocks, pool.total());
+        let preemptions = self.scheduler.preemptions();
+        shared.preemptions.store(preemptions, Ordering::Release);
+        // Last: who sees nothing running sees the blocks that are free since.
+        store(&shared.running, self.scheduler.running());
     }
 }
 

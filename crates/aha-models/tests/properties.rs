@@ -180,6 +180,7 @@ fn cancelled_requests_leave_every_block_free() {
         },
     );
     let expected = run(&engine, requests(&engine, 1).remove(0));
+    wait_until_idle(&engine);
     let before = engine.status();
     assert_eq!(before.free_blocks, before.total_blocks);
     for round in 0..5 {

@@ -2,6 +2,7 @@
 
 use crate::batch::{Batch, SequenceSlice};
 use crate::cache::KvCache;
+use crate::cpu::contiguous_f32;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::rope::Rotation;
@@ -321,17 +322,6 @@ impl CustomOp3 for CausalAttention<'_> {
             )
             .map_err(candle_core::Error::wrap)?;
         Ok((CpuStorage::F32(output), Shape::from((tokens, width))))
-    }
-}
-
-/// The values of a contiguous f32 tensor on the CPU.
-pub(crate) fn contiguous_f32<'a>(
-    storage: &'a CpuStorage,
-    layout: &Layout,
-) -> candle_core::Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
-        _ => candle_core::bail!("the kernel needs contiguous f32 values"),
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod attention;
 pub mod batch;
 pub mod cache;
+mod cpu;
 pub mod linear;
 pub mod mlp;
 pub mod norm;

@@ -1,6 +1,6 @@
 //! Products with weight matrices: the one place that knows how they are stored.
 
-use crate::attention::contiguous_f32;
+use crate::cpu::contiguous_f32;
 use crate::weights::{LoadedTensor, Precision, Result, StoredType, Weights, WeightsError};
 use aha_kernels::{PackedMatrix, WeightKind};
 use candle_core::quantized::{QMatMul, QStorage, QTensor};

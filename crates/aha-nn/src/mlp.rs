@@ -1,5 +1,6 @@
 //! Feed-forward blocks.
 
+use crate::cpu;
 use crate::linear::Linear;
 use crate::weights::{Result, Weights};
 use candle_core::{Module, Tensor};
@@ -71,7 +72,12 @@ impl GatedMlp {
 
 impl Module for GatedMlp {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let gate = self.activation.forward(&self.gate_proj.forward(x)?)?;
-        self.down_proj.forward(&(gate * self.up_proj.forward(x)?)?)
+        let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
+        let gated = if self.activation == Activation::Silu && cpu::is_f32_on_cpu(&gate) {
+            gate.apply_op2_no_bwd(&up, &cpu::SiluMul)?
+        } else {
+            (self.activation.forward(&gate)? * up)?
+        };
+        self.down_proj.forward(&gated)
     }
 }

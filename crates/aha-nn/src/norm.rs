@@ -1,5 +1,6 @@
 //! Normalisation layers.
 
+use crate::cpu;
 use crate::weights::{Result, Weights};
 use candle_core::{Module, Tensor};
 
@@ -23,6 +24,10 @@ impl RmsNorm {
 impl Module for RmsNorm {
     /// Normalises the last dimension.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        candle_nn::ops::rms_norm(&x.contiguous()?, &self.weight, self.eps)
+        let x = x.contiguous()?;
+        if cpu::is_f32_on_cpu(&x) {
+            return x.apply_op2_no_bwd(&self.weight, &cpu::RmsNorm { eps: self.eps });
+        }
+        candle_nn::ops::rms_norm(&x, &self.weight, self.eps)
     }
 }

@@ -1,0 +1,103 @@
+//! Fused f32 operations on the CPU, by our kernels.
+
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
+
+/// Whether the kernels of this module take the tensor.
+pub(crate) fn is_f32_on_cpu(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// The values of a contiguous f32 tensor on the CPU.
+pub(crate) fn contiguous_f32<'a>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> candle_core::Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
+        _ => candle_core::bail!("the kernel needs contiguous f32 values"),
+    }
+}
+
+/// Root-mean-square norm of the last dimension; the second tensor is the weight.
+pub(crate) struct RmsNorm {
+    pub(crate) eps: f32,
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous_f32(x, x_layout)?;
+        let mut out = vec![0f32; x.len()];
+        aha_kernels::rms_norm(
+            x,
+            contiguous_f32(weight, weight_layout)?,
+            self.eps,
+            &mut out,
+        )
+        .map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+}
+
+/// `silu(gate) * up`.
+pub(crate) struct SiluMul;
+
+impl CustomOp2 for SiluMul {
+    fn name(&self) -> &'static str {
+        "silu-mul"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+        up: &CpuStorage,
+        up_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let gate = contiguous_f32(gate, gate_layout)?;
+        let mut out = vec![0f32; gate.len()];
+        aha_kernels::silu_mul(gate, contiguous_f32(up, up_layout)?, &mut out)
+            .map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn close(a: &Tensor, b: &Tensor) {
+        let worst = (a - b)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .max(0)
+            .unwrap();
+        assert!(worst.to_scalar::<f32>().unwrap() < 1e-5, "{worst}");
+    }
+
+    #[test]
+    fn fused_operations_equal_those_of_candle() {
+        let random = |shape: &[usize]| Tensor::randn(0f32, 2.0, shape, &Device::Cpu).unwrap();
+        let (x, up, weight) = (random(&[3, 5, 37]), random(&[3, 5, 37]), random(&[37]));
+        let fused = x.apply_op2_no_bwd(&weight, &RmsNorm { eps: 1e-6 }).unwrap();
+        close(
+            &fused,
+            &candle_nn::ops::rms_norm_slow(&x, &weight, 1e-6).unwrap(),
+        );
+        let fused = x.apply_op2_no_bwd(&up, &SiluMul).unwrap();
+        close(&fused, &(x.silu().unwrap() * up).unwrap());
+    }
+}
