@@ -1,0 +1,1 @@
+//! Sound: decoding, resampling and front ends.
