@@ -7,7 +7,7 @@ use crate::memory::available_memory;
 use crate::model::{GenerationDefaults, TextModel};
 use crate::processor::TextProcessor;
 use crate::request::GenerationRequest;
-use crate::worker::{Command, Worker};
+use crate::worker::{CacheSize, Command, Worker};
 use candle_core::Device;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
@@ -21,6 +21,8 @@ const EVENT_BUFFER: usize = 4096;
 const ACCELERATOR_CACHE_BYTES: usize = 4 << 30;
 /// Tokens that the cache holds even where memory is scarce.
 const LEAST_CACHE_TOKENS: usize = 1024;
+/// Recurrent states kept for each sequence that may run.
+const SNAPSHOTS_PER_SEQUENCE: usize = 4;
 /// A step that takes longer means that the engine hangs.
 const STUCK_AFTER: Duration = Duration::from_secs(180);
 
@@ -205,14 +207,16 @@ impl Engine {
     /// Allocates the cache and starts the thread.
     ///
     /// Errors when the cache cannot hold a single sequence of reasonable length.
-    pub fn start(model: TextModel, options: EngineOptions) -> Result<Self, EngineError> {
+    pub fn start(model: TextModel, mut options: EngineOptions) -> Result<Self, EngineError> {
         options.validate()?;
         let TextModel {
             generator,
             processor,
             defaults,
         } = model;
-        let bytes_per_token = generator.cache_spec().bytes_per_token();
+        let spec = generator.cache_spec();
+        let bytes_per_token = spec.bytes_per_token();
+        let snapshots = state_snapshots(&mut options, spec.bytes_per_state(), generator.device());
         let own_context = generator.context_length();
         let mut context_length = options
             .context_length
@@ -240,7 +244,10 @@ impl Engine {
         let vocab_size = generator.vocab_size();
         let worker = Worker::new(
             generator,
-            num_blocks,
+            CacheSize {
+                num_blocks,
+                snapshots,
+            },
             options.clone(),
             receiver,
             shared.clone(),
@@ -480,6 +487,39 @@ fn cache_blocks(
         )),
         Some(blocks) => Ok(blocks),
     }
+}
+
+/// How many recurrent states to keep for prompts that begin alike; `None` for models without such state. Where memory
+/// is scarce, fewer sequences run at once.
+fn state_snapshots(
+    options: &mut EngineOptions,
+    bytes_per_state: usize,
+    device: &Device,
+) -> Option<usize> {
+    if bytes_per_state == 0 {
+        return None;
+    }
+    let budget = if device.is_cpu() {
+        available_memory() / 8
+    } else {
+        ACCELERATOR_CACHE_BYTES / 4
+    };
+    let affordable = budget / bytes_per_state;
+    if affordable < options.max_sequences {
+        let sequences = affordable.max(1);
+        tracing::warn!(
+            "each sequence needs {} MiB of recurrent state, so {sequences} run at once instead of {}",
+            bytes_per_state >> 20,
+            options.max_sequences
+        );
+        options.max_sequences = sequences;
+    }
+    let most = SNAPSHOTS_PER_SEQUENCE * options.max_sequences;
+    Some(if options.prefix_cache {
+        affordable.min(most)
+    } else {
+        0
+    })
 }
 
 /// A seed for requests that bring none.

@@ -4,10 +4,10 @@ use crate::active::{Active, Progress};
 use crate::engine::{EngineOptions, Shared};
 use crate::error::EngineError;
 use crate::generator::Generator;
-use crate::scheduler::{BlockPool, Plan, Scheduler, SequenceId};
+use crate::scheduler::{BlockPool, Plan, Scheduler, SequenceId, StatePool};
 use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, CacheSpec};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,6 +19,42 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 pub(crate) enum Command {
     Submit(Box<Active>),
     Shutdown,
+}
+
+/// Sizes of the cache, decided once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CacheSize {
+    /// Blocks of keys and values.
+    pub(crate) num_blocks: usize,
+    /// Recurrent states that are kept for prompts that begin alike; `None` for models without such state.
+    pub(crate) snapshots: Option<usize>,
+}
+
+impl CacheSize {
+    fn allocate(
+        &self,
+        spec: &CacheSpec,
+        options: &EngineOptions,
+        device: &Device,
+    ) -> Result<Cache> {
+        let states = self
+            .snapshots
+            .map_or(0, |kept| kept + options.max_sequences);
+        Cache::new(spec, self.num_blocks, options.block_size, states, device)
+    }
+
+    fn scheduler(&self, options: &EngineOptions) -> Scheduler {
+        let pool = BlockPool::new(self.num_blocks, options.block_size, options.prefix_cache);
+        let states = self
+            .snapshots
+            .map(|kept| StatePool::new(options.max_sequences, kept));
+        Scheduler::new(
+            pool,
+            states,
+            options.max_batch_tokens,
+            options.max_sequences,
+        )
+    }
 }
 
 /// Tells the handles that the thread is gone, however it ends.
@@ -34,6 +70,7 @@ impl Drop for Alive {
 pub(crate) struct Worker {
     generator: Box<dyn Generator>,
     spec: CacheSpec,
+    size: CacheSize,
     cache: Cache,
     scheduler: Scheduler,
     options: EngineOptions,
@@ -46,17 +83,18 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(
         generator: Box<dyn Generator>,
-        num_blocks: usize,
+        size: CacheSize,
         options: EngineOptions,
         commands: Receiver<Command>,
         shared: Arc<Shared>,
     ) -> Result<Self> {
         let spec = generator.cache_spec();
-        let cache = Cache::new(&spec, num_blocks, options.block_size, generator.device())?;
-        let scheduler = new_scheduler(num_blocks, &options);
+        let cache = size.allocate(&spec, &options, generator.device())?;
+        let scheduler = size.scheduler(&options);
         let worker = Self {
             generator,
             spec,
+            size,
             cache,
             scheduler,
             options,
@@ -185,8 +223,10 @@ impl Worker {
     }
 
     fn compute(&mut self, plan: &Plan) -> Result<()> {
+        self.cache.copy_states(&plan.restored)?;
         let logits = self.forward(plan)?;
-        self.scheduler.complete(plan);
+        let kept = self.scheduler.complete(plan);
+        self.cache.copy_states(&kept)?;
         let vocab_size = self.generator.vocab_size();
         let mut rows: HashMap<SequenceId, &[f32]> = plan
             .scheduled
@@ -282,14 +322,9 @@ impl Worker {
             }
             self.retire(id);
         }
-        let num_blocks = self.cache.num_blocks();
-        let rebuilt = Cache::new(
-            &self.spec,
-            num_blocks,
-            self.options.block_size,
-            self.generator.device(),
-        );
-        self.scheduler = new_scheduler(num_blocks, &self.options);
+        let device = self.generator.device();
+        let rebuilt = self.size.allocate(&self.spec, &self.options, device);
+        self.scheduler = self.size.scheduler(&self.options);
         let mut waiting: Vec<SequenceId> = self.active.keys().copied().collect();
         match rebuilt {
             Ok(cache) => self.cache = cache,
@@ -320,9 +355,4 @@ impl Worker {
         // Last: who sees nothing running sees the blocks that are free since.
         store(&shared.running, self.scheduler.running());
     }
-}
-
-fn new_scheduler(num_blocks: usize, options: &EngineOptions) -> Scheduler {
-    let pool = BlockPool::new(num_blocks, options.block_size, options.prefix_cache);
-    Scheduler::new(pool, options.max_batch_tokens, options.max_sequences)
 }

@@ -43,6 +43,11 @@ pub enum KernelError {
         /// The first row that both claim.
         row: usize,
     },
+    /// Two sequences share a slot of recurrent state, or there is no such slot.
+    Slot {
+        /// The slot.
+        slot: usize,
+    },
     /// The weight kind is none that this function takes.
     Kind {
         /// The kind given.
@@ -91,6 +96,10 @@ impl fmt::Display for KernelError {
                     "query row {row} belongs to two sequences; give each row to one"
                 )
             }
+            Self::Slot { slot } => write!(
+                f,
+                "state slot {slot} does not exist or belongs to two sequences; give each slot to one"
+            ),
             Self::Kind { kind, expected } => {
                 write!(
                     f,

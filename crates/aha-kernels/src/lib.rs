@@ -25,6 +25,7 @@ mod isa;
 mod matmul;
 mod pack;
 mod quant;
+mod recurrent;
 
 pub use attention::{PagedAttention, PagedSequence};
 pub use bandwidth::measure_read_bandwidth;
@@ -33,3 +34,4 @@ pub use error::KernelError;
 pub use isa::{InstructionSet, instruction_set};
 pub use pack::{PackedMatrix, WeightKind};
 pub use quant::dequantize_gguf;
+pub use recurrent::{GatedDelta, RecurrentSequence, ShortConv};

@@ -3,7 +3,7 @@
 use aha_engine::Generator;
 use aha_nn::attention::{AttentionConfig, SelfAttention};
 use aha_nn::batch::Batch;
-use aha_nn::cache::{Cache, CacheSpec, KvCache, LayerSpec};
+use aha_nn::cache::{Cache, CacheSpec, LayerCache, LayerSpec};
 use aha_nn::linear::{Embedding, Linear};
 use aha_nn::mlp::{Activation, GatedMlp};
 use aha_nn::norm::RmsNorm;
@@ -144,13 +144,13 @@ impl DecoderLayer {
         hidden: &Tensor,
         rotation: &Rotation,
         batch: &Batch,
-        cache: &mut KvCache,
+        cache: &mut LayerCache,
     ) -> Result<Tensor> {
         let attended = self.self_attn.forward(
             &self.input_layernorm.forward(hidden)?,
             rotation,
             batch,
-            cache,
+            cache.attention()?,
         )?;
         let hidden = (hidden + attended)?;
         let fed = self

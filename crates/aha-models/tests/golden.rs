@@ -143,11 +143,12 @@ fn check_stages(decoder: &Decoder, path: &Path) {
         context_len: ids.len(),
         prompt_len: ids.len(),
         blocks: (0..ids.len().div_ceil(16) as u32).rev().collect(),
+        state_slot: 0,
     };
     let blocks = sequence.blocks.len();
     let last = ids.len() as u32 - 1;
     let batch = Batch::new(&ids, vec![sequence], &[last], 16, &Device::Cpu).unwrap();
-    let mut cache = Cache::new(&decoder.cache_spec(), blocks, 16, &Device::Cpu).unwrap();
+    let mut cache = Cache::new(&decoder.cache_spec(), blocks, 16, 0, &Device::Cpu).unwrap();
 
     let rotation = decoder.rotation(&batch).unwrap();
     let mut hidden = decoder.embed(&batch).unwrap();
@@ -172,7 +173,7 @@ fn check_stages(decoder: &Decoder, path: &Path) {
         "final norm",
     );
 
-    let mut fresh = Cache::new(&decoder.cache_spec(), blocks, 16, &Device::Cpu).unwrap();
+    let mut fresh = Cache::new(&decoder.cache_spec(), blocks, 16, 0, &Device::Cpu).unwrap();
     let logits = decoder.forward(&batch, &mut fresh).unwrap();
     close(&logits, &stage("logits_last"), 1e-3, "logits");
 }

@@ -343,13 +343,14 @@ mod tests {
             dtype: DType::F32,
             shareable_prompt_len: None,
         };
-        let mut cache = Cache::new(&spec, 16, block_size, &Device::Cpu).unwrap();
+        let mut cache = Cache::new(&spec, 16, block_size, 0, &Device::Cpu).unwrap();
         let slice = |query_start, query_len, context_len, blocks: &[u32]| SequenceSlice {
             query_start,
             query_len,
             context_len,
             prompt_len: context_len,
             blocks: blocks.to_vec(),
+            state_slot: 0,
         };
         let random = |rows: usize, width: usize| {
             Tensor::randn(0f32, 1.0, (rows, width), &Device::Cpu).unwrap()
@@ -358,7 +359,7 @@ mod tests {
             let tokens: usize = sequences.iter().map(|s| s.query_len).sum();
             Batch::new(&vec![0; tokens], sequences, &[0], block_size, &Device::Cpu).unwrap()
         };
-        let layer = &mut cache.layers_mut()[0];
+        let layer = cache.layers_mut()[0].attention().unwrap();
         let width = num_kv_heads * head_dim;
         let history = batch(vec![
             slice(0, 9, 9, &[7, 2, 11]),

@@ -15,12 +15,19 @@ pub struct SequenceSlice {
     pub prompt_len: usize,
     /// Cache blocks of the sequence in order; they hold at least `context_len` tokens.
     pub blocks: Vec<u32>,
+    /// Slot of its recurrent state; 0 for models without such layers.
+    pub state_slot: u32,
 }
 
 impl SequenceSlice {
     /// Positions of the new tokens.
     pub fn positions(&self) -> std::ops::Range<usize> {
         self.context_len - self.query_len..self.context_len
+    }
+
+    /// Whether the sequence begins with this step: there is no state yet.
+    pub fn is_start(&self) -> bool {
+        self.query_len == self.context_len
     }
 }
 

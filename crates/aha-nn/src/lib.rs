@@ -6,8 +6,12 @@ pub mod attention;
 pub mod batch;
 pub mod cache;
 mod cpu;
+pub mod gated_delta;
 pub mod linear;
 pub mod mlp;
 pub mod norm;
 pub mod rope;
+pub mod short_conv;
+#[cfg(test)]
+mod testing;
 pub mod weights;

@@ -2,7 +2,7 @@
 
 use crate::cpu;
 use crate::weights::{Result, Weights};
-use candle_core::{Module, Tensor};
+use candle_core::{DType, Module, Tensor};
 
 /// Root-mean-square norm: `x / sqrt(mean(x²) + eps) * weight`, computed in f32.
 #[derive(Debug, Clone)]
@@ -16,6 +16,17 @@ impl RmsNorm {
     pub fn load(weights: &Weights, size: usize, eps: f64) -> Result<Self> {
         Ok(Self {
             weight: weights.tensor("weight", &[size])?,
+            eps: eps as f32,
+        })
+    }
+
+    /// The same for checkpoints that store the weight less one: the norm multiplies by `1 + weight`.
+    pub fn load_zero_centred(weights: &Weights, size: usize, eps: f64) -> Result<Self> {
+        let weight = weights.tensor("weight", &[size])?;
+        let dtype = weight.dtype();
+        let weight = (weight.to_dtype(DType::F32)? + 1.0)?.to_dtype(dtype)?;
+        Ok(Self {
+            weight,
             eps: eps as f32,
         })
     }

@@ -357,6 +357,7 @@ mod tests {
             context_len: 1,
             prompt_len,
             blocks: vec![0],
+            state_slot: 0,
         };
         assert!(rotary.frequencies_of(&sequence(16), 15).is_none());
         let long = rotary.frequencies_of(&sequence(32), 0).unwrap();

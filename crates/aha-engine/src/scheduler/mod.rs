@@ -4,10 +4,12 @@
 //! [`Scheduler::plan`] → forward → [`Scheduler::complete`] → [`Scheduler::push_token`] or [`Scheduler::remove`].
 
 mod blocks;
+mod states;
 
 use aha_nn::batch::SequenceSlice;
 use blocks::BlockHash;
 pub(crate) use blocks::BlockPool;
+pub(crate) use states::StatePool;
 use std::collections::VecDeque;
 
 /// Identifies a request inside one engine.
@@ -29,11 +31,44 @@ struct Sequence {
     hashes: Vec<BlockHash>,
     /// Whether its blocks may be shared with other sequences.
     shareable: bool,
+    /// Where its recurrent state is kept while it runs; 0 for models without such state.
+    state_slot: u32,
+    /// Block borders at which a copy of its recurrent state is to be kept, ascending.
+    snapshots_at: Vec<usize>,
+    /// The last copy that was kept while it generated: replaced by the next one.
+    last_snapshot: Option<BlockHash>,
 }
 
 impl Sequence {
     fn decoding(&self) -> bool {
         self.computed + 1 == self.tokens.len() && self.computed >= self.prompt_len
+    }
+
+    /// Tokens to compute next, at most `budget`. A chunk ends where the recurrent state is to be kept.
+    fn next_chunk(&self, budget: usize) -> usize {
+        let border = self.snapshots_at.iter().find(|at| **at > self.computed);
+        let end = border.map_or(self.tokens.len(), |at| (*at).min(self.tokens.len()));
+        (end - self.computed).min(budget)
+    }
+}
+
+impl Sequence {
+    /// Slot to which its recurrent state shall be copied now, if at all.
+    fn keep_state(&mut self, states: &mut StatePool, block_size: usize) -> Option<u32> {
+        let blocks = self.computed / block_size;
+        if !self.shareable || blocks == 0 || !self.computed.is_multiple_of(block_size) {
+            return None;
+        }
+        let hash = *self.hashes.get(blocks - 1)?;
+        if self.computed > self.prompt_len {
+            // The conversation's next turn may go on from the end of the answer: the newest border will do.
+            if let Some(last) = self.last_snapshot.replace(hash) {
+                states.forget(last);
+            }
+        } else if !self.snapshots_at.contains(&self.computed) {
+            return None;
+        }
+        states.keep(hash)
     }
 }
 
@@ -54,12 +89,16 @@ pub(crate) struct Plan {
     pub(crate) scheduled: Vec<Scheduled>,
     /// Sequences that left the queue for the first time in this step.
     pub(crate) admitted: Vec<SequenceId>,
+    /// Recurrent states to copy before the step, from slot to slot: prefixes that others have computed.
+    pub(crate) restored: Vec<(u32, u32)>,
 }
 
 /// Running and waiting sequences of one model.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     pool: BlockPool,
+    /// `None` for models without recurrent state.
+    states: Option<StatePool>,
     max_batch_tokens: usize,
     max_sequences: usize,
     /// In order of admission: the last one is preempted first.
@@ -70,9 +109,15 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(crate) fn new(pool: BlockPool, max_batch_tokens: usize, max_sequences: usize) -> Self {
+    pub(crate) fn new(
+        pool: BlockPool,
+        states: Option<StatePool>,
+        max_batch_tokens: usize,
+        max_sequences: usize,
+    ) -> Self {
         Self {
             pool,
+            states,
             max_batch_tokens: max_batch_tokens.max(1),
             max_sequences: max_sequences.max(1),
             running: Vec::new(),
@@ -108,6 +153,9 @@ impl Scheduler {
             blocks: Vec::new(),
             hashes: Vec::new(),
             shareable,
+            state_slot: 0,
+            snapshots_at: Vec::new(),
+            last_snapshot: None,
         });
     }
 
@@ -115,9 +163,17 @@ impl Scheduler {
     pub(crate) fn remove(&mut self, id: SequenceId) {
         if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
             let mut sequence = self.running.remove(index);
-            self.pool.release_all(&mut sequence.blocks);
+            self.release(&mut sequence);
         }
         self.waiting.retain(|sequence| sequence.id != id);
+    }
+
+    /// Gives back what a running sequence holds.
+    fn release(&mut self, sequence: &mut Sequence) {
+        self.pool.release_all(&mut sequence.blocks);
+        if let Some(states) = &mut self.states {
+            states.release(sequence.state_slot);
+        }
     }
 
     /// Tokens of a running sequence's prompt that were found in the prefix cache.
@@ -146,7 +202,7 @@ impl Scheduler {
             if budget == 0 {
                 break;
             }
-            let chunk = (sequence.tokens.len() - sequence.computed).min(budget);
+            let chunk = sequence.next_chunk(budget);
             plan.push(sequence, chunk);
             budget -= chunk;
         }
@@ -154,7 +210,7 @@ impl Scheduler {
             let Some(mut sequence) = self.waiting.pop_front() else {
                 break;
             };
-            if !self.admit(&mut sequence) {
+            if !self.admit(&mut sequence, &mut plan.restored) {
                 self.waiting.push_front(sequence);
                 break;
             }
@@ -162,7 +218,7 @@ impl Scheduler {
                 sequence.cached = Some(sequence.computed);
                 plan.admitted.push(sequence.id);
             }
-            let chunk = (sequence.tokens.len() - sequence.computed).min(budget);
+            let chunk = sequence.next_chunk(budget);
             plan.push(&sequence, chunk);
             budget -= chunk;
             self.running.push(sequence);
@@ -194,38 +250,67 @@ impl Scheduler {
     /// published stays in the prefix cache as long as nobody else needs the room.
     fn preempt_youngest(&mut self) {
         if let Some(mut sequence) = self.running.pop() {
-            self.pool.release_all(&mut sequence.blocks);
+            self.release(&mut sequence);
             sequence.hashes.clear();
             sequence.computed = 0;
+            sequence.last_snapshot = None;
             self.preemptions += 1;
             self.waiting.push_front(sequence);
         }
     }
 
-    /// Gives a waiting sequence the blocks of all its tokens, or none.
-    fn admit(&mut self, sequence: &mut Sequence) -> bool {
-        let prefix = if sequence.shareable {
+    /// Gives a waiting sequence the blocks of all its tokens and a state slot, or nothing.
+    fn admit(&mut self, sequence: &mut Sequence, restored: &mut Vec<(u32, u32)>) -> bool {
+        let block_size = self.pool.block_size();
+        let mut prefix = if sequence.shareable {
             self.pool.take_prefix(&sequence.tokens)
         } else {
             Vec::new()
         };
-        let needed = sequence.tokens.len().div_ceil(self.pool.block_size()) - prefix.len();
+        let matched = prefix.len();
+        if let Some(states) = &self.states {
+            let kept = prefix.iter().rposition(|(_, hash)| states.contains(*hash));
+            for (block, _) in prefix.drain(kept.map_or(0, |last| last + 1)..).rev() {
+                self.pool.release(block);
+            }
+        }
+        let needed = sequence.tokens.len().div_ceil(block_size) - prefix.len();
         (sequence.blocks, sequence.hashes) = prefix.into_iter().unzip();
-        if self.pool.available() >= needed {
-            sequence.computed = sequence.blocks.len() * self.pool.block_size();
-            sequence
-                .blocks
-                .extend((0..needed).filter_map(|_| self.pool.allocate()));
-            true
-        } else {
+        if self.pool.available() < needed {
             self.pool.release_all(&mut sequence.blocks);
             sequence.hashes.clear();
-            false
+            return false;
         }
+        if let Some(states) = &mut self.states {
+            let Some(slot) = states.acquire() else {
+                self.pool.release_all(&mut sequence.blocks);
+                sequence.hashes.clear();
+                return false;
+            };
+            sequence.state_slot = slot;
+            let snapshot = sequence.hashes.last().and_then(|hash| states.find(*hash));
+            restored.extend(snapshot.map(|from| (from, slot)));
+            // Where this prompt parts from an earlier one others will part too; and the next turn of a
+            // conversation goes on from the end of this prompt.
+            let end = (sequence.tokens.len() - 1) / block_size;
+            sequence.snapshots_at = if sequence.shareable {
+                let mut borders = vec![matched.min(end) * block_size, end * block_size];
+                borders.dedup();
+                borders
+            } else {
+                Vec::new()
+            };
+        }
+        sequence.computed = sequence.blocks.len() * block_size;
+        let missing = (0..needed).filter_map(|_| self.pool.allocate());
+        sequence.blocks.extend(missing);
+        true
     }
 
-    /// Records that a planned step was computed.
-    pub(crate) fn complete(&mut self, plan: &Plan) {
+    /// Records that a planned step was computed. Returns the recurrent states to copy, from slot to slot, before the
+    /// next step changes them.
+    pub(crate) fn complete(&mut self, plan: &Plan) -> Vec<(u32, u32)> {
+        let mut kept = Vec::new();
         for scheduled in &plan.scheduled {
             let Some(sequence) = self
                 .running
@@ -245,7 +330,13 @@ impl Scheduler {
                 self.pool.publish(sequence.blocks[index], hash);
                 sequence.hashes.push(hash);
             }
+            if let Some(states) = &mut self.states
+                && let Some(slot) = sequence.keep_state(states, block_size)
+            {
+                kept.push((sequence.state_slot, slot));
+            }
         }
+        kept
     }
 
     /// Appends a generated token, to be computed in the next step.
@@ -274,6 +365,7 @@ impl Plan {
                 context_len,
                 prompt_len: sequence.prompt_len,
                 blocks: sequence.blocks.clone(),
+                state_slot: sequence.state_slot,
             },
             logits,
         });

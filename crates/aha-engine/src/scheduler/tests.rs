@@ -1,7 +1,8 @@
 use super::*;
+use std::collections::HashMap;
 
 fn scheduler(blocks: usize, budget: usize, sequences: usize) -> Scheduler {
-    Scheduler::new(BlockPool::new(blocks, 4, true), budget, sequences)
+    Scheduler::new(BlockPool::new(blocks, 4, true), None, budget, sequences)
 }
 
 /// Runs until idle; every sequence generates `answer_len` tokens that only depend on its own history. Returns the
@@ -21,7 +22,7 @@ fn run(
             !plan.token_ids.is_empty(),
             "a step without work would spin for ever"
         );
-        let mut used = std::collections::HashMap::new();
+        let mut used = HashMap::new();
         for scheduled in &plan.scheduled {
             let slice = &scheduled.slice;
             assert!(slice.context_len <= slice.blocks.len() * 4);
@@ -147,4 +148,108 @@ fn a_full_decode_batch_lets_prompts_advance() {
     scheduler.add(9, (0..8).collect(), true);
     let plan = scheduler.plan();
     assert!(plan.scheduled.iter().any(|scheduled| scheduled.id == 9));
+}
+
+/// Runs prompts until idle on a scheduler with recurrent state, modelling each state as the tokens that it stands for:
+/// a sequence's state must be exactly its own history whenever a step begins. Returns the tokens that prefixes saved.
+fn run_with_states(
+    scheduler: &mut Scheduler,
+    states: &mut HashMap<u32, Vec<u32>>,
+    answer_len: usize,
+    cancelled: &[SequenceId],
+) -> usize {
+    let (mut generated, mut saved, mut steps) = (HashMap::new(), 0, 0);
+    while !scheduler.is_idle() {
+        steps += 1;
+        assert!(steps < 10_000, "the scheduler never became idle");
+        let plan = scheduler.plan();
+        for (from, to) in &plan.restored {
+            let state = states[from].clone();
+            states.insert(*to, state);
+        }
+        saved += plan
+            .admitted
+            .iter()
+            .map(|id| scheduler.cached_tokens(*id))
+            .sum::<usize>();
+        for scheduled in &plan.scheduled {
+            let slice = &scheduled.slice;
+            let state = states.entry(slice.state_slot).or_default();
+            if slice.is_start() {
+                state.clear();
+            }
+            let sequence = scheduler
+                .running
+                .iter()
+                .find(|s| s.id == scheduled.id)
+                .unwrap();
+            let before = slice.context_len - slice.query_len;
+            assert_eq!(
+                state[..],
+                sequence.tokens[..before],
+                "sequence {}",
+                scheduled.id
+            );
+            state.extend(&sequence.tokens[slice.positions()]);
+        }
+        for (from, to) in scheduler.complete(&plan) {
+            let state = states[&from].clone();
+            states.insert(to, state);
+        }
+        for scheduled in plan.scheduled.iter().filter(|s| s.logits.is_some()) {
+            let count = generated.entry(scheduled.id).or_insert(0);
+            *count += 1;
+            if *count > answer_len || (cancelled.contains(&scheduled.id) && *count > 2) {
+                scheduler.remove(scheduled.id);
+            } else {
+                scheduler.push_token(scheduled.id, 1000 + *count as u32);
+            }
+        }
+    }
+    saved
+}
+
+fn recurrent(blocks: usize, snapshots: usize) -> Scheduler {
+    let states = StatePool::new(3, snapshots);
+    Scheduler::new(BlockPool::new(blocks, 4, true), Some(states), 9, 3)
+}
+
+#[test]
+fn recurrent_states_follow_their_sequences_through_sharing_preemption_and_cancellation() {
+    for (blocks, snapshots) in [(100, 8), (100, 1), (100, 0), (14, 8), (14, 2)] {
+        let mut scheduler = recurrent(blocks, snapshots);
+        let mut id = 0;
+        for round in 0..4u32 {
+            for variant in 0..6u32 {
+                // Prompts that begin alike, for 12 or 20 tokens, and end differently.
+                let prompt = (0..12)
+                    .chain((12..20).map(|i| i + 100 * (variant % 2)))
+                    .chain((0..3 + variant % 4).map(|i| 500 + 10 * variant + i + round % 2))
+                    .collect();
+                scheduler.add(id, prompt, variant != 5);
+                id += 1;
+            }
+        }
+        let saved = run_with_states(&mut scheduler, &mut HashMap::new(), 10, &[3, 8, 9]);
+        assert_eq!(
+            saved > 0,
+            snapshots > 0,
+            "{blocks} blocks, {snapshots} snapshots"
+        );
+        assert_eq!(scheduler.pool().available(), blocks);
+    }
+}
+
+#[test]
+fn the_second_prompt_keeps_the_state_where_it_parts_from_the_first_and_the_third_finds_it() {
+    let (mut scheduler, mut states) = (recurrent(100, 8), HashMap::new());
+    let prompt = |end: u32| (0..16).chain([end; 7]).collect::<Vec<u32>>();
+    for (id, end, expected) in [(0, 50, 0), (1, 60, 0), (2, 70, 16), (3, 50, 20)] {
+        scheduler.add(id, prompt(end), true);
+        assert_eq!(
+            run_with_states(&mut scheduler, &mut states, 1, &[]),
+            expected,
+            "prompt {id}"
+        );
+    }
 }

@@ -1,48 +1,7 @@
-//! Paged caches of running sequences: storage here, ownership and allocation in the engine.
+//! Keys and values of attention layers.
 
 use crate::batch::Batch;
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Tensor};
-
-/// What one layer keeps of a sequence between steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LayerSpec {
-    /// Keys and values of every token.
-    Attention {
-        /// Key/value heads (`num_key_value_heads`).
-        num_kv_heads: usize,
-        /// Size of a head (`head_dim`).
-        head_dim: usize,
-    },
-}
-
-/// What a model keeps of a sequence between steps, layer by layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CacheSpec {
-    /// One entry a decoder layer.
-    pub layers: Vec<LayerSpec>,
-    /// Type of the cached tensors.
-    pub dtype: DType,
-    /// Prompts up to this length may share cached blocks with others: beyond it some rope scalings make a key
-    /// depend on the length of its whole prompt. `None`: always.
-    pub shareable_prompt_len: Option<usize>,
-}
-
-impl CacheSpec {
-    /// Bytes that one token takes in all layers.
-    pub fn bytes_per_token(&self) -> usize {
-        let values: usize = self
-            .layers
-            .iter()
-            .map(|layer| match layer {
-                LayerSpec::Attention {
-                    num_kv_heads,
-                    head_dim,
-                } => 2 * num_kv_heads * head_dim,
-            })
-            .sum();
-        values * self.dtype.size_in_bytes()
-    }
-}
 
 /// Keys and values of one attention layer for all sequences, `[slots, num_kv_heads * head_dim]` each.
 #[derive(Debug, Clone)]
@@ -52,6 +11,14 @@ pub struct KvCache {
 }
 
 impl KvCache {
+    /// Room for `slots` tokens of `width = num_kv_heads * head_dim` values.
+    pub(super) fn new(slots: usize, width: usize, dtype: DType, device: &Device) -> Result<Self> {
+        Ok(Self {
+            keys: Tensor::zeros((slots, width), dtype, device)?,
+            values: Tensor::zeros((slots, width), dtype, device)?,
+        })
+    }
+
     /// Stores the new tokens' rotated keys and their values, both `[tokens, num_kv_heads * head_dim]`.
     pub fn append(&mut self, keys: &Tensor, values: &Tensor, batch: &Batch) -> Result<()> {
         for (cache, rows) in [(&self.keys, keys), (&self.values, values)] {
@@ -83,64 +50,6 @@ impl KvCache {
     /// All cached values, `[slots, num_kv_heads * head_dim]`.
     pub fn values(&self) -> &Tensor {
         &self.values
-    }
-}
-
-/// The caches of all layers, sized once.
-#[derive(Debug)]
-pub struct Cache {
-    layers: Vec<KvCache>,
-    block_size: usize,
-    num_blocks: usize,
-}
-
-impl Cache {
-    /// Allocates `num_blocks` blocks of `block_size` tokens for every layer of `spec`.
-    ///
-    /// On the CPU the pages are only touched, and so only resident, once tokens are written to them.
-    pub fn new(
-        spec: &CacheSpec,
-        num_blocks: usize,
-        block_size: usize,
-        device: &Device,
-    ) -> Result<Self> {
-        let slots = num_blocks * block_size;
-        let layers = spec
-            .layers
-            .iter()
-            .map(
-                |LayerSpec::Attention {
-                     num_kv_heads,
-                     head_dim,
-                 }| {
-                    let shape = (slots, num_kv_heads * head_dim);
-                    Ok(KvCache {
-                        keys: Tensor::zeros(shape, spec.dtype, device)?,
-                        values: Tensor::zeros(shape, spec.dtype, device)?,
-                    })
-                },
-            )
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            layers,
-            block_size,
-            num_blocks,
-        })
-    }
-
-    /// The caches in the order of the layers.
-    pub fn layers_mut(&mut self) -> &mut [KvCache] {
-        &mut self.layers
-    }
-
-    /// Tokens in a block.
-    pub fn block_size(&self) -> usize {
-        self.block_size
-    }
-
-    /// Number of blocks.
-    pub fn num_blocks(&self) -> usize {
-        self.num_blocks
     }
 }
 
