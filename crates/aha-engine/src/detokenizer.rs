@@ -175,6 +175,35 @@ mod tests {
     }
 
     #[test]
+    fn pieces_of_a_sentencepiece_vocabulary_equal_the_whole() {
+        let folder = Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../tests/fixtures/minicpm4/tied-short"
+        ));
+        let tokenizer = Arc::new(Tokenizer::from_folder(folder).unwrap());
+        let stream_of = |ids: &[u32], skip| {
+            let mut stream = Detokenizer::new(tokenizer.clone(), skip);
+            let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
+            text.push_str(&stream.flush());
+            text
+        };
+        let mut below = random(3);
+        for round in 0..300 {
+            // Byte tokens, spaces at the beginning, control tokens, ids without a token.
+            let ids: Vec<u32> = (0..below(40))
+                .map(|_| below(tokenizer.vocab_size() + 4) as u32)
+                .collect();
+            let skip = round % 2 == 0;
+            assert_eq!(stream_of(&ids, skip), tokenizer.decode(&ids, skip));
+        }
+        for text in ["naïve 你好 🙂👩‍🚀 river", "  two  spaces ", "\n\tx", " ", ""] {
+            let ids = tokenizer.encode(text, true).unwrap();
+            assert_eq!(stream_of(&ids, true), text);
+            assert_eq!(tokenizer.inner_decode(&ids, true), text);
+        }
+    }
+
+    #[test]
     fn characters_over_several_tokens_come_out_whole() {
         let folder = Path::new(concat!(
             env!("CARGO_MANIFEST_DIR"),

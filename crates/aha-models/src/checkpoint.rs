@@ -2,12 +2,13 @@
 
 use aha_engine::GenerationDefaults;
 use aha_nn::weights::Weights;
-use aha_nn::weights::gguf::GgufFile;
+use aha_nn::weights::gguf::{GgufFile, Metadata};
 use aha_nn::weights::{DtypeRequest, NameMap, Placement};
 use candle_core::Device;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -68,6 +69,9 @@ pub struct Checkpoint {
 }
 
 const CONFIG: &str = "config.json";
+/// Control tokens that end an answer wherever they are. A GGUF has room for one end of sequence; of a release that
+/// lists the tokenizer's and the chat's, converters keep either, and without the other answers would run on.
+const END_TEXTS: [&str; 2] = ["</s>", "<|im_end|>"];
 /// No released configuration comes near; a larger file is not one.
 const LARGEST_JSON: u64 = 64 << 20;
 
@@ -226,7 +230,9 @@ impl Checkpoint {
                     let id = file.metadata.unsigned(&format!("tokenizer.ggml.{key}"))?;
                     eos.extend(id.and_then(|id| u32::try_from(id).ok()));
                 }
-                eos.dedup();
+                eos.extend(control_tokens(&file.metadata, &END_TEXTS)?);
+                let mut seen = HashSet::new();
+                eos.retain(|id| seen.insert(*id));
                 Ok(GenerationDefaults {
                     eos_token_ids: eos,
                     ..GenerationDefaults::default()
@@ -306,6 +312,18 @@ impl GenerationConfig {
             .unwrap_or(sampling.repetition_penalty);
         defaults
     }
+}
+
+/// Ids of the control tokens in a GGUF that have one of `texts`.
+fn control_tokens(metadata: &Metadata, texts: &[&str]) -> Result<Vec<u32>, LoadError> {
+    const CONTROL: i64 = 3;
+    let tokens = metadata.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
+    let types = metadata.integers("tokenizer.ggml.token_type")?;
+    Ok((0..)
+        .zip(tokens.iter().zip(types.unwrap_or_default()))
+        .filter(|(_, (text, kind))| *kind == CONTROL && texts.contains(&text.as_str()))
+        .map(|(id, _)| id)
+        .collect())
 }
 
 /// Checkpoints of other quantisers keep scales beside their matrices; without them the values mean nothing.

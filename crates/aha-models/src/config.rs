@@ -49,6 +49,9 @@ impl RopeKeys {
     }
 }
 
+/// Divisors of the rotary frequencies in a GGUF: for the trained context, and for a longer one.
+pub const LONGROPE_FACTORS: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long.weight"];
+
 /// Hyper-parameters of a GGUF, under the prefix of its architecture.
 #[derive(Debug, Clone, Copy)]
 pub struct GgufKeys<'a> {
@@ -93,11 +96,24 @@ impl<'a> GgufKeys<'a> {
             .ok_or_else(|| LoadError::config(self.key(name), "the GGUF lacks it"))
     }
 
+    /// An optional number.
+    pub fn optional_float(&self, name: &str) -> Result<Option<f64>, LoadError> {
+        Ok(self.metadata.float(&self.key(name))?)
+    }
+
     /// A required number.
     pub fn float(&self, name: &str) -> Result<f64, LoadError> {
-        self.metadata
-            .float(&self.key(name))?
+        self.optional_float(name)?
             .ok_or_else(|| LoadError::config(self.key(name), "the GGUF lacks it"))
+    }
+
+    /// The values of a tensor that is a hyper-parameter.
+    fn tensor_values(&self, name: &str) -> Result<Option<Vec<f64>>, LoadError> {
+        let Some(tensor) = self.file.catalog().load(name) else {
+            return Ok(None);
+        };
+        let values = tensor.to_f32()?;
+        Ok(Some(values.into_iter().map(f64::from).collect()))
     }
 
     /// Rows of the embedding: `<architecture>.vocab_size`, else the number of tokens.
@@ -116,6 +132,20 @@ impl<'a> GgufKeys<'a> {
         let rope_theta = self.metadata.float(&self.key("rope.freq_base"))?;
         let kind = self.metadata.text(&self.key("rope.scaling.type"))?;
         let rope_scaling = match kind {
+            // Converters do not always name the kind that the divisors are of.
+            None | Some("none" | "longrope") if self.has_tensor(LONGROPE_FACTORS[0]) => {
+                let [short_factor, long_factor] =
+                    LONGROPE_FACTORS.map(|name| self.tensor_values(name));
+                Some(RopeScaling {
+                    rope_type: Some(RopeType::LongRope),
+                    short_factor: short_factor?,
+                    long_factor: long_factor?,
+                    attention_factor: self.optional_float("rope.scaling.attn_factor")?,
+                    original_max_position_embeddings: self
+                        .optional_unsigned("rope.scaling.original_context_length")?,
+                    ..RopeScaling::default()
+                })
+            }
             None | Some("none") => None,
             Some(kind @ ("linear" | "yarn")) => Some(RopeScaling {
                 rope_type: Some(if kind == "yarn" {
@@ -129,7 +159,9 @@ impl<'a> GgufKeys<'a> {
                 ..RopeScaling::default()
             }),
             Some(other) => {
-                let reason = format!("`{other}` is not one of none, linear, yarn");
+                let reason = format!(
+                    "`{other}` is not one of none, linear, yarn, or longrope with its divisors"
+                );
                 return Err(LoadError::config(self.key("rope.scaling.type"), reason));
             }
         };

@@ -40,6 +40,33 @@ pub struct DecoderConfig {
     pub rope_theta: f64,
     /// Scaling of the rotary frequencies (`rope_scaling`).
     pub rope_scaling: Option<RopeScaling>,
+    /// Constant factors along the residual stream.
+    pub scales: Scales,
+}
+
+/// Constant factors along the residual stream, as models trained with muP have them; 1 is none and costs nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scales {
+    /// On the embeddings.
+    pub embedding: f64,
+    /// On what attention and MLP each add to the stream.
+    pub residual: f64,
+    /// On the logits; applied to the normed hidden states before the head.
+    pub logits: f64,
+}
+
+impl Default for Scales {
+    fn default() -> Self {
+        Self {
+            embedding: 1.0,
+            residual: 1.0,
+            logits: 1.0,
+        }
+    }
+}
+
+fn scaled(x: Tensor, scale: f64) -> Result<Tensor> {
+    if scale == 1.0 { Ok(x) } else { x * scale }
 }
 
 impl DecoderConfig {
@@ -111,6 +138,7 @@ pub struct DecoderLayer {
     self_attn: SelfAttention,
     post_attention_layernorm: RmsNorm,
     mlp: GatedMlp,
+    residual_scale: f64,
 }
 
 impl DecoderLayer {
@@ -135,6 +163,7 @@ impl DecoderLayer {
                 config.activation,
                 config.mlp_bias,
             )?,
+            residual_scale: config.scales.residual,
         })
     }
 
@@ -152,11 +181,11 @@ impl DecoderLayer {
             batch,
             cache.attention()?,
         )?;
-        let hidden = (hidden + attended)?;
+        let hidden = (hidden + scaled(attended, self.residual_scale)?)?;
         let fed = self
             .mlp
             .forward(&self.post_attention_layernorm.forward(&hidden)?)?;
-        hidden + fed
+        hidden + scaled(fed, self.residual_scale)?
     }
 }
 
@@ -169,6 +198,7 @@ pub struct Decoder {
     lm_head: Linear,
     rotary: RotaryEmbedding,
     config: DecoderConfig,
+    context_length: usize,
     dtype: DType,
     device: Device,
 }
@@ -216,6 +246,7 @@ impl Decoder {
         };
         weights.finish(known)?;
         let (dtype, device) = (weights.dtype(), weights.device().clone());
+        let context_length = config.max_position_embeddings;
         Ok(Self {
             embed_tokens,
             layers,
@@ -223,14 +254,23 @@ impl Decoder {
             lm_head,
             rotary,
             config,
+            context_length,
             dtype,
             device,
         })
     }
 
-    /// Embeddings of the batch's tokens, `[tokens, hidden_size]`.
+    /// The same decoder for sequences of at most `tokens`, where something besides the positions limits them.
+    #[must_use]
+    pub fn with_context_limit(mut self, tokens: usize) -> Self {
+        self.context_length = self.context_length.min(tokens);
+        self
+    }
+
+    /// Scaled embeddings of the batch's tokens, `[tokens, hidden_size]`.
     pub fn embed(&self, batch: &Batch) -> Result<Tensor> {
-        self.embed_tokens.forward(batch.token_ids())
+        let embedded = self.embed_tokens.forward(batch.token_ids())?;
+        scaled(embedded, self.config.scales.embedding)
     }
 
     /// Rotation of the batch's positions.
@@ -284,7 +324,7 @@ impl Generator for Decoder {
     }
 
     fn context_length(&self) -> usize {
-        self.config.max_position_embeddings
+        self.context_length
     }
 
     fn device(&self) -> &Device {
@@ -294,6 +334,7 @@ impl Generator for Decoder {
     fn forward(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
         let hidden = self.forward_layers(batch, cache)?;
         let rows = self.final_norm(&batch.select_logit_rows(&hidden)?)?;
+        let rows = scaled(rows, self.config.scales.logits)?;
         self.lm_head.forward(&rows)?.to_dtype(DType::F32)
     }
 

@@ -5,6 +5,7 @@ pub mod config;
 pub mod decoder;
 pub mod error;
 pub mod llama;
+pub mod minicpm4;
 pub mod qwen3;
 pub mod registry;
 pub mod releases;

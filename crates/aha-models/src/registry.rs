@@ -23,7 +23,11 @@ pub struct Family {
 }
 
 /// Every family that this build knows.
-pub static FAMILIES: &[Family] = &[crate::qwen3::FAMILY, crate::llama::FAMILY];
+pub static FAMILIES: &[Family] = &[
+    crate::qwen3::FAMILY,
+    crate::llama::FAMILY,
+    crate::minicpm4::FAMILY,
+];
 
 impl Family {
     /// The family of a checkpoint, by what its configuration says.

@@ -46,6 +46,10 @@ pub static RELEASES: &[Release] = releases! {
         "HuggingFaceTB/SmolLM2-360M-Instruct" "smollm2-360m",
         "HuggingFaceTB/SmolLM2-1.7B-Instruct" "smollm2-1.7b",
     }
+    "minicpm4" "Apache-2.0" {
+        "openbmb/MiniCPM4-0.5B" "minicpm4-0.5b" "OpenBMB/MiniCPM4-0.5B",
+        "openbmb/MiniCPM4-8B" "minicpm4-8b" "OpenBMB/MiniCPM4-8B",
+    }
 };
 
 /// The release that `name` means: its id or alias, whatever the case.

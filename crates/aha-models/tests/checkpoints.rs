@@ -14,10 +14,15 @@ use serde_json::{Value, json};
 use std::path::Path;
 use support::{engine, f32_options, fixture, greedy, load_text, run};
 
-/// A copy of a fixture whose JSON file `name` was changed.
+/// A copy of the usual fixture whose JSON file `name` was changed.
 fn changed(name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    changed_copy("llama/smol", name, change)
+}
+
+/// A copy of a fixture whose JSON file `name` was changed.
+fn changed_copy(source: &str, name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let home = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(fixture("llama/smol")).unwrap() {
+    for entry in std::fs::read_dir(fixture(source)).unwrap() {
         let path = entry.unwrap().path();
         std::fs::copy(&path, home.path().join(path.file_name().unwrap())).unwrap();
     }
@@ -65,6 +70,100 @@ fn configurations_that_no_model_has_are_refused_by_key() {
             "{key} = {value}: {message}"
         );
     }
+}
+
+#[test]
+fn factors_that_no_minicpm_has_are_refused_by_key() {
+    for (key, value) in [
+        ("scale_emb", json!(0)),
+        ("scale_depth", json!(-1.4)),
+        ("dim_model_base", json!(0)),
+        ("num_experts", json!(8)),
+        ("sparse_config", json!({"dense_len": -1})),
+        (
+            "rope_scaling",
+            json!({"type": "longrope", "short_factor": [1.0]}),
+        ),
+    ] {
+        let home = changed_copy("minicpm4/untied-long", "config.json", |config| {
+            config[key] = value.clone();
+        });
+        let message = load(home.path(), &f32_options()).unwrap_err().to_string();
+        assert!(
+            message.contains(key) || message.contains("short_factor"),
+            "{key} = {value}: {message}"
+        );
+    }
+}
+
+/// An engine of a MiniCPM whose config.json was changed.
+fn minicpm(change: impl FnOnce(&mut Value)) -> aha_engine::Engine {
+    let home = changed_copy("minicpm4/untied-long", "config.json", change);
+    engine(home.path(), EngineOptions::default())
+}
+
+#[test]
+fn a_sequence_ends_before_attention_would_have_to_be_sparse() {
+    let dense = minicpm(|_| ());
+    let sparse = minicpm(|config| config["sparse_config"] = json!({"dense_len": 40, "topk": 64}));
+    let prompt = |engine: &aha_engine::Engine, tokens: u32| {
+        engine
+            .processor()
+            .prepare_tokens((300..300 + tokens).collect())
+    };
+    // Below the threshold attention is dense, and the answer is the same to the last bit.
+    let short = |engine| run(engine, greedy(prompt(engine, 30), 10)).fingerprint();
+    assert_eq!(short(&sparse), short(&dense));
+    // An answer of open length stops at the threshold; longer ones are refused when they are asked for.
+    let mut open_ended = greedy(prompt(&sparse, 30), 1);
+    open_ended.stop.max_tokens = None;
+    assert_eq!(run(&sparse, open_ended).ids().len(), 10);
+    for (tokens, answer) in [(30, 11), (40, 1), (90, 1)] {
+        let error = sparse
+            .submit(greedy(prompt(&sparse, tokens), answer))
+            .unwrap_err();
+        assert!(
+            matches!(
+                error,
+                EngineError::ContextLengthExceeded {
+                    context_length: 40,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+    assert!(dense.submit(greedy(prompt(&dense, 90), 1)).is_ok());
+    // The released threshold, and one beyond what the model holds.
+    let released = minicpm(|config| {
+        config["sparse_config"] = json!({"kernel_size": 32});
+        config["max_position_embeddings"] = json!(32_768);
+    });
+    let far = minicpm(|config| {
+        config["sparse_config"] = json!({"dense_len": 9000});
+        config["max_position_embeddings"] = json!(4096);
+    });
+    assert_eq!(
+        (released.context_length(), far.context_length()),
+        (8192, 4096)
+    );
+}
+
+#[test]
+fn the_factors_of_a_minicpm_can_be_switched_off() {
+    let answer = |change: fn(&mut Value)| {
+        let engine = minicpm(change);
+        let prompt = engine.processor().prepare_text("the river").unwrap();
+        run(&engine, greedy(prompt, 6)).fingerprint()
+    };
+    let neutral = answer(|config| {
+        config["scale_emb"] = json!(1.0);
+        config["scale_depth"] = json!(3f64.sqrt());
+        config["dim_model_base"] = config["hidden_size"].clone();
+    });
+    let off = answer(|config| config["use_mup"] = json!(false));
+    assert_eq!(off, neutral);
+    assert_ne!(off, answer(|_| ()));
 }
 
 #[test]

@@ -27,6 +27,13 @@ fn a_converted_qwen3_answers_like_its_source() {
     same_answers("qwen3/untied-yarn", "qwen3", "qwen2");
 }
 
+#[test]
+fn a_converted_minicpm_answers_like_its_source() {
+    // muP's factors, both lists of longrope's divisors, a sentencepiece tokenizer, two end tokens.
+    same_answers("minicpm4/tied-short", "minicpm", "default");
+    same_answers("minicpm4/untied-long", "minicpm", "default");
+}
+
 fn same_answers(name: &str, architecture: &str, pre: &str) {
     let folder = fixture(name);
     let home = tempfile::tempdir().unwrap();
@@ -34,10 +41,14 @@ fn same_answers(name: &str, architecture: &str, pre: &str) {
     std::fs::write(&path, convert(&folder, architecture, pre)).unwrap();
     let source = engine(&folder, EngineOptions::default());
     let converted = engine(&path, EngineOptions::default());
-    assert_eq!(
-        converted.defaults().eos_token_ids[0],
-        source.defaults().eos_token_ids[0]
-    );
+    let ends = |engine: &aha_engine::Engine| engine.defaults().eos_token_ids.clone();
+    let known = ends(&source);
+    assert!(ends(&converted).iter().all(|id| known.contains(id)));
+    if architecture == "minicpm" {
+        assert_eq!(ends(&converted).len(), known.len(), "{name}");
+    } else {
+        assert_eq!(ends(&converted)[0], known[0], "{name}");
+    }
     for case in golden(&folder)["cases"].as_array().unwrap() {
         let request = |engine: &aha_engine::Engine| {
             greedy(
@@ -180,10 +191,25 @@ fn hyper_parameters(file: &mut Writer, config: &Value, architecture: &str) {
         &format!("{architecture}.attention.layer_norm_rms_epsilon"),
         config["rms_norm_eps"].as_f64().unwrap(),
     );
-    file.float(
-        &format!("{architecture}.rope.freq_base"),
-        config["rope_theta"].as_f64().unwrap(),
-    );
+    if let Some(theta) = config["rope_theta"].as_f64() {
+        file.float(&format!("{architecture}.rope.freq_base"), theta);
+    }
+    if architecture == "minicpm" {
+        let number = |key: &str| config[key].as_f64().unwrap();
+        for (key, value) in [
+            ("embedding_scale", number("scale_emb")),
+            (
+                "residual_scale",
+                number("scale_depth") / number("num_hidden_layers").sqrt(),
+            ),
+            (
+                "logit_scale",
+                number("hidden_size") / number("dim_model_base"),
+            ),
+        ] {
+            file.float(&format!("minicpm.{key}"), value);
+        }
+    }
     let scaling = &config["rope_scaling"];
     if scaling["rope_type"] == "yarn" {
         file.text(&format!("{architecture}.rope.scaling.type"), "yarn");
@@ -195,6 +221,24 @@ fn hyper_parameters(file: &mut Writer, config: &Value, architecture: &str) {
             &format!("{architecture}.rope.scaling.original_context_length"),
             &scaling["original_max_position_embeddings"],
         );
+    }
+    if scaling["rope_type"] == "longrope" {
+        for (name, key) in [
+            ("rope_factors_short.weight", "short_factor"),
+            ("rope_factors_long.weight", "long_factor"),
+        ] {
+            let factors: Vec<f32> = serde_json::from_value(scaling[key].clone()).unwrap();
+            file.tensor(name, &[factors.len()], &factors);
+        }
+        let original = &scaling["original_max_position_embeddings"];
+        // Some converters write neither the kind nor the trained length where that is the whole context.
+        if *original != config["max_position_embeddings"] {
+            file.text(&format!("{architecture}.rope.scaling.type"), "longrope");
+            file.unsigned(
+                &format!("{architecture}.rope.scaling.original_context_length"),
+                original,
+            );
+        }
     }
     if scaling["rope_type"] == "llama3" {
         let factors = llama3_factors(
@@ -235,13 +279,23 @@ fn llama3_factors(scaling: &Value, theta: f64, head_dim: u64) -> Vec<f32> {
 fn tokenizer(file: &mut Writer, folder: &Path, config: &Value, pre: &str) {
     let tokenizer = json(&folder.join("tokenizer.json"));
     let mut tokens: Vec<(usize, String, u32)> = Vec::new();
+    let sentencepiece = tokenizer["model"]["byte_fallback"] == true;
     for (token, id) in tokenizer["model"]["vocab"].as_object().unwrap() {
-        tokens.push((id.as_u64().unwrap() as usize, token.clone(), 1));
+        let kind = if sentencepiece && token.starts_with("<0x") {
+            6
+        } else {
+            1
+        };
+        tokens.push((id.as_u64().unwrap() as usize, token.clone(), kind));
     }
     for added in tokenizer["added_tokens"].as_array().unwrap() {
         let id = added["id"].as_u64().unwrap() as usize;
         tokens.retain(|(other, ..)| *other != id);
-        let kind = if added["special"] == true { 3 } else { 4 };
+        let kind = match (&added["content"], &added["special"]) {
+            (Value::String(text), _) if sentencepiece && text == "<unk>" => 2,
+            (_, Value::Bool(true)) => 3,
+            _ => 4,
+        };
         tokens.push((id, added["content"].as_str().unwrap().to_owned(), kind));
     }
     // Converters fill the rows of the embedding that no token has.
@@ -249,6 +303,38 @@ fn tokenizer(file: &mut Writer, folder: &Path, config: &Value, pre: &str) {
         tokens.push((id, format!("[PAD{id}]"), 5));
     }
     tokens.sort();
+    let own = json(&folder.join("tokenizer_config.json"));
+    let flag = u8::from(own["add_bos_token"] == true);
+    file.key("tokenizer.ggml.add_bos_token", 7, &[flag]);
+    let names: Vec<String> = tokens.iter().map(|(_, token, _)| token.clone()).collect();
+    let id_of = |key: &str| names.iter().position(|name| own[key] == name.as_str());
+    for (key, name) in [
+        ("bos", "bos_token"),
+        ("eos", "eos_token"),
+        ("unknown", "unk_token"),
+    ] {
+        if let Some(id) = id_of(name) {
+            file.unsigned(&format!("tokenizer.ggml.{key}_token_id"), &id.into());
+        }
+    }
+    file.texts("tokenizer.ggml.tokens", &names);
+    let kinds = tokens
+        .iter()
+        .map(|(.., kind)| kind.to_le_bytes().to_vec())
+        .collect();
+    file.array("tokenizer.ggml.token_type", 5, kinds);
+    file.text(
+        "tokenizer.chat_template",
+        own["chat_template"].as_str().unwrap(),
+    );
+    if sentencepiece {
+        // Pieces are scored by their rank.
+        let scores = (0..names.len()).map(|id| (-(id as f32)).to_le_bytes().to_vec());
+        file.array("tokenizer.ggml.scores", FLOAT, scores.collect());
+        file.text("tokenizer.ggml.model", "llama");
+        file.text("tokenizer.ggml.pre", pre);
+        return;
+    }
     let merges: Vec<String> = tokenizer["model"]["merges"]
         .as_array()
         .unwrap()
@@ -262,28 +348,9 @@ fn tokenizer(file: &mut Writer, folder: &Path, config: &Value, pre: &str) {
             ),
         })
         .collect();
-    let own = json(&folder.join("tokenizer_config.json"));
     file.text("tokenizer.ggml.model", "gpt2");
     file.text("tokenizer.ggml.pre", pre);
-    file.texts(
-        "tokenizer.ggml.tokens",
-        &tokens
-            .iter()
-            .map(|(_, token, _)| token.clone())
-            .collect::<Vec<_>>(),
-    );
-    let kinds = tokens
-        .iter()
-        .map(|(.., kind)| kind.to_le_bytes().to_vec())
-        .collect();
-    file.array("tokenizer.ggml.token_type", 5, kinds);
     file.texts("tokenizer.ggml.merges", &merges);
-    file.unsigned("tokenizer.ggml.eos_token_id", &config["eos_token_id"]);
-    file.key("tokenizer.ggml.add_bos_token", 7, &[0]);
-    file.text(
-        "tokenizer.chat_template",
-        own["chat_template"].as_str().unwrap(),
-    );
 }
 
 fn tensors(file: &mut Writer, folder: &Path, config: &Value, architecture: &str) {
@@ -292,10 +359,11 @@ fn tensors(file: &mut Writer, folder: &Path, config: &Value, architecture: &str)
     for name in weights.catalog().names() {
         let tensor = weights.catalog().load(name).unwrap();
         let mut values = tensor.to_f32().unwrap();
-        if architecture == "llama" && name.contains("q_proj") {
+        let permuted = ["llama", "minicpm"].contains(&architecture);
+        if permuted && name.contains("q_proj") {
             values = interleaved(&values, tensor.rows(), heads("num_attention_heads"));
         }
-        if architecture == "llama" && name.contains("k_proj") {
+        if permuted && name.contains("k_proj") {
             values = interleaved(&values, tensor.rows(), heads("num_key_value_heads"));
         }
         file.tensor(&gguf_name(name), tensor.shape(), &values);

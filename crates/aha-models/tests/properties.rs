@@ -13,7 +13,12 @@ use aha_engine::{
 };
 use support::{Answer, collect, engine, fixture, greedy, run, wait_until_idle};
 
-const VARIANTS: [&str; 3] = ["qwen3/sharded", "qwen3/untied-yarn", "llama/llama3"];
+const VARIANTS: [&str; 4] = [
+    "qwen3/sharded",
+    "qwen3/untied-yarn",
+    "llama/llama3",
+    "minicpm4/untied-long",
+];
 
 fn requests(engine: &Engine, count: usize) -> Vec<GenerationRequest> {
     (0..count)

@@ -26,7 +26,8 @@ pub struct RopeScaling {
     pub beta_fast: Option<f64>,
     /// yarn: rotations below which a dimension is interpolated (default 1).
     pub beta_slow: Option<f64>,
-    /// yarn: factor on cos and sin; default `0.1 ln(factor) + 1`.
+    /// yarn, longrope: factor on cos and sin; by default yarn's is `0.1 ln(factor) + 1`, longrope's
+    /// `sqrt(1 + ln(max_position_embeddings / original) / ln(original))`.
     pub attention_factor: Option<f64>,
     /// yarn: weights of the logarithm in numerator and denominator of the factor on cos and sin.
     pub mscale: Option<f64>,
@@ -34,6 +35,10 @@ pub struct RopeScaling {
     pub mscale_all_dim: Option<f64>,
     /// yarn: round the correction range to whole dimensions (default true).
     pub truncate: Option<bool>,
+    /// longrope: divisors of the frequencies `[rotary_dim / 2]` of models whose context is the trained one.
+    pub short_factor: Option<Vec<f64>>,
+    /// longrope: the divisors of models whose context is longer than `original_max_position_embeddings`.
+    pub long_factor: Option<Vec<f64>>,
     /// Share of a head that is rotated, where the config keeps it here.
     pub partial_rotary_factor: Option<f64>,
 }
@@ -60,21 +65,26 @@ pub enum RopeType {
     Yarn,
     /// Llama 3's interpolation of long wavelengths.
     Llama3,
+    /// One divisor a frequency, from one of two lists (arXiv 2402.13753).
+    LongRope,
 }
 
 /// A config that asks for a scaling it does not describe.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("rope_scaling of type {rope_type:?} needs `{key}`: correct the checkpoint's config.json")]
+#[error(
+    "rope_scaling of type {rope_type:?}: `{key}` {reason}: correct the checkpoint's config.json"
+)]
 pub struct RopeConfigError {
     rope_type: RopeType,
     key: &'static str,
+    reason: String,
 }
 
 /// Frequencies of a model's rotary embedding: `inv_freq[i] = theta^(-2i / rotary_dim)`, scaled.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
     inv_freq: Vec<f32>,
-    /// Factor on cos and sin (yarn), else 1.
+    /// Factor on cos and sin (yarn, longrope), else 1.
     attention_scaling: f32,
     dynamic: Option<DynamicNtk>,
 }
@@ -122,7 +132,13 @@ impl RotaryEmbedding {
             return Ok(rotary);
         };
         let rope_type = scaling.kind();
-        let need = |value: Option<f64>, key| value.ok_or(RopeConfigError { rope_type, key });
+        let wrong = |key, reason: String| RopeConfigError {
+            rope_type,
+            key,
+            reason,
+        };
+        let need =
+            |value: Option<f64>, key| value.ok_or_else(|| wrong(key, "is missing".to_owned()));
         let original_len = scaling
             .original_max_position_embeddings
             .unwrap_or(max_position_embeddings);
@@ -158,6 +174,34 @@ impl RotaryEmbedding {
                     .iter()
                     .map(|f| llama3(*f, factor, low, high, original_len as f64))
                     .collect()
+            }
+            RopeType::LongRope => {
+                // The length of the model's context decides, never a sequence's: keys in the cache stay valid.
+                let (key, factors) = if max_position_embeddings > original_len {
+                    ("long_factor", &scaling.long_factor)
+                } else {
+                    ("short_factor", &scaling.short_factor)
+                };
+                let factors = factors.as_deref().unwrap_or_default();
+                if factors.len() != plain.len() {
+                    let reason = format!(
+                        "has {} numbers, but {} frequencies need one each",
+                        factors.len(),
+                        plain.len()
+                    );
+                    return Err(wrong(key, reason));
+                }
+                if let Some(factor) = factors.iter().find(|f| !(f.is_finite() && **f > 0.0)) {
+                    return Err(wrong(key, format!("holds {factor}, which divides nothing")));
+                }
+                let scale =
+                    longrope_attention_factor(scaling, max_position_embeddings, original_len);
+                if !scale.is_finite() {
+                    let reason = format!("{original_len} is no length to extend from");
+                    return Err(wrong("original_max_position_embeddings", reason));
+                }
+                rotary.attention_scaling = scale as f32;
+                plain.iter().zip(factors).map(|(f, by)| f / by).collect()
             }
         };
         rotary.inv_freq = scaled.iter().map(|f| *f as f32).collect();
@@ -274,6 +318,18 @@ fn yarn_attention_factor(scaling: &RopeScaling, factor: f64) -> f64 {
         })
 }
 
+/// Factor on cos and sin that keeps the entropy of attention over a longer context (arXiv 2402.13753, section 3.3).
+fn longrope_attention_factor(
+    scaling: &RopeScaling,
+    max_position_embeddings: usize,
+    original_len: usize,
+) -> f64 {
+    let original = original_len as f64;
+    scaling.attention_factor.unwrap_or_else(|| {
+        (1.0 + (max_position_embeddings as f64 / original).ln() / original.ln()).sqrt()
+    })
+}
+
 fn yarn(
     plain: &[f64],
     theta: f64,
@@ -345,6 +401,44 @@ mod tests {
         let error = RotaryEmbedding::new(8, 1e4, Some(&scaling(r#"{"rope_type":"yarn"}"#)), 64)
             .unwrap_err();
         assert!(error.to_string().contains("factor"), "{error}");
+    }
+
+    #[test]
+    fn longrope_takes_its_list_by_the_length_of_the_context() {
+        let json = r#"{"type":"longrope","short_factor":[1.0,2.0],"long_factor":[4.0,8.0],
+            "original_max_position_embeddings":16}"#;
+        let made = |max| RotaryEmbedding::new(4, 1e4, Some(&scaling(json)), max).unwrap();
+        assert_eq!(made(16).inv_freq, [1.0, 0.005]);
+        assert_eq!(made(16).attention_scaling, 1.0);
+        assert_eq!(made(64).inv_freq, [0.25, 0.00125]);
+        // sqrt(1 + ln 4 / ln 16)
+        assert!((made(64).attention_scaling - 1.5f32.sqrt()).abs() < 1e-7);
+        assert_eq!(made(64).length_independent_up_to(), None);
+    }
+
+    #[test]
+    fn longrope_lists_must_fit_the_frequencies() {
+        for (json, key) in [
+            (
+                r#"{"type":"longrope","long_factor":[1.0,1.0]}"#,
+                "short_factor",
+            ),
+            (
+                r#"{"type":"longrope","short_factor":[1.0]}"#,
+                "short_factor",
+            ),
+            (
+                r#"{"type":"longrope","short_factor":[1.0,0.0]}"#,
+                "short_factor",
+            ),
+            (
+                r#"{"type":"longrope","long_factor":[1.0,1.0],"original_max_position_embeddings":1}"#,
+                "original_max_position_embeddings",
+            ),
+        ] {
+            let error = RotaryEmbedding::new(4, 1e4, Some(&scaling(json)), 64).unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        }
     }
 
     #[test]

@@ -292,6 +292,34 @@ fn llama_files_give_rows_in_half_split_order() {
 }
 
 #[test]
+fn the_heads_of_a_permuted_architecture_are_found_under_its_own_name() {
+    let bias = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+    let file = read(
+        &Gguf::default()
+            .text("general.architecture", "minicpm")
+            .u32("minicpm.attention.head_count", 2)
+            .u32("minicpm.attention.head_count_kv", 1)
+            .tensor("blk.1.attn_q.bias", &[8], F32, &f32_bytes(&bias))
+            .tensor("blk.1.attn_k.bias", &[4], F32, &f32_bytes(&bias[..4])),
+    );
+    let names = NameMap::for_gguf(&file.metadata).unwrap();
+    let weights = Weights::from_gguf(Arc::new(file), names, cpu());
+    let loaded = |name: &str, rows| {
+        let name = format!("model.layers.1.self_attn.{name}.bias");
+        weights
+            .tensor(&name, &[rows])
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
+    };
+    assert_eq!(
+        loaded("q_proj", 8),
+        [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]
+    );
+    assert_eq!(loaded("k_proj", 4), [0.0, 2.0, 1.0, 3.0]);
+}
+
+#[test]
 fn other_architectures_keep_their_rows() {
     let bias = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
     let file = read(

@@ -6,7 +6,7 @@ use aha_nn::weights::gguf::GgufFile;
 use serde::Deserialize;
 
 use crate::config::{GgufKeys, RopeKeys};
-use crate::decoder::DecoderConfig;
+use crate::decoder::{DecoderConfig, Scales};
 use crate::error::LoadError;
 
 /// `LlamaForCausalLM`: Llama 2 and 3, SmolLM2 and the many models of their shape.
@@ -109,6 +109,7 @@ impl LlamaConfig {
             rotary_dim: self.rope.rotary_dim(head_dim),
             rope_theta: self.rope.theta(),
             rope_scaling: self.rope.scaling(),
+            scales: Scales::default(),
         })
     }
 }

@@ -7,7 +7,7 @@ use aha_nn::weights::gguf::GgufFile;
 use serde::Deserialize;
 
 use crate::config::{GgufKeys, RopeKeys};
-use crate::decoder::DecoderConfig;
+use crate::decoder::{DecoderConfig, Scales};
 use crate::error::LoadError;
 
 /// `Qwen3ForCausalLM`, any dense size.
@@ -87,6 +87,7 @@ impl Qwen3Config {
             rotary_dim: self.rope.rotary_dim(self.head_dim),
             rope_theta: self.rope.theta(),
             rope_scaling,
+            scales: Scales::default(),
         })
     }
 }

@@ -72,16 +72,17 @@ impl NameMap {
             })
     }
 
-    /// The map for a GGUF file of a plain decoder, from its architecture: `llama` files have their query
-    /// and key rows permuted for interleaved rotary embeddings, others have not.
+    /// The map for a GGUF file of a plain decoder, from its architecture: `llama` and `minicpm` files have their
+    /// query and key rows permuted for interleaved rotary embeddings, others have not.
     ///
     /// # Errors
     /// [`super::WeightsError`] when the keys that tell are missing or of another type.
     pub fn for_gguf(metadata: &Metadata) -> Result<Self> {
         let map = Self::decoder();
-        if metadata.text("general.architecture")? != Some("llama") {
+        let Some(architecture @ ("llama" | "minicpm")) = metadata.text("general.architecture")?
+        else {
             return Ok(map);
-        }
+        };
         let heads = |key: &str| -> Result<Option<usize>> {
             let heads = metadata.unsigned(key)?;
             heads
@@ -92,14 +93,14 @@ impl NameMap {
                 })
                 .transpose()
         };
-        let q_heads = heads("llama.attention.head_count")?.ok_or_else(|| {
-            let key = "llama.attention.head_count";
+        let key = format!("{architecture}.attention.head_count");
+        let q_heads = heads(&key)?.ok_or_else(|| {
             metadata.malformed(
-                key,
+                &key,
                 "is missing; query rows cannot be put in order without it",
             )
         })?;
-        let kv_heads = heads("llama.attention.head_count_kv")?.unwrap_or(q_heads);
+        let kv_heads = heads(&format!("{key}_kv"))?.unwrap_or(q_heads);
         Ok(map.with_rope_unpermuted(q_heads, kv_heads))
     }
 

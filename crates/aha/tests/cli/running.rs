@@ -31,24 +31,29 @@ fn the_answer_is_the_references() {
         ];
         assert_eq!(home.run(&args).ok().trim(), text.trim(), "{name}");
     }
-    let (request, text) = golden("llama/smol", "stop-1-system");
-    let content = |turn: usize| request["messages"][turn]["content"].as_str().unwrap();
-    let model = fixture("llama/smol");
-    let args = [
-        "--dtype",
-        "f32",
-        "run",
-        "-m",
-        &model,
-        "--system",
-        content(0),
-        "-i",
-        content(1),
-    ];
-    let answer = home
-        .run(&[&args[..], &["-t", "0", "-n", "16"]].concat())
-        .ok();
-    assert_eq!(answer.trim(), text.trim());
+    for (name, case) in [
+        ("llama/smol", "stop-1-system"),
+        ("minicpm4/tied-short", "system"),
+    ] {
+        let (request, text) = golden(name, case);
+        let content = |turn: usize| request["messages"][turn]["content"].as_str().unwrap();
+        let model = fixture(name);
+        let args = [
+            "--dtype",
+            "f32",
+            "run",
+            "-m",
+            &model,
+            "--system",
+            content(0),
+            "-i",
+            content(1),
+        ];
+        let answer = home
+            .run(&[&args[..], &["-t", "0", "-n", "16"]].concat())
+            .ok();
+        assert_eq!(answer.trim(), text.trim(), "{name}");
+    }
 }
 
 #[test]
