@@ -3,7 +3,7 @@
 use aha_engine::GenerationDefaults;
 use aha_nn::weights::Weights;
 use aha_nn::weights::gguf::{GgufFile, Metadata};
-use aha_nn::weights::{DtypeRequest, NameMap, Placement};
+use aha_nn::weights::{Catalog, DtypeRequest, NameMap, Placement};
 use candle_core::Device;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -69,6 +69,8 @@ pub struct Checkpoint {
 }
 
 const CONFIG: &str = "config.json";
+/// Where configurations of several models in one keep the language model's.
+const TEXT_CONFIG: &str = "text_config";
 /// Control tokens that end an answer wherever they are. A GGUF has room for one end of sequence; of a release that
 /// lists the tokenizer's and the chat's, converters keep either, and without the other answers would run on.
 const END_TEXTS: [&str; 2] = ["</s>", "<|im_end|>"];
@@ -192,11 +194,45 @@ impl Checkpoint {
         }
     }
 
+    /// As [`Checkpoint::config`], of the language model inside a release of several: the object `text_config` where
+    /// there is one, else config.json itself.
+    pub fn text_config<C: DeserializeOwned>(
+        &self,
+        from_gguf: impl FnOnce(&GgufFile) -> Result<C, LoadError>,
+    ) -> Result<C, LoadError> {
+        const TIED: &str = "tie_word_embeddings";
+        let Format::Folder { config } = &self.format else {
+            return self.config(from_gguf);
+        };
+        let Some(Value::Object(text)) = config.get(TEXT_CONFIG) else {
+            return self.config(from_gguf);
+        };
+        let mut text = text.clone();
+        // Some releases say it of the whole model only.
+        if let (false, Some(tied)) = (text.contains_key(TIED), config.get(TIED)) {
+            text.insert(TIED.to_owned(), tied.clone());
+        }
+        parse(&Value::Object(text), &self.path.join(CONFIG))
+    }
+
     /// The view on the weights that layers load from; `names` maps the release's tensor names to a GGUF's.
     pub fn weights(&self, names: NameMap, options: &LoadOptions) -> Result<Weights, LoadError> {
+        self.weights_named(NameMap::identity(), names, options)
+    }
+
+    /// The same for a release that has names of its own for what other families have too: `release` maps the common
+    /// names to those of the release, `gguf` to a GGUF's.
+    pub fn weights_named(
+        &self,
+        release: NameMap,
+        gguf: NameMap,
+        options: &LoadOptions,
+    ) -> Result<Weights, LoadError> {
         let weights = match &self.format {
-            Format::Folder { .. } => Weights::open(&self.path, Placement::cpu())?,
-            Format::Gguf(file) => Weights::from_gguf(file.clone(), names, Placement::cpu()),
+            Format::Folder { .. } => {
+                Weights::from_catalog(Catalog::open(&self.path)?, release, Placement::cpu())
+            }
+            Format::Gguf(file) => Weights::from_gguf(file.clone(), gguf, Placement::cpu()),
         };
         let stored = weights.catalog().main_type();
         let (placement, explanation) = Placement::resolve(options.dtype, &options.device, stored);
@@ -221,8 +257,12 @@ impl Checkpoint {
                 } else {
                     GenerationConfig::default()
                 };
-                let model: EosKey = parse(config, &self.path.join(CONFIG))?;
-                Ok(own.defaults(model.eos_token_id))
+                let eos = |config| -> Result<Option<OneOrMany>, LoadError> {
+                    let keys: EosKey = parse(config, &self.path.join(CONFIG))?;
+                    Ok(keys.eos_token_id)
+                };
+                let text = config.get(TEXT_CONFIG).map(eos).transpose()?.flatten();
+                Ok(own.defaults(eos(config)?.or(text)))
             }
             Format::Gguf(file) => {
                 let mut eos = Vec::new();

@@ -1,7 +1,7 @@
 //! What the config structs of the families share.
 
 use aha_nn::rope::{RopeScaling, RopeType};
-use aha_nn::weights::gguf::{GgufFile, Metadata};
+use aha_nn::weights::gguf::{GgufFile, Metadata, Value};
 use serde::Deserialize;
 
 use crate::error::LoadError;
@@ -19,16 +19,26 @@ pub struct RopeKeys {
 impl RopeKeys {
     /// Base of the frequencies; 10000 where no key names it, as in the reference.
     pub fn theta(&self) -> f64 {
+        self.theta_or(10_000.0)
+    }
+
+    /// Base of the frequencies, of a family whose reference has a default of its own.
+    pub fn theta_or(&self, default: f64) -> f64 {
         let nested =
             |scaling: &Option<RopeScaling>| scaling.as_ref().and_then(|scaling| scaling.rope_theta);
         self.rope_theta
             .or_else(|| nested(&self.rope_parameters))
             .or_else(|| nested(&self.rope_scaling))
-            .unwrap_or(10_000.0)
+            .unwrap_or(default)
     }
 
     /// Values of a head that are rotated: all of them, or the share that `partial_rotary_factor` says.
     pub fn rotary_dim(&self, head_dim: usize) -> usize {
+        self.rotary_dim_or(head_dim, 1.0)
+    }
+
+    /// Values of a head that are rotated, of a family whose reference has a share of its own by default.
+    pub fn rotary_dim_or(&self, head_dim: usize, default: f64) -> usize {
         let nested = |scaling: &Option<RopeScaling>| {
             scaling
                 .as_ref()
@@ -37,7 +47,7 @@ impl RopeKeys {
         let factor = self
             .partial_rotary_factor
             .or_else(|| nested(&self.rope_parameters));
-        factor.map_or(head_dim, |factor| (head_dim as f64 * factor) as usize)
+        (head_dim as f64 * factor.unwrap_or(default)) as usize
     }
 
     /// The scaling, unless it is the plain one.
@@ -99,6 +109,15 @@ impl<'a> GgufKeys<'a> {
     /// An optional number.
     pub fn optional_float(&self, name: &str) -> Result<Option<f64>, LoadError> {
         Ok(self.metadata.float(&self.key(name))?)
+    }
+
+    /// An optional list of whole numbers, one a layer.
+    pub fn optional_integers(&self, name: &str) -> Result<Option<Vec<i64>>, LoadError> {
+        let key = self.key(name);
+        match self.metadata.get(&key) {
+            Some(Value::Integers(list)) => Ok(Some(list.clone())),
+            _ => Ok(None),
+        }
     }
 
     /// A required number.

@@ -12,6 +12,7 @@ use aha_nn::weights::Weights;
 use candle_core::{DType, Device, Module, Result, Tensor};
 
 use crate::error::LoadError;
+use std::fmt;
 
 /// Sizes and options; keys of config.json in brackets.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +43,8 @@ pub struct DecoderConfig {
     pub rope_scaling: Option<RopeScaling>,
     /// Constant factors along the residual stream.
     pub scales: Scales,
+    /// The checkpoint stores the weights of its RMS norms less one.
+    pub zero_centred_norms: bool,
 }
 
 /// Constant factors along the residual stream, as models trained with muP have them; 1 is none and costs nothing.
@@ -70,6 +73,15 @@ fn scaled(x: Tensor, scale: f64) -> Result<Tensor> {
 }
 
 impl DecoderConfig {
+    /// A norm over `size` values.
+    fn norm(&self, weights: &Weights, size: usize) -> aha_nn::weights::Result<RmsNorm> {
+        if self.zero_centred_norms {
+            RmsNorm::load_zero_centred(weights, size, self.rms_norm_eps)
+        } else {
+            RmsNorm::load(weights, size, self.rms_norm_eps)
+        }
+    }
+
     /// Refuses sizes that no checkpoint has, before anything is allocated for them.
     fn validate(&self) -> std::result::Result<(), LoadError> {
         let AttentionConfig {
@@ -131,31 +143,67 @@ impl DecoderConfig {
     }
 }
 
-/// Attention and MLP, each behind a norm and beside a residual.
-#[derive(Debug, Clone)]
+/// What mixes the tokens of a sequence in one layer: attention, or a recurrent relative of it.
+pub trait TokenMixer: fmt::Debug + Send + Sync {
+    /// What it keeps of a sequence between steps.
+    fn cache_spec(&self) -> LayerSpec;
+
+    /// `x` is `[tokens, hidden_size]`, and so is the result; the sequences' caches gain the tokens.
+    fn forward(
+        &self,
+        x: &Tensor,
+        rotation: &Rotation,
+        batch: &Batch,
+        cache: &mut LayerCache,
+    ) -> Result<Tensor>;
+}
+
+impl TokenMixer for SelfAttention {
+    fn cache_spec(&self) -> LayerSpec {
+        let AttentionConfig {
+            num_kv_heads,
+            head_dim,
+            ..
+        } = *self.config();
+        LayerSpec::Attention {
+            num_kv_heads,
+            head_dim,
+        }
+    }
+
+    fn forward(
+        &self,
+        x: &Tensor,
+        rotation: &Rotation,
+        batch: &Batch,
+        cache: &mut LayerCache,
+    ) -> Result<Tensor> {
+        Self::forward(self, x, rotation, batch, cache.attention()?)
+    }
+}
+
+/// Token mixer and MLP, each behind a norm and beside a residual.
+#[derive(Debug)]
 pub struct DecoderLayer {
     input_layernorm: RmsNorm,
-    self_attn: SelfAttention,
+    mixer: Box<dyn TokenMixer>,
     post_attention_layernorm: RmsNorm,
     mlp: GatedMlp,
     residual_scale: f64,
 }
 
 impl DecoderLayer {
-    fn load(weights: &Weights, config: &DecoderConfig) -> aha_nn::weights::Result<Self> {
+    fn load(
+        weights: &Weights,
+        config: &DecoderConfig,
+        mixer: Box<dyn TokenMixer>,
+    ) -> aha_nn::weights::Result<Self> {
         let hidden_size = config.attention.hidden_size;
         Ok(Self {
-            input_layernorm: RmsNorm::load(
-                &weights.pp("input_layernorm"),
-                hidden_size,
-                config.rms_norm_eps,
-            )?,
-            self_attn: SelfAttention::load(&weights.pp("self_attn"), &config.attention)?,
-            post_attention_layernorm: RmsNorm::load(
-                &weights.pp("post_attention_layernorm"),
-                hidden_size,
-                config.rms_norm_eps,
-            )?,
+            input_layernorm: config.norm(&weights.pp("input_layernorm"), hidden_size)?,
+            mixer,
+            post_attention_layernorm: config
+                .norm(&weights.pp("post_attention_layernorm"), hidden_size)?,
             mlp: GatedMlp::load(
                 &weights.pp("mlp"),
                 hidden_size,
@@ -175,13 +223,9 @@ impl DecoderLayer {
         batch: &Batch,
         cache: &mut LayerCache,
     ) -> Result<Tensor> {
-        let attended = self.self_attn.forward(
-            &self.input_layernorm.forward(hidden)?,
-            rotation,
-            batch,
-            cache.attention()?,
-        )?;
-        let hidden = (hidden + scaled(attended, self.residual_scale)?)?;
+        let normed = self.input_layernorm.forward(hidden)?;
+        let mixed = self.mixer.forward(&normed, rotation, batch, cache)?;
+        let hidden = (hidden + scaled(mixed, self.residual_scale)?)?;
         let fed = self
             .mlp
             .forward(&self.post_attention_layernorm.forward(&hidden)?)?;
@@ -209,55 +253,80 @@ const ROPE_FACTORS: &str = "rope_freqs.weight";
 impl Decoder {
     /// Loads `model.*` and, unless tied, `lm_head` from `weights`, and reports what is missing or misshapen.
     pub fn load(weights: &Weights, config: DecoderConfig) -> std::result::Result<Self, LoadError> {
+        let attention = config.attention.clone();
+        let mut decoder = Self::load_parts(
+            &weights.pp("model"),
+            &weights.pp("lm_head"),
+            config,
+            |layer, _| {
+                Ok(Box::new(SelfAttention::load(
+                    &layer.pp("self_attn"),
+                    &attention,
+                )?))
+            },
+        )?;
+        if weights.contains(ROPE_FACTORS) {
+            let factors = weights.tensor(ROPE_FACTORS, &[decoder.config.rotary_dim / 2])?;
+            decoder.rotary = decoder
+                .rotary
+                .divided_by(&factors.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+        }
+        weights.finish(decoder.ignorable())?;
+        Ok(decoder)
+    }
+
+    /// Loads a decoder whose layers mix tokens by what `mixer` makes of a layer's weights and index, from where
+    /// `model` (`embed_tokens`, `layers`, `norm`) and `lm_head` are. The caller calls [`Weights::finish`] once all
+    /// parts of the checkpoint are loaded.
+    pub fn load_parts(
+        model: &Weights,
+        lm_head: &Weights,
+        config: DecoderConfig,
+        mixer: impl Fn(&Weights, usize) -> aha_nn::weights::Result<Box<dyn TokenMixer>>,
+    ) -> std::result::Result<Self, LoadError> {
         config.validate()?;
-        let model = weights.pp("model");
         let hidden_size = config.attention.hidden_size;
         let embed_tokens =
             Embedding::load(&model.pp("embed_tokens"), config.vocab_size, hidden_size)?;
         let layers = (0..config.num_layers)
-            .map(|index| DecoderLayer::load(&model.pp(format_args!("layers.{index}")), &config))
+            .map(|index| {
+                let layer = model.pp(format_args!("layers.{index}"));
+                DecoderLayer::load(&layer, &config, mixer(&layer, index)?)
+            })
             .collect::<aha_nn::weights::Result<_>>()?;
-        let norm = RmsNorm::load(&model.pp("norm"), hidden_size, config.rms_norm_eps)?;
+        let norm = config.norm(&model.pp("norm"), hidden_size)?;
         // Some tied checkpoints carry a copy of the embedding as the head, others do not: neither is needed.
         let lm_head = if config.tie_word_embeddings {
             embed_tokens.tied_head()
         } else {
-            Linear::load(
-                &weights.pp("lm_head"),
-                hidden_size,
-                config.vocab_size,
-                false,
-            )?
+            Linear::load(lm_head, hidden_size, config.vocab_size, false)?
         };
-        let mut rotary = RotaryEmbedding::new(
+        let rotary = RotaryEmbedding::new(
             config.rotary_dim,
             config.rope_theta,
             config.rope_scaling.as_ref(),
             config.max_position_embeddings,
         )?;
-        if weights.contains(ROPE_FACTORS) {
-            let factors = weights.tensor(ROPE_FACTORS, &[config.rotary_dim / 2])?;
-            rotary = rotary.divided_by(&factors.to_dtype(DType::F32)?.to_vec1::<f32>()?);
-        }
-        let known: &[&str] = if config.tie_word_embeddings {
-            &["lm_head.weight", "*.rotary_emb.inv_freq"]
-        } else {
-            &["*.rotary_emb.inv_freq"]
-        };
-        weights.finish(known)?;
-        let (dtype, device) = (weights.dtype(), weights.device().clone());
-        let context_length = config.max_position_embeddings;
         Ok(Self {
             embed_tokens,
             layers,
             norm,
             lm_head,
             rotary,
+            context_length: config.max_position_embeddings,
             config,
-            context_length,
-            dtype,
-            device,
+            dtype: model.dtype(),
+            device: model.device().clone(),
         })
+    }
+
+    /// Tensors that checkpoints carry and no decoder needs, for [`Weights::finish`].
+    pub fn ignorable(&self) -> &'static [&'static str] {
+        if self.config.tie_word_embeddings {
+            &["lm_head.weight", "*.rotary_emb.inv_freq"]
+        } else {
+            &["*.rotary_emb.inv_freq"]
+        }
     }
 
     /// The same decoder for sequences of at most `tokens`, where something besides the positions limits them.
@@ -301,19 +370,12 @@ impl Decoder {
 
 impl Generator for Decoder {
     fn cache_spec(&self) -> CacheSpec {
-        let AttentionConfig {
-            num_kv_heads,
-            head_dim,
-            ..
-        } = self.config.attention;
         CacheSpec {
-            layers: vec![
-                LayerSpec::Attention {
-                    num_kv_heads,
-                    head_dim
-                };
-                self.config.num_layers
-            ],
+            layers: self
+                .layers
+                .iter()
+                .map(|layer| layer.mixer.cache_spec())
+                .collect(),
             dtype: self.dtype,
             shareable_prompt_len: self.rotary.length_independent_up_to(),
         }

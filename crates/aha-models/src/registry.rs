@@ -27,6 +27,8 @@ pub static FAMILIES: &[Family] = &[
     crate::qwen3::FAMILY,
     crate::llama::FAMILY,
     crate::minicpm4::FAMILY,
+    crate::lfm2::FAMILY,
+    crate::qwen3_5::FAMILY,
 ];
 
 impl Family {

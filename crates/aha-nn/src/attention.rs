@@ -11,7 +11,7 @@ use aha_kernels::{PagedAttention, PagedSequence};
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Module, Shape, Tensor};
 
 /// Shape and options of a self-attention block; keys of config.json in brackets.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct AttentionConfig {
     /// Width of the residual stream (`hidden_size`).
     pub hidden_size: usize,
@@ -27,6 +27,10 @@ pub struct AttentionConfig {
     pub output_bias: bool,
     /// Epsilon of RMS norms over each head of q and k (Qwen3's `q_norm`, `k_norm`), where the family has them.
     pub qk_norm_eps: Option<f64>,
+    /// The norms of q and k store their weights less one.
+    pub zero_centred_norms: bool,
+    /// `q_proj` also gives a gate for each head's output, behind the head's query (`attn_output_gate`).
+    pub output_gate: bool,
     /// Only the last tokens are seen (`sliding_window`).
     pub window: Option<usize>,
 }
@@ -58,11 +62,26 @@ impl SelfAttention {
         let norm = |name| {
             config
                 .qk_norm_eps
-                .map(|eps| RmsNorm::load(&weights.pp(name), head_dim, eps))
+                .map(|eps| {
+                    if config.zero_centred_norms {
+                        RmsNorm::load_zero_centred(&weights.pp(name), head_dim, eps)
+                    } else {
+                        RmsNorm::load(&weights.pp(name), head_dim, eps)
+                    }
+                })
                 .transpose()
         };
         Ok(Self {
-            q_proj: Linear::load(&weights.pp("q_proj"), hidden_size, q_size, qkv_bias)?,
+            q_proj: Linear::load(
+                &weights.pp("q_proj"),
+                hidden_size,
+                if config.output_gate {
+                    2 * q_size
+                } else {
+                    q_size
+                },
+                qkv_bias,
+            )?,
             k_proj: Linear::load(&weights.pp("k_proj"), hidden_size, kv_size, qkv_bias)?,
             v_proj: Linear::load(&weights.pp("v_proj"), hidden_size, kv_size, qkv_bias)?,
             o_proj: Linear::load(
@@ -75,6 +94,11 @@ impl SelfAttention {
             k_norm: norm("k_norm")?,
             config: config.clone(),
         })
+    }
+
+    /// Shape and options.
+    pub fn config(&self) -> &AttentionConfig {
+        &self.config
     }
 
     /// Attends from the batch's tokens `x` `[tokens, hidden_size]` to their sequences' caches, which gain them.
@@ -92,10 +116,17 @@ impl SelfAttention {
             ..
         } = self.config;
         let tokens = batch.num_tokens();
-        let q = self
-            .q_proj
-            .forward(x)?
-            .reshape((tokens, num_heads, head_dim))?;
+        let q = self.q_proj.forward(x)?;
+        let (q, gate) = if self.config.output_gate {
+            let pairs = q.reshape((tokens, num_heads, 2 * head_dim))?;
+            let gate = pairs.narrow(2, head_dim, head_dim)?.contiguous()?;
+            (
+                pairs.narrow(2, 0, head_dim)?.contiguous()?,
+                Some(gate.reshape((tokens, num_heads * head_dim))?),
+            )
+        } else {
+            (q.reshape((tokens, num_heads, head_dim))?, None)
+        };
         let k = self
             .k_proj
             .forward(x)?
@@ -114,7 +145,11 @@ impl SelfAttention {
             window: self.config.window,
             scale: 1.0 / (head_dim as f64).sqrt(),
         };
-        self.o_proj.forward(&attention.forward(&q, cache)?)
+        let mut attended = attention.forward(&q, cache)?;
+        if let Some(gate) = gate {
+            attended = (attended * candle_nn::ops::sigmoid(&gate)?)?;
+        }
+        self.o_proj.forward(&attended)
     }
 }
 

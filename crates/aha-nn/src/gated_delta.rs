@@ -11,10 +11,19 @@ use std::sync::{Mutex, PoisonError};
 /// Tokens that the chunked form computes at once.
 const CHUNK: usize = 64;
 
+/// Which heads of values a head of queries and keys serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadGroups {
+    /// Consecutive ones, as releases order them.
+    Consecutive,
+    /// Every `num_key_heads`-th one, as llama.cpp orders them.
+    Strided,
+}
+
 /// Sizes of the rule; keys of config.json in brackets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GatedDelta {
-    /// Heads of queries and keys (`linear_num_key_heads`); each serves consecutive heads of values.
+    /// Heads of queries and keys (`linear_num_key_heads`); each serves several heads of values.
     pub num_key_heads: usize,
     /// Heads of values (`linear_num_value_heads`).
     pub num_heads: usize,
@@ -22,10 +31,17 @@ pub struct GatedDelta {
     pub key_dim: usize,
     /// Size of a value (`linear_value_head_dim`).
     pub value_dim: usize,
+    /// Which heads of values a head of keys serves.
+    pub groups: HeadGroups,
 }
 
 impl GatedDelta {
-    /// `qkv` `[tokens, 2 * num_key_heads * key_dim + num_heads * value_dim]` are queries, keys and values; `g` (the
+    /// Values in a row of queries, keys and values.
+    pub fn width(&self) -> usize {
+        2 * self.num_key_heads * self.key_dim + self.num_heads * self.value_dim
+    }
+
+    /// `qkv` `[tokens, width]` are queries, keys and values, each head after head; `g` (the
     /// decay's logarithm) and `beta` are `[tokens, num_heads]` in f32. The result is
     /// `[tokens, num_heads * value_dim]` in f32; the sequences' matrices in `states` move on.
     ///
@@ -145,15 +161,21 @@ impl GatedDelta {
             num_heads,
             key_dim,
             value_dim,
+            groups,
         } = *self;
         let (len, keys) = (qkv.dim(0)?, num_key_heads * key_dim);
+        let served = num_heads / num_key_heads;
+        let (single, repeated) = match groups {
+            HeadGroups::Consecutive => ((num_key_heads, 1), (num_key_heads, served)),
+            HeadGroups::Strided => ((1, num_key_heads), (served, num_key_heads)),
+        };
         let unit = |start: usize| {
             let x = qkv
                 .narrow(1, start, keys)?
-                .reshape((len, num_key_heads, 1, key_dim))?;
+                .reshape((len, single.0, single.1, key_dim))?;
             let length = (x.sqr()?.sum_keepdim(D::Minus1)? + 1e-6)?.sqrt()?;
             x.broadcast_div(&length)?
-                .broadcast_as((len, num_key_heads, num_heads / num_key_heads, key_dim))?
+                .broadcast_as((len, repeated.0, repeated.1, key_dim))?
                 .reshape((len, num_heads, key_dim))?
                 .transpose(0, 1)?
                 .contiguous()
@@ -236,6 +258,7 @@ impl CustomOp3 for Walk<'_> {
             num_heads: self.rule.num_heads,
             key_dim: self.rule.key_dim,
             value_dim: self.rule.value_dim,
+            strided_groups: self.rule.groups == HeadGroups::Strided,
             sequences: self.sequences,
         };
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
@@ -260,12 +283,18 @@ mod tests {
 
     #[test]
     fn the_chunked_form_equals_the_walk_token_by_token() {
-        let rule = GatedDelta {
-            num_key_heads: 2,
-            num_heads: 4,
-            key_dim: 12,
-            value_dim: 10,
-        };
+        for groups in [HeadGroups::Consecutive, HeadGroups::Strided] {
+            compare_forms(GatedDelta {
+                num_key_heads: 2,
+                num_heads: 4,
+                key_dim: 12,
+                value_dim: 10,
+                groups,
+            });
+        }
+    }
+
+    fn compare_forms(rule: GatedDelta) {
         let spec = CacheSpec {
             layers: vec![LayerSpec::GatedDelta {
                 channels: 1,
@@ -308,6 +337,7 @@ mod tests {
             num_heads: 1,
             key_dim: 4,
             value_dim: 3,
+            groups: HeadGroups::Consecutive,
         };
         let (tokens, device) = (64, Device::Cpu);
         let keys = Tensor::ones((tokens, 8), DType::F32, &device).unwrap();

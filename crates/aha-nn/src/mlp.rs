@@ -20,6 +20,8 @@ pub enum Activation {
     GeluPytorchTanh,
     /// `max(x, 0)`.
     Relu,
+    /// `1 / (1 + e^-x)`.
+    Sigmoid,
 }
 
 impl Module for Activation {
@@ -29,8 +31,19 @@ impl Module for Activation {
             Self::Gelu => x.gelu_erf(),
             Self::GeluPytorchTanh => x.gelu(),
             Self::Relu => x.relu(),
+            Self::Sigmoid => candle_nn::ops::sigmoid(x),
         }
     }
+}
+
+/// `activation(gate) * x`, of one shape.
+pub fn gated(activation: Activation, gate: &Tensor, x: &Tensor) -> candle_core::Result<Tensor> {
+    if activation == Activation::Silu && cpu::is_f32_on_cpu(gate) {
+        return gate
+            .contiguous()?
+            .apply_op2_no_bwd(&x.contiguous()?, &cpu::SiluMul);
+    }
+    activation.forward(gate)? * x
 }
 
 /// `down(act(gate(x)) * up(x))` (GLU variants, arXiv 2002.05202).
@@ -73,11 +86,6 @@ impl GatedMlp {
 impl Module for GatedMlp {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
-        let gated = if self.activation == Activation::Silu && cpu::is_f32_on_cpu(&gate) {
-            gate.apply_op2_no_bwd(&up, &cpu::SiluMul)?
-        } else {
-            (self.activation.forward(&gate)? * up)?
-        };
-        self.down_proj.forward(&gated)
+        self.down_proj.forward(&gated(self.activation, &gate, &up)?)
     }
 }

@@ -21,7 +21,7 @@ type Row = [f32; COLUMNS];
 /// where `q` and `k` are divided by their lengths and `q` by `√key_dim` first.
 #[derive(Debug, Clone, Copy)]
 pub struct GatedDelta<'a> {
-    /// Heads of queries and keys; each serves `num_heads / num_key_heads` consecutive heads.
+    /// Heads of queries and keys; each serves `num_heads / num_key_heads` heads.
     pub num_key_heads: usize,
     /// Heads of values, states and outputs.
     pub num_heads: usize,
@@ -29,6 +29,8 @@ pub struct GatedDelta<'a> {
     pub key_dim: usize,
     /// Values of a value.
     pub value_dim: usize,
+    /// A key head serves every `num_key_heads`-th head instead of consecutive ones.
+    pub strided_groups: bool,
     /// The sequences, end to end over all rows.
     pub sequences: &'a [RecurrentSequence],
 }
@@ -227,9 +229,14 @@ impl Slice<'_> {
             num_heads,
             key_dim,
             value_dim,
+            strided_groups,
             ..
         } = *self.rule;
-        let key_head = self.head / (num_heads / num_key_heads);
+        let key_head = if strided_groups {
+            self.head % num_key_heads
+        } else {
+            self.head / (num_heads / num_key_heads)
+        };
         let value_start = 2 * num_key_heads * key_dim + self.head * value_dim + self.first;
         for (index, out) in out.chunks_exact_mut(value_dim).enumerate() {
             let token = self.sequence.query_start + index;
@@ -308,7 +315,11 @@ mod tests {
         let (dk, dv) = (rule.key_dim, rule.value_dim);
         let mut out = vec![0f64; tokens * rule.num_heads * dv];
         for head in 0..rule.num_heads {
-            let key_head = head / (rule.num_heads / rule.num_key_heads);
+            let key_head = if rule.strided_groups {
+                head % rule.num_key_heads
+            } else {
+                head / (rule.num_heads / rule.num_key_heads)
+            };
             let mut state = vec![0f64; dk * dv];
             for token in 0..tokens {
                 let row = &case.qkv[token * rule.width()..][..rule.width()];
@@ -354,6 +365,7 @@ mod tests {
                 num_heads,
                 key_dim,
                 value_dim,
+                strided_groups: tokens == 20,
                 sequences: &[],
             };
             let case = case(&rule, tokens);
@@ -414,6 +426,7 @@ mod tests {
             num_heads: 2,
             key_dim: 8,
             value_dim: 36,
+            strided_groups: false,
             sequences: &[],
         };
         let case = case(&rule, 9);
@@ -451,6 +464,7 @@ mod tests {
             num_heads: 2,
             key_dim: 2,
             value_dim: 3,
+            strided_groups: false,
             sequences: &sequences,
         };
         let run = |rule: GatedDelta<'_>, qkv: usize, gates: usize, states: usize| {

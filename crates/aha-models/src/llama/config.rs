@@ -99,7 +99,7 @@ impl LlamaConfig {
                 qkv_bias: self.attention_bias,
                 output_bias: self.attention_bias,
                 qk_norm_eps: None,
-                window: None,
+                ..AttentionConfig::default()
             },
             rms_norm_eps: self.rms_norm_eps,
             activation: self.hidden_act,
@@ -110,6 +110,7 @@ impl LlamaConfig {
             rope_theta: self.rope.theta(),
             rope_scaling: self.rope.scaling(),
             scales: Scales::default(),
+            zero_centred_norms: false,
         })
     }
 }

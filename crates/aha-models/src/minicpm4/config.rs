@@ -185,7 +185,7 @@ impl MiniCpm4Config {
                 qkv_bias: self.attention_bias,
                 output_bias: self.attention_bias,
                 qk_norm_eps: None,
-                window: None,
+                ..AttentionConfig::default()
             },
             rms_norm_eps: self.rms_norm_eps,
             activation: self.hidden_act,
@@ -196,6 +196,7 @@ impl MiniCpm4Config {
             rope_theta: self.rope.theta(),
             rope_scaling: self.rope.scaling(),
             scales: self.scales()?,
+            zero_centred_norms: false,
         })
     }
 }

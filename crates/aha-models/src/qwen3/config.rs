@@ -77,7 +77,7 @@ impl Qwen3Config {
                 qkv_bias: self.attention_bias,
                 output_bias: self.attention_bias,
                 qk_norm_eps: Some(self.rms_norm_eps),
-                window: None,
+                ..AttentionConfig::default()
             },
             rms_norm_eps: self.rms_norm_eps,
             activation: self.hidden_act,
@@ -88,6 +88,7 @@ impl Qwen3Config {
             rope_theta: self.rope.theta(),
             rope_scaling,
             scales: Scales::default(),
+            zero_centred_norms: false,
         })
     }
 }

@@ -110,6 +110,13 @@ impl NameMap {
         self.with_transformed(pattern, target, Transform::None)
     }
 
+    /// Adds all rules of another map after the others.
+    #[must_use]
+    pub fn with_rules_of(mut self, other: Self) -> Self {
+        self.rules.extend(other.rules);
+        self
+    }
+
     /// Adds a rule after the others, with a transform.
     #[must_use]
     pub fn with_transformed(mut self, pattern: &str, target: &str, transform: Transform) -> Self {
