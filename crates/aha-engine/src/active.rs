@@ -3,7 +3,7 @@
 use crate::detokenizer::Detokenizer;
 use crate::error::EngineError;
 use crate::event::{Event, FinishReason, Finished, Timings, TokenEvent, TokenLogprob, Usage};
-use crate::request::GenerationRequest;
+use crate::request::{GenerationRequest, Prompt};
 use crate::sampler::{InvalidLogits, Sampler, Scored, log_probabilities};
 use crate::stop::StopMatcher;
 use crate::tokenizer::Tokenizer;
@@ -105,8 +105,8 @@ impl Active {
         }
     }
 
-    pub(crate) fn prompt(&self) -> &[u32] {
-        &self.request.prompt.token_ids
+    pub(crate) fn prompt(&self) -> &Prompt {
+        &self.request.prompt
     }
 
     /// The receiver is gone: nobody waits for the answer.

@@ -1,12 +1,16 @@
 //! The domain's conversation: what every face (HTTP, CLI, library) turns its input into.
 
+use crate::media::Media;
 use serde_json::{Map, Value};
+use std::sync::Arc;
 
-/// One piece of a message's content. Media parts join this enum with the families that read them.
+/// One piece of a message's content.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Part {
     /// Plain text.
     Text(String),
+    /// A picture, clip or recording.
+    Media(Arc<Media>),
 }
 
 /// A call of a tool that the assistant made in an earlier turn.
@@ -51,10 +55,19 @@ impl Message {
     pub fn joined_text(&self) -> String {
         self.content
             .iter()
-            .map(|part| match part {
-                Part::Text(text) => text.as_str(),
+            .filter_map(|part| match part {
+                Part::Text(text) => Some(text.as_str()),
+                Part::Media(_) => None,
             })
             .collect()
+    }
+
+    /// Its media in order.
+    pub fn media(&self) -> impl Iterator<Item = &Arc<Media>> {
+        self.content.iter().filter_map(|part| match part {
+            Part::Media(media) => Some(media),
+            Part::Text(_) => None,
+        })
     }
 }
 

@@ -44,6 +44,8 @@ pub struct EngineOptions {
     pub block_size: usize,
     /// Keep finished blocks for prompts that begin alike.
     pub prefix_cache: bool,
+    /// Bytes of encoded media that are kept for later steps, turns and requests.
+    pub encoder_cache_bytes: usize,
 }
 
 impl Default for EngineOptions {
@@ -56,6 +58,7 @@ impl Default for EngineOptions {
             cache_tokens: None,
             block_size: 16,
             prefix_cache: true,
+            encoder_cache_bytes: 512 << 20,
         }
     }
 }
@@ -211,6 +214,7 @@ impl Engine {
         options.validate()?;
         let TextModel {
             generator,
+            encoder,
             processor,
             defaults,
         } = model;
@@ -244,6 +248,7 @@ impl Engine {
         let vocab_size = generator.vocab_size();
         let worker = Worker::new(
             generator,
+            encoder,
             CacheSize {
                 num_blocks,
                 snapshots,

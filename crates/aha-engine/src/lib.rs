@@ -5,10 +5,12 @@
 mod active;
 pub mod chat;
 pub mod detokenizer;
+mod encoders;
 pub mod engine;
 pub mod error;
 pub mod event;
 pub mod generator;
+pub mod media;
 mod memory;
 pub mod model;
 pub mod parser;
@@ -26,6 +28,10 @@ pub use engine::{Engine, EngineOptions, EngineStatus, Generation};
 pub use error::EngineError;
 pub use event::{Event, FinishReason, Finished, Timings, TokenEvent, TokenLogprob, Usage};
 pub use generator::Generator;
+pub use media::{
+    ContentHash, EncoderContent, EncoderInput, Media, MediaContent, MediaEncoder, MediaKind,
+    MediaProcessor, MediaSpan, PixelLimits, ProcessedMedia,
+};
 pub use model::{GenerationDefaults, LoadedModel, Task, TextModel};
 pub use processor::{ProcessorError, TextProcessor};
 pub use request::{GenerationRequest, OutputParams, Prompt, SamplingParams, StopParams};

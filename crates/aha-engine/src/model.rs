@@ -1,6 +1,7 @@
 //! A loaded model: one enum over the tasks.
 
 use crate::generator::Generator;
+use crate::media::MediaEncoder;
 use crate::processor::TextProcessor;
 use crate::request::SamplingParams;
 use std::fmt;
@@ -40,6 +41,8 @@ pub struct GenerationDefaults {
 pub struct TextModel {
     /// The tensors.
     pub generator: Box<dyn Generator>,
+    /// What gives the embeddings of media, for models that take them.
+    pub encoder: Option<Box<dyn MediaEncoder>>,
     /// Tokenizer, chat template and output parsers.
     pub processor: TextProcessor,
     /// What the checkpoint says about generation.

@@ -2,6 +2,7 @@
 
 use crate::chat::{Chat, Message};
 use crate::error::EngineError;
+use crate::media::{Media, MediaProcessor, expand_marks, find_spans};
 use crate::parser::{OutputParser, OutputSwitches, ParserOptions};
 use crate::request::Prompt;
 use crate::template::{ChatTemplate, TemplateError};
@@ -26,6 +27,7 @@ pub enum ProcessorError {
 pub struct TextProcessor {
     tokenizer: Arc<Tokenizer>,
     template: Option<Arc<ChatTemplate>>,
+    media: Option<Arc<dyn MediaProcessor>>,
 }
 
 impl TextProcessor {
@@ -34,6 +36,7 @@ impl TextProcessor {
         Self {
             tokenizer: Arc::new(tokenizer),
             template: template.map(Arc::new),
+            media: None,
         }
     }
 
@@ -51,6 +54,18 @@ impl TextProcessor {
             Tokenizer::from_gguf(metadata)?,
             ChatTemplate::from_gguf(metadata)?,
         ))
+    }
+
+    /// The same for a model that takes media.
+    #[must_use]
+    pub fn with_media(mut self, media: Arc<dyn MediaProcessor>) -> Self {
+        self.media = Some(media);
+        self
+    }
+
+    /// How the model takes media, if it does.
+    pub fn media(&self) -> Option<&dyn MediaProcessor> {
+        self.media.as_deref()
     }
 
     /// The tokenizer.
@@ -76,23 +91,64 @@ impl TextProcessor {
             ));
         }
         let template = self.template.as_ref().ok_or_else(ChatTemplate::missing)?;
+        let media = self.readable_media(chat)?;
         let text = template.render(chat, self.tokenizer.special_tokens())?;
+        match &self.media {
+            Some(processor) if !media.is_empty() => {
+                self.prepare_media(&text, processor.as_ref(), &media)
+            }
+            _ => Ok(Prompt::tokens(self.tokenizer.encode_chat(&text)?, text)),
+        }
+    }
+
+    /// The conversation's media, if the model takes them all.
+    fn readable_media(&self, chat: &Chat) -> Result<Vec<Arc<Media>>, EngineError> {
+        let mut all = Vec::new();
+        for (index, message) in chat.messages.iter().enumerate() {
+            for media in message.media() {
+                let kind = media.kind();
+                let mark = self.media.as_ref().and_then(|media| media.mark(kind));
+                if mark.is_none() {
+                    return Err(EngineError::invalid(
+                        format!("messages[{index}].content"),
+                        format!("this model does not take {kind} input"),
+                    ));
+                }
+                all.push(media.clone());
+            }
+        }
+        Ok(all)
+    }
+
+    /// Puts the media of a rendered conversation in their places.
+    pub fn prepare_media(
+        &self,
+        text: &str,
+        processor: &dyn MediaProcessor,
+        media: &[Arc<Media>],
+    ) -> Result<Prompt, EngineError> {
+        let (text, inputs) = expand_marks(text, processor, media)?;
         let token_ids = self.tokenizer.encode_chat(&text)?;
-        Ok(Prompt { token_ids, text })
+        let spans = find_spans(&token_ids, processor.placeholder_tokens(), inputs)?;
+        let axes = processor.positions(token_ids.len(), &spans).map(Arc::new);
+        Ok(Prompt {
+            token_ids,
+            text,
+            media: spans,
+            axes,
+        })
     }
 
     /// Tokenises a plain text, with the special tokens that the tokenizer adds by itself.
     pub fn prepare_text(&self, text: &str) -> Result<Prompt, EngineError> {
-        Ok(Prompt {
-            token_ids: self.tokenizer.encode(text, true)?,
-            text: text.to_owned(),
-        })
+        let token_ids = self.tokenizer.encode(text, true)?;
+        Ok(Prompt::tokens(token_ids, text.to_owned()))
     }
 
     /// Takes token ids as they are.
     pub fn prepare_tokens(&self, token_ids: Vec<u32>) -> Prompt {
         let text = self.tokenizer.decode(&token_ids, false);
-        Prompt { token_ids, text }
+        Prompt::tokens(token_ids, text)
     }
 
     /// The parser of an answer to `chat`. With `keep_reasoning` the `<think>` block stays in the text.

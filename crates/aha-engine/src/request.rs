@@ -1,6 +1,9 @@
 //! What a generation is asked to do, after validation and defaults.
 
 use crate::error::EngineError;
+use crate::media::MediaSpan;
+use aha_nn::batch::AxisPositions;
+use std::sync::Arc;
 
 /// How the next token is chosen.
 ///
@@ -120,6 +123,21 @@ pub struct Prompt {
     pub token_ids: Vec<u32>,
     /// The text that the ids were made of (after the chat template), for parsers and logs.
     pub text: String,
+    /// What encoders give the embeddings of, in order.
+    pub media: Vec<MediaSpan>,
+    /// Positions on several axes, where they differ from the plain count.
+    pub axes: Option<Arc<AxisPositions>>,
+}
+
+impl Prompt {
+    /// A prompt of tokens alone.
+    pub fn tokens(token_ids: Vec<u32>, text: String) -> Self {
+        Self {
+            token_ids,
+            text,
+            ..Self::default()
+        }
+    }
 }
 
 /// One generation, ready for the scheduler.

@@ -1,9 +1,12 @@
 //! The engine's thread: takes requests, runs steps, sends events.
 
 use crate::active::{Active, Progress};
+use crate::encoders::Encoders;
 use crate::engine::{EngineOptions, Shared};
 use crate::error::EngineError;
 use crate::generator::Generator;
+use crate::media::MediaEncoder;
+use crate::request::Prompt;
 use crate::scheduler::{BlockPool, Plan, Scheduler, SequenceId, StatePool};
 use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, CacheSpec};
@@ -19,6 +22,13 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 pub(crate) enum Command {
     Submit(Box<Active>),
     Shutdown,
+}
+
+/// Queues a prompt; whether others may share its blocks depends on its length.
+fn enqueue(scheduler: &mut Scheduler, spec: &CacheSpec, id: SequenceId, prompt: &Prompt) {
+    let longest = spec.shareable_prompt_len;
+    let shareable = longest.is_none_or(|longest| prompt.token_ids.len() <= longest);
+    scheduler.add(id, prompt, shareable);
 }
 
 /// Sizes of the cache, decided once.
@@ -69,6 +79,7 @@ impl Drop for Alive {
 /// Everything that the engine's thread owns.
 pub(crate) struct Worker {
     generator: Box<dyn Generator>,
+    encoders: Encoders,
     spec: CacheSpec,
     size: CacheSize,
     cache: Cache,
@@ -83,6 +94,7 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(
         generator: Box<dyn Generator>,
+        encoder: Option<Box<dyn MediaEncoder>>,
         size: CacheSize,
         options: EngineOptions,
         commands: Receiver<Command>,
@@ -92,6 +104,7 @@ impl Worker {
         let cache = size.allocate(&spec, &options, generator.device())?;
         let scheduler = size.scheduler(&options);
         let worker = Self {
+            encoders: Encoders::new(encoder, options.encoder_cache_bytes),
             generator,
             spec,
             size,
@@ -154,15 +167,9 @@ impl Worker {
         };
         let id = self.next_id;
         self.next_id += 1;
-        self.enqueue(id, active.prompt().to_vec());
+        enqueue(&mut self.scheduler, &self.spec, id, active.prompt());
         self.active.insert(id, *active);
         true
-    }
-
-    fn enqueue(&mut self, id: SequenceId, prompt: Vec<u32>) {
-        let longest = self.spec.shareable_prompt_len;
-        let shareable = longest.is_none_or(|longest| prompt.len() <= longest);
-        self.scheduler.add(id, prompt, shareable);
     }
 
     fn drop_cancelled(&mut self) {
@@ -201,7 +208,7 @@ impl Worker {
                 self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
                 self.shared
                     .prompt_tokens
-                    .fetch_add(active.prompt().len() as u64, Ordering::Relaxed);
+                    .fetch_add(active.prompt().token_ids.len() as u64, Ordering::Relaxed);
             }
         }
         self.shared.begin_step();
@@ -288,6 +295,13 @@ impl Worker {
             self.options.block_size,
             self.generator.device(),
         )?;
+        let active = &self.active;
+        let encoded = self.encoders.rows(&plan.scheduled, |part| {
+            active
+                .get(&part.id)
+                .map_or(&[], |active| active.prompt().media.as_slice())
+        })?;
+        let batch = batch.with_encoded(encoded)?;
         if plan.logit_rows.is_empty() {
             // Only prompt chunks that are not finished: the caches are all that is wanted.
             self.generator.prefill(&batch, &mut self.cache)?;
@@ -337,8 +351,8 @@ impl Worker {
         }
         waiting.sort_unstable();
         for id in waiting {
-            if let Some(prompt) = self.active.get(&id).map(|active| active.prompt().to_vec()) {
-                self.enqueue(id, prompt);
+            if let Some(active) = self.active.get(&id) {
+                enqueue(&mut self.scheduler, &self.spec, id, active.prompt());
             }
         }
     }

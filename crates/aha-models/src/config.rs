@@ -55,7 +55,7 @@ impl RopeKeys {
         self.rope_scaling
             .clone()
             .or_else(|| self.rope_parameters.clone())
-            .filter(|scaling| scaling.kind() != RopeType::Default)
+            .filter(|scaling| scaling.kind() != RopeType::Default || scaling.sections().is_some())
     }
 }
 

@@ -336,10 +336,10 @@ impl Decoder {
         self
     }
 
-    /// Scaled embeddings of the batch's tokens, `[tokens, hidden_size]`.
+    /// Scaled embeddings of the batch's tokens, or what encoders give in their place, `[tokens, hidden_size]`.
     pub fn embed(&self, batch: &Batch) -> Result<Tensor> {
         let embedded = self.embed_tokens.forward(batch.token_ids())?;
-        scaled(embedded, self.config.scales.embedding)
+        batch.place_encoded(scaled(embedded, self.config.scales.embedding)?)
     }
 
     /// Rotation of the batch's positions.
@@ -356,8 +356,10 @@ impl Decoder {
     fn forward_layers(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
         let rotation = self.rotation(batch)?;
         let mut hidden = self.embed(batch)?;
-        for (layer, cache) in self.layers.iter().zip(cache.layers_mut()) {
+        let layers = self.layers.iter().zip(cache.layers_mut());
+        for (index, (layer, cache)) in layers.enumerate() {
             hidden = layer.forward(&hidden, &rotation, batch, cache)?;
+            hidden = batch.add_deepstack(hidden, index)?;
         }
         Ok(hidden)
     }

@@ -31,6 +31,7 @@ pub fn text_model(
         .map_err(|error| LoadError::config("generation_config.json", error.to_string()))?;
     Ok(LoadedModel::Text(TextModel {
         generator,
+        encoder: None,
         processor,
         defaults,
     }))

@@ -145,6 +145,7 @@ fn check_stages(decoder: &Decoder, path: &Path) {
         prompt_len: ids.len(),
         blocks: (0..ids.len().div_ceil(16) as u32).rev().collect(),
         state_slot: 0,
+        axes: None,
     };
     let blocks = sequence.blocks.len();
     let last = ids.len() as u32 - 1;

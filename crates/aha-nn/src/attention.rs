@@ -386,6 +386,7 @@ mod tests {
             prompt_len: context_len,
             blocks: blocks.to_vec(),
             state_slot: 0,
+            axes: None,
         };
         let random = |rows: usize, width: usize| {
             Tensor::randn(0f32, 1.0, (rows, width), &Device::Cpu).unwrap()

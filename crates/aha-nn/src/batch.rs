@@ -1,6 +1,46 @@
 //! A step's input: the new tokens of all scheduled sequences laid end to end, without padding.
 
 use candle_core::{Device, Result, Tensor};
+use std::sync::Arc;
+
+/// Positions of a sequence's tokens on several axes (time, height, width), where media stand among the text: the
+/// tokens of a picture lie on a grid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AxisPositions {
+    /// Of each token of the prompt.
+    prompt: Vec<[u32; 3]>,
+    /// Of the first token after the prompt, on all axes.
+    next: u32,
+}
+
+impl AxisPositions {
+    /// The prompt's positions; generated tokens count on from the largest one.
+    pub fn new(prompt: Vec<[u32; 3]>) -> Self {
+        let largest = prompt.iter().flatten().max();
+        Self {
+            next: largest.map_or(0, |largest| largest + 1),
+            prompt,
+        }
+    }
+
+    /// Positions of the token at `index`.
+    pub fn at(&self, index: usize) -> [u32; 3] {
+        self.prompt.get(index).copied().unwrap_or_else(|| {
+            let after = (index - self.prompt.len()) as u32;
+            [self.next.saturating_add(after); 3]
+        })
+    }
+}
+
+/// Rows of a batch that an encoder computed: they stand in the place of token embeddings.
+#[derive(Debug, Clone)]
+pub struct EncodedRows {
+    /// First of the rows among the batch's tokens.
+    pub start: usize,
+    /// `[rows, width]`: the embeddings `[rows, hidden_size]` and, beside them, what models with deepstack add to the
+    /// hidden states after their first layers, `[rows, hidden_size]` each.
+    pub values: Tensor,
+}
 
 /// One sequence's share of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +57,8 @@ pub struct SequenceSlice {
     pub blocks: Vec<u32>,
     /// Slot of its recurrent state; 0 for models without such layers.
     pub state_slot: u32,
+    /// Positions on several axes, where they differ from the plain count.
+    pub axes: Option<Arc<AxisPositions>>,
 }
 
 impl SequenceSlice {
@@ -40,6 +82,7 @@ pub struct Batch {
     slot_index: Tensor,
     logit_rows: Tensor,
     block_size: usize,
+    encoded: Vec<EncodedRows>,
 }
 
 impl Batch {
@@ -87,7 +130,84 @@ impl Batch {
             slots,
             sequences,
             block_size,
+            encoded: Vec::new(),
         })
+    }
+
+    /// The same batch with rows of encoders' outputs, ascending and apart.
+    ///
+    /// Errors when they overlap or exceed the batch.
+    pub fn with_encoded(mut self, encoded: Vec<EncodedRows>) -> Result<Self> {
+        let mut end = 0;
+        for rows in &encoded {
+            let count = rows.values.dims2()?.0;
+            if rows.start < end || rows.start + count > self.num_tokens() {
+                candle_core::bail!(
+                    "inconsistent batch: {count} encoded rows at {} of {}, after {end}",
+                    rows.start,
+                    self.num_tokens()
+                );
+            }
+            end = rows.start + count;
+        }
+        self.encoded = encoded;
+        Ok(self)
+    }
+
+    /// Rows of encoders' outputs.
+    pub fn encoded(&self) -> &[EncodedRows] {
+        &self.encoded
+    }
+
+    /// `embeddings` `[tokens, hidden_size]` of the tokens, with those of the encoders in their places.
+    pub fn place_encoded(&self, embeddings: Tensor) -> Result<Tensor> {
+        if self.encoded.is_empty() {
+            return Ok(embeddings);
+        }
+        let (tokens, hidden_size) = embeddings.dims2()?;
+        let mut pieces = Vec::with_capacity(2 * self.encoded.len() + 1);
+        let mut end = 0;
+        for rows in &self.encoded {
+            if rows.start > end {
+                pieces.push(embeddings.narrow(0, end, rows.start - end)?);
+            }
+            let values = rows.values.narrow(1, 0, hidden_size)?;
+            end = rows.start + values.dim(0)?;
+            pieces.push(values.to_dtype(embeddings.dtype())?);
+        }
+        if end < tokens {
+            pieces.push(embeddings.narrow(0, end, tokens - end)?);
+        }
+        Tensor::cat(&pieces, 0)
+    }
+
+    /// `hidden` `[tokens, hidden_size]` after decoder layer `layer`, with what the encoders add there.
+    pub fn add_deepstack(&self, hidden: Tensor, layer: usize) -> Result<Tensor> {
+        let (tokens, hidden_size) = hidden.dims2()?;
+        let from = (layer + 1) * hidden_size;
+        let adds = |rows: &&EncodedRows| {
+            rows.values
+                .dim(1)
+                .is_ok_and(|width| width >= from + hidden_size)
+        };
+        if !self.encoded.iter().any(|rows| adds(&rows)) {
+            return Ok(hidden);
+        }
+        let mut addend = Vec::new();
+        let mut end = 0;
+        let zeros = |rows| Tensor::zeros((rows, hidden_size), hidden.dtype(), hidden.device());
+        for rows in self.encoded.iter().filter(adds) {
+            if rows.start > end {
+                addend.push(zeros(rows.start - end)?);
+            }
+            let values = rows.values.narrow(1, from, hidden_size)?;
+            end = rows.start + values.dim(0)?;
+            addend.push(values.to_dtype(hidden.dtype())?);
+        }
+        if end < tokens {
+            addend.push(zeros(tokens - end)?);
+        }
+        hidden + Tensor::cat(&addend, 0)?
     }
 
     /// Token ids `[tokens]`, u32.

@@ -41,6 +41,11 @@ pub struct RopeScaling {
     pub long_factor: Option<Vec<f64>>,
     /// Share of a head that is rotated, where the config keeps it here.
     pub partial_rotary_factor: Option<f64>,
+    /// Frequencies that turn with each axis (time, height, width), of models that see media.
+    pub mrope_section: Option<[usize; 3]>,
+    /// The axes take turns instead of lying side by side.
+    #[serde(default)]
+    pub mrope_interleaved: bool,
 }
 
 impl RopeScaling {
@@ -48,14 +53,48 @@ impl RopeScaling {
     pub fn kind(&self) -> RopeType {
         self.rope_type.or(self.legacy_type).unwrap_or_default()
     }
+
+    /// Which frequencies turn with which axis, where there are several.
+    pub fn sections(&self) -> Option<RopeSections> {
+        let section = self.mrope_section?;
+        Some(if self.mrope_interleaved {
+            RopeSections::Interleaved(section)
+        } else {
+            RopeSections::Chunked(section)
+        })
+    }
+}
+
+/// Which frequencies turn with which axis of a position (M-RoPE, arXiv 2409.12191).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeSections {
+    /// Time, height and width side by side, as many frequencies each.
+    Chunked([usize; 3]),
+    /// Time, height and width in turn, until the height's and the width's frequencies are used up; then time.
+    Interleaved([usize; 3]),
+}
+
+impl RopeSections {
+    /// Axis of frequency `index`.
+    fn axis(self, index: usize) -> usize {
+        match self {
+            Self::Chunked([time, height, _]) if index < time + height => usize::from(index >= time),
+            Self::Chunked(_) => 2,
+            Self::Interleaved(section) => {
+                let axis = index % 3;
+                if index < 3 * section[axis] { axis } else { 0 }
+            }
+        }
+    }
 }
 
 /// Kinds of rope scaling that the checkpoints name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RopeType {
-    /// No scaling.
+    /// No scaling. `mrope` is its name in configs that mean several axes.
     #[default]
+    #[serde(alias = "mrope")]
     Default,
     /// Positions divided by `factor`.
     Linear,
@@ -87,6 +126,7 @@ pub struct RotaryEmbedding {
     /// Factor on cos and sin (yarn, longrope), else 1.
     attention_scaling: f32,
     dynamic: Option<DynamicNtk>,
+    sections: Option<RopeSections>,
 }
 
 /// What dynamic scaling needs to recompute the frequencies of a longer sequence.
@@ -126,6 +166,7 @@ impl RotaryEmbedding {
             inv_freq: Vec::new(),
             attention_scaling: 1.0,
             dynamic: None,
+            sections: scaling.and_then(RopeScaling::sections),
         };
         let Some(scaling) = scaling else {
             rotary.inv_freq = plain.iter().map(|f| *f as f32).collect();
@@ -229,8 +270,14 @@ impl RotaryEmbedding {
         for sequence in batch.sequences() {
             for position in sequence.positions() {
                 let longer = self.frequencies_of(sequence, position);
-                for inv_freq in longer.as_ref().unwrap_or(&self.inv_freq) {
-                    let (s, c) = (position as f32 * inv_freq).sin_cos();
+                let axes = match &sequence.axes {
+                    Some(axes) => axes.at(position),
+                    None => [position as u32; 3],
+                };
+                let inv_freq = longer.as_ref().unwrap_or(&self.inv_freq);
+                for (index, inv_freq) in inv_freq.iter().enumerate() {
+                    let axis = self.sections.map_or(0, |sections| sections.axis(index));
+                    let (s, c) = (axes[axis] as f32 * inv_freq).sin_cos();
                     cos.push(c * self.attention_scaling);
                     sin.push(s * self.attention_scaling);
                 }
@@ -397,6 +444,17 @@ mod tests {
     }
 
     #[test]
+    fn sections_say_which_axis_turns_a_frequency() {
+        let axes = |sections: RopeSections, count| -> String {
+            let name = |index| ["t", "h", "w"][sections.axis(index)];
+            (0..count).map(name).collect()
+        };
+        assert_eq!(axes(RopeSections::Chunked([2, 3, 1]), 6), "tthhhw");
+        assert_eq!(axes(RopeSections::Interleaved([4, 2, 2]), 8), "thwthwtt");
+        assert_eq!(axes(RopeSections::Interleaved([2, 1, 1]), 4), "thwt");
+    }
+
+    #[test]
     fn a_scaling_without_its_factor_is_refused() {
         let error = RotaryEmbedding::new(8, 1e4, Some(&scaling(r#"{"rope_type":"yarn"}"#)), 64)
             .unwrap_err();
@@ -452,6 +510,7 @@ mod tests {
             prompt_len,
             blocks: vec![0],
             state_slot: 0,
+            axes: None,
         };
         assert!(rotary.frequencies_of(&sequence(16), 15).is_none());
         let long = rotary.frequencies_of(&sequence(32), 0).unwrap();

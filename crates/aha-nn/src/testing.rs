@@ -16,6 +16,7 @@ pub(crate) fn batch_of(sequences: &[(u32, usize, usize)]) -> Batch {
                 prompt_len: context_len,
                 blocks: (0..context_len.div_ceil(16) as u32).collect(),
                 state_slot,
+                axes: None,
             };
             query_start += query_len;
             slice

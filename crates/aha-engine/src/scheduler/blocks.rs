@@ -1,7 +1,9 @@
 //! Ownership of cache blocks: allocation, sharing by content, eviction.
 
+use crate::media::ContentHash;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 
 /// Identity of a full block: its tokens and everything before them.
 ///
@@ -67,23 +69,40 @@ impl BlockPool {
         self.blocks.len()
     }
 
-    /// Hash of a full block after `parent`.
-    pub(crate) fn hash(&self, parent: Option<BlockHash>, tokens: &[u32]) -> BlockHash {
+    /// Hash of a full block after `parent` whose first token is at `start`. Media that stand in it count with their
+    /// content and place.
+    pub(crate) fn hash(
+        &self,
+        parent: Option<BlockHash>,
+        tokens: &[u32],
+        start: usize,
+        media: &[(Range<usize>, ContentHash)],
+    ) -> BlockHash {
         debug_assert_eq!(tokens.len(), self.block_size);
-        let content = (parent.map(|hash| (hash.0, hash.1)), tokens);
+        let inside: Vec<_> = media
+            .iter()
+            .filter(|(range, _)| range.start < start + tokens.len() && start < range.end)
+            .map(|(range, content)| (range.start, *content))
+            .collect();
+        let content = (parent.map(|hash| (hash.0, hash.1)), tokens, inside);
         BlockHash(self.keys.0.hash_one(content), self.keys.1.hash_one(content))
     }
 
     /// Takes hold of the cached blocks that begin `tokens`, as many as match, leaving at least one token to compute.
-    pub(crate) fn take_prefix(&mut self, tokens: &[u32]) -> Vec<(u32, BlockHash)> {
+    pub(crate) fn take_prefix(
+        &mut self,
+        tokens: &[u32],
+        media: &[(Range<usize>, ContentHash)],
+    ) -> Vec<(u32, BlockHash)> {
         let mut taken = Vec::new();
         if !self.prefix_cache {
             return taken;
         }
         let mut parent = None;
         let full_blocks = tokens.len().saturating_sub(1) / self.block_size;
-        for chunk in tokens.chunks_exact(self.block_size).take(full_blocks) {
-            let hash = self.hash(parent, chunk);
+        let chunks = tokens.chunks_exact(self.block_size).take(full_blocks);
+        for (index, chunk) in chunks.enumerate() {
+            let hash = self.hash(parent, chunk, index * self.block_size, media);
             let Some(&block) = self.by_hash.get(&hash) else {
                 break;
             };
@@ -159,7 +178,7 @@ mod tests {
         let mut parent = None;
         for chunk in tokens.chunks_exact(pool.block_size()) {
             let block = pool.allocate().unwrap();
-            let hash = pool.hash(parent, chunk);
+            let hash = pool.hash(parent, chunk, 0, &[]);
             pool.publish(block, hash);
             blocks.push(block);
             parent = Some(hash);
@@ -174,12 +193,12 @@ mod tests {
         let first = blocks[0];
         pool.release_all(&mut blocks);
         assert_eq!(pool.available(), 4);
-        let found = pool.take_prefix(&[1, 2, 3, 4]);
+        let found = pool.take_prefix(&[1, 2, 3, 4], &[]);
         assert_eq!(
             found.iter().map(|(block, _)| *block).collect::<Vec<_>>(),
             [first]
         );
-        assert!(pool.take_prefix(&[9, 2, 3, 4]).is_empty());
+        assert!(pool.take_prefix(&[9, 2, 3, 4], &[]).is_empty());
         assert_eq!(pool.available(), 3);
     }
 
@@ -192,15 +211,15 @@ mod tests {
         pool.release_all(&mut old);
         pool.release_all(&mut new);
         assert_eq!(pool.allocate(), Some(old_end));
-        assert_eq!(pool.take_prefix(&[1, 2, 3, 4, 0]).len(), 1);
-        assert_eq!(pool.take_prefix(&[5, 6, 7, 8, 0]).len(), 2);
+        assert_eq!(pool.take_prefix(&[1, 2, 3, 4, 0], &[]).len(), 1);
+        assert_eq!(pool.take_prefix(&[5, 6, 7, 8, 0], &[]).len(), 2);
     }
 
     #[test]
     fn shared_blocks_stay_until_the_last_holder_leaves() {
         let mut pool = BlockPool::new(2, 2, true);
         let mut first = filled(&mut pool, &[1, 2]);
-        let second = pool.take_prefix(&[1, 2, 3]);
+        let second = pool.take_prefix(&[1, 2, 3], &[]);
         pool.release_all(&mut first);
         assert_eq!(pool.evictable(), 0);
         pool.release(second[0].0);
@@ -208,11 +227,27 @@ mod tests {
     }
 
     #[test]
+    fn other_media_or_other_places_are_other_blocks() {
+        let pool = BlockPool::new(1, 4, true);
+        let hash = |start, range: Range<usize>, content: &str| {
+            pool.hash(None, &[7; 4], start, &[(range, ContentHash::of(content))])
+        };
+        assert_eq!(hash(4, 5..7, "cat"), hash(4, 5..7, "cat"));
+        assert_ne!(hash(4, 5..7, "cat"), hash(4, 5..7, "dog"));
+        assert_ne!(hash(4, 5..7, "cat"), hash(4, 4..6, "cat"));
+        assert_eq!(
+            hash(4, 8..9, "cat"),
+            hash(4, 0..4, "dog"),
+            "outside of the block"
+        );
+    }
+
+    #[test]
     fn without_prefix_cache_nothing_is_shared() {
         let mut pool = BlockPool::new(2, 2, false);
         let mut blocks = filled(&mut pool, &[1, 2]);
         pool.release_all(&mut blocks);
-        assert!(pool.take_prefix(&[1, 2, 3]).is_empty());
+        assert!(pool.take_prefix(&[1, 2, 3], &[]).is_empty());
         assert_eq!((pool.available(), pool.evictable()), (2, 0));
     }
 }

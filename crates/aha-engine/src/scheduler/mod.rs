@@ -6,11 +6,15 @@
 mod blocks;
 mod states;
 
-use aha_nn::batch::SequenceSlice;
+use crate::media::ContentHash;
+use crate::request::Prompt;
+use aha_nn::batch::{AxisPositions, SequenceSlice};
 use blocks::BlockHash;
 pub(crate) use blocks::BlockPool;
 pub(crate) use states::StatePool;
 use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// Identifies a request inside one engine.
 pub(crate) type SequenceId = u64;
@@ -31,6 +35,9 @@ struct Sequence {
     hashes: Vec<BlockHash>,
     /// Whether its blocks may be shared with other sequences.
     shareable: bool,
+    /// What stands in the place of some of the prompt's tokens: it belongs to their identity.
+    media: Vec<(Range<usize>, ContentHash)>,
+    axes: Option<Arc<AxisPositions>>,
     /// Where its recurrent state is kept while it runs; 0 for models without such state.
     state_slot: u32,
     /// Block borders at which a copy of its recurrent state is to be kept, ascending.
@@ -143,11 +150,17 @@ impl Scheduler {
     }
 
     /// Queues a prompt. It must fit in the pool together with what it may generate.
-    pub(crate) fn add(&mut self, id: SequenceId, prompt: Vec<u32>, shareable: bool) {
+    pub(crate) fn add(&mut self, id: SequenceId, prompt: &Prompt, shareable: bool) {
         self.waiting.push_back(Sequence {
             id,
-            prompt_len: prompt.len(),
-            tokens: prompt,
+            prompt_len: prompt.token_ids.len(),
+            tokens: prompt.token_ids.clone(),
+            media: prompt
+                .media
+                .iter()
+                .map(|span| (span.range(), span.input.hash))
+                .collect(),
+            axes: prompt.axes.clone(),
             computed: 0,
             cached: None,
             blocks: Vec::new(),
@@ -263,7 +276,7 @@ impl Scheduler {
     fn admit(&mut self, sequence: &mut Sequence, restored: &mut Vec<(u32, u32)>) -> bool {
         let block_size = self.pool.block_size();
         let mut prefix = if sequence.shareable {
-            self.pool.take_prefix(&sequence.tokens)
+            self.pool.take_prefix(&sequence.tokens, &sequence.media)
         } else {
             Vec::new()
         };
@@ -326,7 +339,10 @@ impl Scheduler {
             {
                 let index = sequence.hashes.len();
                 let tokens = &sequence.tokens[index * block_size..(index + 1) * block_size];
-                let hash = self.pool.hash(sequence.hashes.last().copied(), tokens);
+                let parent = sequence.hashes.last().copied();
+                let hash = self
+                    .pool
+                    .hash(parent, tokens, index * block_size, &sequence.media);
                 self.pool.publish(sequence.blocks[index], hash);
                 sequence.hashes.push(hash);
             }
@@ -366,6 +382,7 @@ impl Plan {
                 prompt_len: sequence.prompt_len,
                 blocks: sequence.blocks.clone(),
                 state_slot: sequence.state_slot,
+                axes: sequence.axes.clone(),
             },
             logits,
         });

@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn snapshots_are_evicted_least_recently_used_first_and_never_take_a_sequences_slot() {
         let pool = BlockPool::new(1, 1, true);
-        let hash = |token: u32| pool.hash(None, &[token]);
+        let hash = |token: u32| pool.hash(None, &[token], 0, &[]);
         let mut states = StatePool::new(2, 2);
         let first = states.keep(hash(1)).unwrap();
         let second = states.keep(hash(2)).unwrap();
@@ -121,7 +121,7 @@ mod tests {
     fn without_room_for_snapshots_nothing_is_kept() {
         let pool = BlockPool::new(1, 1, true);
         let mut states = StatePool::new(1, 0);
-        assert_eq!(states.keep(pool.hash(None, &[1])), None);
+        assert_eq!(states.keep(pool.hash(None, &[1], 0, &[])), None);
         assert!(states.acquire().is_some());
     }
 }

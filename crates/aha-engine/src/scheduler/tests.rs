@@ -5,6 +5,10 @@ fn scheduler(blocks: usize, budget: usize, sequences: usize) -> Scheduler {
     Scheduler::new(BlockPool::new(blocks, 4, true), None, budget, sequences)
 }
 
+fn tokens(token_ids: Vec<u32>) -> Prompt {
+    Prompt::tokens(token_ids, String::new())
+}
+
 /// Runs until idle; every sequence generates `answer_len` tokens that only depend on its own history. Returns the
 /// finished token lists by id.
 fn run(
@@ -61,11 +65,11 @@ fn run(
 #[test]
 fn long_prompts_are_cut_into_chunks_beside_decoding_sequences() {
     let mut scheduler = scheduler(64, 8, 8);
-    scheduler.add(1, vec![1, 2, 3], true);
+    scheduler.add(1, &tokens(vec![1, 2, 3]), true);
     let plan = scheduler.plan();
     scheduler.complete(&plan);
     scheduler.push_token(1, 9);
-    scheduler.add(2, (0..30).collect(), true);
+    scheduler.add(2, &tokens((0..30).collect()), true);
     let plan = scheduler.plan();
     let lens: Vec<_> = plan
         .scheduled
@@ -85,13 +89,13 @@ fn crowded_pools_preempt_and_still_give_every_sequence_its_own_answer() {
         .enumerate()
         .map(|(id, prompt)| {
             let mut scheduler = scheduler(16, 64, 1);
-            scheduler.add(id as u64, prompt.clone(), true);
+            scheduler.add(id as u64, &tokens(prompt.clone()), true);
             run(&mut scheduler, |id| 10 + id as usize).remove(0)
         })
         .collect();
     let mut crowded = scheduler(16, 7, 12);
     for (id, prompt) in prompts.into_iter().enumerate() {
-        crowded.add(id as u64, prompt, true);
+        crowded.add(id as u64, &tokens(prompt), true);
     }
     assert_eq!(run(&mut crowded, |id| 10 + id as usize), alone);
     assert!(
@@ -105,7 +109,11 @@ fn crowded_pools_preempt_and_still_give_every_sequence_its_own_answer() {
 fn removal_gives_blocks_back_at_once_in_every_state() {
     let mut scheduler = scheduler(8, 4, 2);
     for id in 0..3 {
-        scheduler.add(id, (0..10).map(|t| t + 100 * id as u32).collect(), true);
+        scheduler.add(
+            id,
+            &tokens((0..10).map(|t| t + 100 * id as u32).collect()),
+            true,
+        );
     }
     let plan = scheduler.plan();
     scheduler.complete(&plan);
@@ -122,14 +130,14 @@ fn removal_gives_blocks_back_at_once_in_every_state() {
 fn a_repeated_prompt_comes_from_the_prefix_cache() {
     let mut scheduler = scheduler(16, 64, 4);
     let prompt: Vec<u32> = (0..11).collect();
-    scheduler.add(1, prompt.clone(), true);
+    scheduler.add(1, &tokens(prompt.clone()), true);
     run(&mut scheduler, |_| 2);
-    scheduler.add(2, prompt.clone(), true);
+    scheduler.add(2, &tokens(prompt.clone()), true);
     let plan = scheduler.plan();
     assert_eq!(scheduler.cached_tokens(2), 8);
     assert_eq!(plan.token_ids, [8, 9, 10]);
     scheduler.remove(2);
-    scheduler.add(3, prompt, false);
+    scheduler.add(3, &tokens(prompt), false);
     scheduler.plan();
     assert_eq!(scheduler.cached_tokens(3), 0);
 }
@@ -138,14 +146,14 @@ fn a_repeated_prompt_comes_from_the_prefix_cache() {
 fn a_full_decode_batch_lets_prompts_advance() {
     let mut scheduler = scheduler(64, 4, 8);
     for id in 0..4 {
-        scheduler.add(id, vec![id as u32 + 1], true);
+        scheduler.add(id, &tokens(vec![id as u32 + 1]), true);
     }
     let plan = scheduler.plan();
     scheduler.complete(&plan);
     for id in 0..4 {
         scheduler.push_token(id, 5);
     }
-    scheduler.add(9, (0..8).collect(), true);
+    scheduler.add(9, &tokens((0..8).collect()), true);
     let plan = scheduler.plan();
     assert!(plan.scheduled.iter().any(|scheduled| scheduled.id == 9));
 }
@@ -226,7 +234,7 @@ fn recurrent_states_follow_their_sequences_through_sharing_preemption_and_cancel
                     .chain((12..20).map(|i| i + 100 * (variant % 2)))
                     .chain((0..3 + variant % 4).map(|i| 500 + 10 * variant + i + round % 2))
                     .collect();
-                scheduler.add(id, prompt, variant != 5);
+                scheduler.add(id, &tokens(prompt), variant != 5);
                 id += 1;
             }
         }
@@ -245,7 +253,7 @@ fn the_second_prompt_keeps_the_state_where_it_parts_from_the_first_and_the_third
     let (mut scheduler, mut states) = (recurrent(100, 8), HashMap::new());
     let prompt = |end: u32| (0..16).chain([end; 7]).collect::<Vec<u32>>();
     for (id, end, expected) in [(0, 50, 0), (1, 60, 0), (2, 70, 16), (3, 50, 20)] {
-        scheduler.add(id, prompt(end), true);
+        scheduler.add(id, &tokens(prompt(end)), true);
         assert_eq!(
             run_with_states(&mut scheduler, &mut states, 1, &[]),
             expected,

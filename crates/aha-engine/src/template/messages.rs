@@ -67,13 +67,20 @@ fn content(message: &Message, capabilities: &Capabilities) -> Value {
     {
         return Value::Null;
     }
-    match capabilities.content {
+    // A template that shows media reads parts: a string has no place for them.
+    let form = if message.media().next().is_some() {
+        Content::Parts
+    } else {
+        capabilities.content
+    };
+    match form {
         Content::Text => Value::String(message.joined_text()),
         Content::Parts => message
             .content
             .iter()
             .map(|part| match part {
                 Part::Text(text) => json!({"type": "text", "text": text}),
+                Part::Media(media) => json!({"type": media.kind().name()}),
             })
             .collect(),
     }

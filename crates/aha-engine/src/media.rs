@@ -1,0 +1,391 @@
+//! Pictures, clips and recordings on their way from a message to a model.
+//!
+//! A face decodes bytes to [`Media`]. A family's [`MediaProcessor`] turns them into what its encoder takes
+//! ([`EncoderInput`]) and says what stands in the prompt. The engine runs the [`MediaEncoder`] once for each input,
+//! keeps the result by content, and lays it in the place of the prompt's placeholder tokens.
+
+use crate::error::EngineError;
+use aha_media::image::{DecodedImage, Image};
+use aha_nn::batch::AxisPositions;
+use candle_core::{Result, Tensor};
+use std::fmt;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::{Arc, OnceLock};
+
+/// Identity of a content: equal contents have equal hashes within one process.
+///
+/// 128 bits under two random keys, so that equal hashes mean equal contents even against a client that tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ContentHash(u64, u64);
+
+impl ContentHash {
+    /// Hash of anything: bytes of a file, or what a processor did to it.
+    pub fn of(content: impl Hash) -> Self {
+        static KEYS: OnceLock<(RandomState, RandomState)> = OnceLock::new();
+        let keys = KEYS.get_or_init(|| (RandomState::new(), RandomState::new()));
+        Self(keys.0.hash_one(&content), keys.1.hash_one(&content))
+    }
+}
+
+/// Kinds of media.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MediaKind {
+    /// A still picture.
+    Image,
+    /// Frames in time.
+    Video,
+    /// A recording.
+    Audio,
+}
+
+impl MediaKind {
+    /// The kind's name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Video => "video",
+            Self::Audio => "audio",
+        }
+    }
+}
+
+impl fmt::Display for MediaKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a request asks of a picture's size, over the model's own limits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct PixelLimits {
+    /// Smaller pictures are enlarged to as many pixels.
+    pub min_pixels: Option<u64>,
+    /// Larger pictures are shrunk to as many pixels.
+    pub max_pixels: Option<u64>,
+}
+
+/// A decoded content.
+pub enum MediaContent {
+    /// A still picture.
+    Image {
+        /// The picture as it was stored.
+        image: DecodedImage,
+        /// What the request asks of its size.
+        limits: PixelLimits,
+    },
+    /// Frames in time, all of one size.
+    Video {
+        /// The sampled frames.
+        frames: Vec<Image>,
+        /// Second at which each frame stands.
+        timestamps: Vec<f64>,
+        /// Frames a second among the sampled ones, where they are evenly spaced.
+        fps: f64,
+        /// What the request asks of their size.
+        limits: PixelLimits,
+    },
+    /// A recording.
+    Audio {
+        /// Interleaved samples in -1..1.
+        samples: Vec<f32>,
+        /// Channels.
+        channels: usize,
+        /// Samples a second in each channel.
+        sample_rate: u32,
+    },
+}
+
+/// A picture, clip or recording of a message.
+pub struct Media {
+    content: MediaContent,
+    hash: ContentHash,
+}
+
+impl Media {
+    /// A content; `source` is what it was decoded from (a file's bytes and the options of decoding): equal sources are
+    /// taken for equal contents.
+    pub fn new(content: MediaContent, source: impl Hash) -> Self {
+        Self {
+            hash: ContentHash::of(source),
+            content,
+        }
+    }
+
+    /// The content.
+    pub fn content(&self) -> &MediaContent {
+        &self.content
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> MediaKind {
+        match self.content {
+            MediaContent::Image { .. } => MediaKind::Image,
+            MediaContent::Video { .. } => MediaKind::Video,
+            MediaContent::Audio { .. } => MediaKind::Audio,
+        }
+    }
+
+    /// Its identity.
+    pub fn hash(&self) -> ContentHash {
+        self.hash
+    }
+}
+
+impl PartialEq for Media {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind() == other.kind() && self.hash == other.hash
+    }
+}
+
+impl fmt::Debug for Media {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Media")
+            .field("kind", &self.kind())
+            .field("hash", &self.hash)
+            .finish()
+    }
+}
+
+/// What an encoder reads.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EncoderContent {
+    /// Pictures of the size that the encoder takes, one for a still.
+    Frames(Vec<Image>),
+    /// Numbers, for example a spectrogram, in a shape that processor and encoder agree on.
+    Features {
+        /// Values, row by row.
+        values: Vec<f32>,
+        /// Dimensions, slowest first.
+        shape: Vec<usize>,
+    },
+}
+
+/// One piece of media as an encoder reads it: a picture, one tile of it, some frames of a clip, a recording.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncoderInput {
+    /// What is read.
+    pub content: EncoderContent,
+    /// Patches in time, height and width, or whatever else the family's positions need.
+    pub grid: [usize; 3],
+    /// Tokens of the prompt whose embeddings it gives.
+    pub num_tokens: usize,
+    /// Identity of content and processing.
+    pub hash: ContentHash,
+}
+
+/// What a processor makes of one medium.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProcessedMedia {
+    /// Stands in the prompt instead of the mark that the template writes: holds a placeholder token for every token
+    /// of the inputs, in their order.
+    pub text: String,
+    /// What the encoder reads.
+    pub inputs: Vec<EncoderInput>,
+}
+
+/// A family's way from media to prompt and encoder. Works without a device or a lock.
+pub trait MediaProcessor: fmt::Debug + Send + Sync {
+    /// What the chat template writes where a medium of that kind stands; `None` when the model does not take the
+    /// kind.
+    fn mark(&self, kind: MediaKind) -> Option<&str>;
+
+    /// The tokens whose embeddings encoders give.
+    fn placeholder_tokens(&self) -> &[u32];
+
+    /// Prepares a medium. Errors say what is wrong with it.
+    fn process(&self, media: &Media) -> std::result::Result<ProcessedMedia, EngineError>;
+
+    /// Positions of a prompt of `len` tokens with media at `spans`, where they are not the plain count.
+    fn positions(&self, len: usize, spans: &[MediaSpan]) -> Option<AxisPositions> {
+        let _ = (len, spans);
+        None
+    }
+}
+
+/// A vision tower or audio encoder with its projector.
+pub trait MediaEncoder: Send + Sync {
+    /// Encodes inputs together, as one batch of variable lengths. Returns `[num_tokens, width]` for each; see
+    /// [`aha_nn::batch::EncodedRows`] for the width.
+    fn encode(&self, inputs: &[&EncoderInput]) -> Result<Vec<Tensor>>;
+}
+
+/// Where an encoder's output stands in a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MediaSpan {
+    /// First of its tokens.
+    pub start: usize,
+    /// What is encoded.
+    pub input: Arc<EncoderInput>,
+}
+
+impl MediaSpan {
+    /// Its tokens in the prompt.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.start..self.start + self.input.num_tokens
+    }
+}
+
+/// Replaces the marks in a rendered prompt by the processors' texts; returns the text and all inputs in order.
+pub(crate) fn expand_marks(
+    text: &str,
+    processor: &dyn MediaProcessor,
+    media: &[Arc<Media>],
+) -> std::result::Result<(String, Vec<EncoderInput>), EngineError> {
+    let mut expanded = String::with_capacity(text.len());
+    let mut inputs = Vec::new();
+    let mut rest = text;
+    // Templates keep the order of media of one kind, but some write all pictures of a turn before its clips.
+    let mut left: Vec<&Arc<Media>> = media.iter().collect();
+    loop {
+        let next = [MediaKind::Image, MediaKind::Video, MediaKind::Audio]
+            .into_iter()
+            .filter_map(|kind| {
+                let mark = processor.mark(kind)?;
+                Some((rest.find(mark)?, kind, mark))
+            })
+            .min_by_key(|(at, _, mark)| (*at, std::cmp::Reverse(mark.len())));
+        let Some((at, kind, mark)) = next else {
+            break;
+        };
+        let Some(index) = left.iter().position(|media| media.kind() == kind) else {
+            return Err(EngineError::invalid(
+                "messages",
+                format!(
+                    "a text holds {mark:?}, with which the model marks where a {kind} stands: remove it from the text"
+                ),
+            ));
+        };
+        let processed = processor.process(left.remove(index))?;
+        expanded.push_str(&rest[..at]);
+        expanded.push_str(&processed.text);
+        inputs.extend(processed.inputs);
+        rest = &rest[at + mark.len()..];
+    }
+    expanded.push_str(rest);
+    if let Some(media) = left.first() {
+        return Err(EngineError::invalid(
+            "messages",
+            format!(
+                "the chat template left a {} out: this model takes none in that role or place",
+                media.kind()
+            ),
+        ));
+    }
+    Ok((expanded, inputs))
+}
+
+/// Finds the runs of placeholder tokens that `inputs` fill, in order.
+pub(crate) fn find_spans(
+    token_ids: &[u32],
+    placeholders: &[u32],
+    inputs: Vec<EncoderInput>,
+) -> std::result::Result<Vec<MediaSpan>, EngineError> {
+    let is_placeholder = |index: &usize| placeholders.contains(&token_ids[*index]);
+    let wanted: usize = inputs.iter().map(|input| input.num_tokens).sum();
+    let found = (0..token_ids.len()).filter(is_placeholder).count();
+    if found != wanted {
+        return Err(EngineError::invalid(
+            "messages",
+            format!(
+                "the prompt has {found} places for media, but the media take {wanted}: remove the model's own \
+                 placeholder tokens from the texts"
+            ),
+        ));
+    }
+    let mut spans = Vec::with_capacity(inputs.len());
+    let mut from = 0;
+    for input in inputs {
+        let start = (from..token_ids.len()).find(is_placeholder).unwrap_or(from);
+        let end = start + input.num_tokens;
+        if !(start..end).all(|index| index < token_ids.len() && is_placeholder(&index)) {
+            return Err(EngineError::internal(
+                "the placeholders of a medium do not stand side by side",
+            ));
+        }
+        spans.push(MediaSpan {
+            start,
+            input: Arc::new(input),
+        });
+        from = end;
+    }
+    Ok(spans)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Fake;
+
+    impl MediaProcessor for Fake {
+        fn mark(&self, kind: MediaKind) -> Option<&str> {
+            match kind {
+                MediaKind::Image => Some("<pad>"),
+                MediaKind::Audio => Some("<sound><pad>"),
+                MediaKind::Video => None,
+            }
+        }
+
+        fn placeholder_tokens(&self) -> &[u32] {
+            &[7]
+        }
+
+        fn process(&self, media: &Media) -> std::result::Result<ProcessedMedia, EngineError> {
+            Ok(ProcessedMedia {
+                text: format!("[{}]", media.kind()),
+                inputs: vec![input(2)],
+            })
+        }
+    }
+
+    fn input(num_tokens: usize) -> EncoderInput {
+        EncoderInput {
+            content: EncoderContent::Features {
+                values: Vec::new(),
+                shape: vec![0],
+            },
+            grid: [1, 1, num_tokens],
+            num_tokens,
+            hash: ContentHash::of(num_tokens),
+        }
+    }
+
+    fn sound() -> Arc<Media> {
+        let content = MediaContent::Audio {
+            samples: Vec::new(),
+            channels: 1,
+            sample_rate: 16_000,
+        };
+        Arc::new(Media::new(content, 1))
+    }
+
+    #[test]
+    fn marks_are_replaced_in_order_and_must_match_the_media() {
+        let (text, inputs) = expand_marks("a <sound><pad> b", &Fake, &[sound()]).unwrap();
+        assert_eq!((text.as_str(), inputs.len()), ("a [audio] b", 1));
+        let stray = expand_marks("a <pad> b", &Fake, &[sound()]).unwrap_err();
+        assert!(stray.to_string().contains("<pad>"), "{stray}");
+        let dropped = expand_marks("a b", &Fake, &[sound()]).unwrap_err();
+        assert!(dropped.to_string().contains("audio"), "{dropped}");
+    }
+
+    #[test]
+    fn spans_are_runs_of_placeholders_that_fit_exactly() {
+        let spans = find_spans(
+            &[1, 7, 7, 7, 2, 7],
+            &[7],
+            vec![input(1), input(2), input(1)],
+        );
+        let ranges: Vec<_> = spans.unwrap().iter().map(MediaSpan::range).collect();
+        assert_eq!(ranges, [1..2, 2..4, 5..6]);
+        assert!(find_spans(&[1, 7, 7], &[7], vec![input(1)]).is_err());
+        assert!(find_spans(&[7, 1, 7], &[7], vec![input(2)]).is_err());
+    }
+
+    #[test]
+    fn equal_sources_are_equal_media() {
+        assert_eq!(sound(), sound());
+        assert_ne!(ContentHash::of("a"), ContentHash::of("b"));
+    }
+}
