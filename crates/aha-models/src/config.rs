@@ -60,7 +60,7 @@ impl RopeKeys {
 }
 
 /// Divisors of the rotary frequencies in a GGUF: for the trained context, and for a longer one.
-pub const LONGROPE_FACTORS: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long.weight"];
+const LONGROPE_FACTORS: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long.weight"];
 
 /// Hyper-parameters of a GGUF, under the prefix of its architecture.
 #[derive(Debug, Clone, Copy)]

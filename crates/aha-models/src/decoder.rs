@@ -323,9 +323,9 @@ impl Decoder {
     /// Tensors that checkpoints carry and no decoder needs, for [`Weights::finish`].
     pub fn ignorable(&self) -> &'static [&'static str] {
         if self.config.tie_word_embeddings {
-            &["lm_head.weight", "*.rotary_emb.inv_freq"]
+            &["lm_head.weight", "*.rotary_emb.inv_freq", "rope_factors_*"]
         } else {
-            &["*.rotary_emb.inv_freq"]
+            &["*.rotary_emb.inv_freq", "rope_factors_*"]
         }
     }
 
