@@ -2,5 +2,11 @@
 //!
 //! Nothing here knows tensors, models or HTTP.
 
+mod error;
+
 pub mod audio;
 pub mod image;
+pub mod source;
+pub mod video;
+
+pub use error::MediaError;
