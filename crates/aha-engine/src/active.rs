@@ -206,7 +206,7 @@ impl Active {
             text,
             stop,
             usage: Usage {
-                prompt_tokens: self.prompt().len(),
+                prompt_tokens: self.prompt().token_ids.len(),
                 cached_tokens: self.cached_tokens,
                 completion_tokens: self.generated,
             },

@@ -36,6 +36,7 @@ impl Encoders {
     }
 
     /// Bytes of the outputs that are kept.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
