@@ -5,6 +5,7 @@
 mod active;
 pub mod chat;
 pub mod detokenizer;
+pub mod embedding;
 pub mod engine;
 pub mod error;
 pub mod event;
@@ -12,8 +13,10 @@ pub mod generator;
 mod memory;
 pub mod model;
 pub mod parser;
+pub mod pooled;
 pub mod processor;
 pub mod request;
+pub mod rerank;
 mod sampler;
 mod scheduler;
 pub mod stop;
@@ -22,10 +25,16 @@ pub mod tokenizer;
 mod worker;
 
 pub use chat::{Chat, Message, Part, ToolCall};
+pub use embedding::{
+    Embedder, EmbeddingEngine, EmbeddingInput, EmbeddingModel, EmbeddingOptions,
+    EmbeddingProcessor, Truncate,
+};
 pub use engine::{Engine, EngineOptions, EngineStatus, Generation};
 pub use error::EngineError;
 pub use event::{Event, FinishReason, Finished, Timings, TokenEvent, TokenLogprob, Usage};
 pub use generator::Generator;
-pub use model::{GenerationDefaults, LoadedModel, Task, TextModel};
+pub use model::{GenerationDefaults, LoadedModel, Task, TextModel, UnknownTask};
+pub use pooled::{PooledBatch, PooledOutput};
 pub use processor::{ProcessorError, TextProcessor};
+pub use rerank::{RerankEngine, RerankModel, RerankProcessor, Reranker};
 pub use request::{GenerationRequest, OutputParams, Prompt, SamplingParams, StopParams};
