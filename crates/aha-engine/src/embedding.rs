@@ -208,7 +208,10 @@ impl EmbeddingProcessor {
                     "this model takes no `instruct`",
                 )),
             },
-            (None, None) => settings.default_prompt.as_deref().map_or(Ok(String::new()), named),
+            (None, None) => settings
+                .default_prompt
+                .as_deref()
+                .map_or(Ok(String::new()), named),
         }
     }
 
@@ -270,7 +273,10 @@ impl EmbeddingProcessor {
                 ),
             ));
         }
-        let Some(content) = longest.checked_sub(after.len()).filter(|content| *content > 0) else {
+        let Some(content) = longest
+            .checked_sub(after.len())
+            .filter(|content| *content > 0)
+        else {
             return Err(EngineError::invalid(
                 param,
                 format!("{longest} tokens leave no room for text: keep more of `{param}`"),
@@ -293,7 +299,9 @@ impl EmbeddingProcessor {
         let message = if dimensions == size {
             return Ok(());
         } else if !self.settings.matryoshka {
-            format!("`dimensions` is {dimensions}, but this model's vectors have {size} numbers and were not trained to be cut")
+            format!(
+                "`dimensions` is {dimensions}, but this model's vectors have {size} numbers and were not trained to be cut"
+            )
         } else if dimensions == 0 || dimensions > size {
             format!("`dimensions` is {dimensions}, but must be between 1 and {size}")
         } else {
@@ -465,11 +473,7 @@ impl PendingEmbeddings {
     }
 }
 
-fn finished(
-    mut output: PooledOutput,
-    dimensions: Option<usize>,
-    normalize: bool,
-) -> PooledOutput {
+fn finished(mut output: PooledOutput, dimensions: Option<usize>, normalize: bool) -> PooledOutput {
     for row in &mut output.rows {
         if let Some(dimensions) = dimensions {
             row.truncate(dimensions);

@@ -409,10 +409,7 @@ impl Engine {
 
 /// Waits for an engine's thread to end; once.
 pub(crate) fn join(thread: &Mutex<Option<JoinHandle<()>>>) {
-    let thread = thread
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+    let thread = thread.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(thread) = thread
         && thread.join().is_err()
     {

@@ -37,10 +37,7 @@ pub struct PooledBatch<'a> {
 impl PooledBatch<'_> {
     /// Tokens of all sequences.
     pub fn num_tokens(&self) -> usize {
-        self.sequences
-            .iter()
-            .map(|sequence| sequence.len())
-            .sum()
+        self.sequences.iter().map(|sequence| sequence.len()).sum()
     }
 }
 
@@ -118,9 +115,7 @@ struct Inner {
 
 /// An answer that is being computed. Dropping it cancels the request.
 #[derive(Debug)]
-pub(crate) struct PendingRows(
-    oneshot::Receiver<std::result::Result<PooledOutput, EngineError>>,
-);
+pub(crate) struct PendingRows(oneshot::Receiver<std::result::Result<PooledOutput, EngineError>>);
 
 impl PendingRows {
     pub(crate) async fn wait(self) -> std::result::Result<PooledOutput, EngineError> {
@@ -348,7 +343,9 @@ impl Worker {
             }
         }
         let tokens = batch.num_tokens() as u64;
-        self.shared.prompt_tokens.fetch_add(tokens, Ordering::Relaxed);
+        self.shared
+            .prompt_tokens
+            .fetch_add(tokens, Ordering::Relaxed);
         self.shared.begin_step();
         // Inside the pool, many small parallel loops start without handing work from thread to thread.
         let result = catch_unwind(AssertUnwindSafe(|| {

@@ -1,5 +1,6 @@
 //! How well documents answer a query: the contract with the model, and its engine.
 
+use crate::embedding::PreparedInput;
 use crate::engine::{EngineOptions, EngineStatus};
 use crate::error::EngineError;
 use crate::pooled::{PendingRows, Pooled, PooledBatch, PooledEngine, PooledOutput};
@@ -25,7 +26,11 @@ pub trait RerankProcessor: Send + Sync {
     /// The tokenizer.
     fn tokenizer(&self) -> &Tokenizer;
 
-    /// Token ids of a pair; `instruct` is the task in words. A document that is too long is cut as the release does.
+    /// Whether a task in words can be given.
+    fn takes_instruct(&self) -> bool;
+
+    /// Token ids of a pair, at most `max_length`; `instruct` is the task in words. The end of a document that is too
+    /// long is cut off, as the release does.
     ///
     /// # Errors
     /// When a text cannot be tokenised, or query and task leave no room for a document.
@@ -34,7 +39,8 @@ pub trait RerankProcessor: Send + Sync {
         query: &str,
         document: &str,
         instruct: Option<&str>,
-    ) -> std::result::Result<Vec<u32>, EngineError>;
+        max_length: usize,
+    ) -> std::result::Result<PreparedInput, EngineError>;
 
     /// Most tokens of a pair.
     fn max_length(&self) -> usize;

@@ -30,7 +30,8 @@ mod recurrent;
 pub use attention::{PagedAttention, PagedSequence, RaggedAttention, Rows};
 pub use bandwidth::measure_read_bandwidth;
 pub use elementwise::{
-    add_bias, gelu, gelu_on, layer_norm, layer_norm_on, rms_norm, rms_norm_on, silu_mul, silu_mul_on,
+    add_bias, gelu, gelu_on, layer_norm, layer_norm_on, rms_norm, rms_norm_on, silu_mul,
+    silu_mul_on,
 };
 pub use error::KernelError;
 pub use isa::{InstructionSet, instruction_set};

@@ -210,7 +210,9 @@ impl Decoder {
     /// Loads `model.*` and, unless tied, `lm_head` from `weights`, and reports what is missing or misshapen.
     pub fn load(weights: &Weights, config: DecoderConfig) -> std::result::Result<Self, LoadError> {
         config.validate()?;
-        let model = weights.pp("model");
+        // Checkpoints that were saved without a head lack the prefix.
+        let bare = weights.contains("embed_tokens.weight");
+        let model = weights.pp(if bare { "" } else { "model" });
         let hidden_size = config.attention.hidden_size;
         let embed_tokens =
             Embedding::load(&model.pp("embed_tokens"), config.vocab_size, hidden_size)?;
@@ -271,6 +273,16 @@ impl Decoder {
     pub fn embed(&self, batch: &Batch) -> Result<Tensor> {
         let embedded = self.embed_tokens.forward(batch.token_ids())?;
         scaled(embedded, self.config.scales.embedding)
+    }
+
+    /// The token embedding, which is the output head of tied checkpoints, too.
+    pub fn embedding(&self) -> &Embedding {
+        &self.embed_tokens
+    }
+
+    /// Width of the residual stream.
+    pub fn hidden_size(&self) -> usize {
+        self.config.attention.hidden_size
     }
 
     /// Rotation of the batch's positions.

@@ -214,9 +214,18 @@ mod tests {
         assert_eq!(read(&[]).unwrap(), None);
         let found = read(&[
             ("modules.json", MODULES_OF_TWO),
-            ("1_Pooling/config.json", r#"{"pooling_mode_lasttoken": true, "pooling_mode_cls_token": false}"#),
-            ("sentence_bert_config.json", r#"{"max_seq_length": 99, "do_lower_case": true}"#),
-            ("config_sentence_transformers.json", r#"{"prompts": {"query": "Q: "}, "default_prompt_name": null}"#),
+            (
+                "1_Pooling/config.json",
+                r#"{"pooling_mode_lasttoken": true, "pooling_mode_cls_token": false}"#,
+            ),
+            (
+                "sentence_bert_config.json",
+                r#"{"max_seq_length": 99, "do_lower_case": true}"#,
+            ),
+            (
+                "config_sentence_transformers.json",
+                r#"{"prompts": {"query": "Q: "}, "default_prompt_name": null}"#,
+            ),
         ])
         .unwrap()
         .unwrap();
@@ -241,7 +250,10 @@ mod tests {
             r#"{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": true}"#,
             r#"{"pooling_mode_mean_tokens": 3}"#,
         ] {
-            let files = [("modules.json", MODULES_OF_TWO), ("1_Pooling/config.json", pooling)];
+            let files = [
+                ("modules.json", MODULES_OF_TWO),
+                ("1_Pooling/config.json", pooling),
+            ];
             assert!(read(&files).is_err(), "{pooling}");
         }
         for path in ["../elsewhere", "/etc"] {

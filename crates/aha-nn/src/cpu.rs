@@ -184,9 +184,6 @@ mod tests {
             &fused,
             &candle_nn::ops::layer_norm_slow(&x, &weight, &bias, 1e-6).unwrap(),
         );
-        close(
-            &x.apply_op1_no_bwd(&Gelu).unwrap(),
-            &x.gelu_erf().unwrap(),
-        );
+        close(&x.apply_op1_no_bwd(&Gelu).unwrap(), &x.gelu_erf().unwrap());
     }
 }

@@ -47,7 +47,12 @@ impl Embedder for Echo {
         let rows: Vec<f32> = batch
             .sequences
             .iter()
-            .flat_map(|s| [s.len() as f32, if has(NAN) { f32::NAN } else { s[0] as f32 }])
+            .flat_map(|s| {
+                [
+                    s.len() as f32,
+                    if has(NAN) { f32::NAN } else { s[0] as f32 },
+                ]
+            })
             .collect();
         Tensor::from_vec(rows, (batch.sequences.len(), 2), &Device::Cpu)
     }

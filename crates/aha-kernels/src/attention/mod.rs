@@ -10,8 +10,8 @@ mod task;
 use crate::error::{check_len, checked_mul};
 use crate::{InstructionSet, KernelError, instruction_set};
 
-use call::{Call, Output, Places, Seen, Sequence};
 pub use call::Rows;
+use call::{Call, Output, Places, Seen, Sequence};
 pub use ragged::RaggedAttention;
 
 /// Attention of each query token over its sequence's part of a paged cache.

@@ -94,13 +94,7 @@ impl RaggedAttention<'_> {
         Ok(())
     }
 
-    fn check(
-        &self,
-        q: Rows<'_>,
-        k: Rows<'_>,
-        v: Rows<'_>,
-        out: &[f32],
-    ) -> Result<(), KernelError> {
+    fn check(&self, q: Rows<'_>, k: Rows<'_>, v: Rows<'_>, out: &[f32]) -> Result<(), KernelError> {
         for (argument, value) in [
             ("num_heads", self.num_heads),
             ("num_kv_heads", self.num_kv_heads),

@@ -151,10 +151,7 @@ impl Task {
 
     /// Lays the queries out as `[tile][dim][row of the tile]`.
     fn pack_queries(&self, call: &Call<'_>, kv_head: usize, target: &mut [f32]) {
-        let (dim, rows) = (
-            call.head_dim,
-            (self.end - self.start) * call.group,
-        );
+        let (dim, rows) = (call.head_dim, (self.end - self.start) * call.group);
         for from in (0..rows).step_by(TILE_ROWS) {
             let count = TILE_ROWS.min(rows - from);
             let target = &mut target[from * dim..(from + count) * dim];
@@ -254,13 +251,7 @@ impl Head<'_> {
                 continue;
             }
             let mut tile = [scores[row], scores[rows + row]];
-            let step = softmax(
-                call.set,
-                &mut tile,
-                call.scale,
-                seen,
-                running.largest,
-            );
+            let step = softmax(call.set, &mut tile, call.scale, seen, running.largest);
             target.copy_from_slice(&tile);
             if step.correction != 1.0 {
                 for line in self.sums.iter_mut().skip(row).step_by(rows) {

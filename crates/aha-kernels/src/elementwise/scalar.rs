@@ -52,7 +52,11 @@ pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, 
 /// See [`super::gelu`].
 pub(super) fn gelu(x: &[f32], out: &mut [f32]) {
     for (out, &x) in out.iter_mut().zip(x) {
-        let size = if x.abs() > FARTHEST { FARTHEST } else { x.abs() };
+        let size = if x.abs() > FARTHEST {
+            FARTHEST
+        } else {
+            x.abs()
+        };
         let t = 1.0 / (1.0 + SLOPE * size);
         let mut tail = TAIL[0];
         for coefficient in &TAIL[1..] {

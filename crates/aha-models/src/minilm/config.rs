@@ -44,7 +44,7 @@ impl BertConfig {
         let keys = GgufKeys::new(file, "bert");
         let types = file
             .tensor("token_types.weight")
-            .and_then(|tensor| tensor.shape().first().copied());
+            .and_then(|tensor| tensor.shape.first().copied());
         Ok(Self {
             vocab_size: keys.vocab_size()?,
             hidden_size: keys.unsigned("embedding_length")?,
@@ -97,7 +97,10 @@ impl BertConfig {
             return Err(LoadError::config("position_embedding_type", reason));
         }
         if self.is_decoder {
-            return Err(LoadError::config("is_decoder", "only encoders are supported"));
+            return Err(LoadError::config(
+                "is_decoder",
+                "only encoders are supported",
+            ));
         }
         Ok(())
     }

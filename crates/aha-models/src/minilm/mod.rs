@@ -10,7 +10,7 @@ use crate::error::LoadError;
 use crate::pooling::Pooling;
 use crate::registry::Family;
 use crate::sentence::SentenceTransformer;
-use crate::text::embedding_tokenizer;
+use crate::text::tokenizer;
 use aha_engine::embedding::EmbeddingSettings;
 use aha_engine::{EmbeddingModel, EmbeddingProcessor, LoadedModel, Task};
 use aha_nn::weights::NameMap;
@@ -31,9 +31,8 @@ fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<LoadedModel, L
     let sides = SentenceTransformer::read(checkpoint)?;
     let bert = encoder(checkpoint, options)?;
     let positions = aha_engine::Embedder::context_length(&bert);
-    let tokenizer = embedding_tokenizer(checkpoint)?;
-    // Without side files nothing says that vectors were trained on their direction alone; both converters to GGUF
-    // and those who save a bare encoder leave the step to the reader.
+    // Without side files nothing says that vectors were trained on their direction alone; converters to
+    // GGUF and those who save a bare encoder leave the step to the reader.
     let sides = sides.unwrap_or(SentenceTransformer {
         normalizes: true,
         ..SentenceTransformer::default()
@@ -52,7 +51,7 @@ fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<LoadedModel, L
     };
     Ok(LoadedModel::Embed(EmbeddingModel {
         embedder: Box::new(bert),
-        processor: EmbeddingProcessor::new(tokenizer, settings)?,
+        processor: EmbeddingProcessor::new(tokenizer(checkpoint)?, settings)?,
     }))
 }
 
