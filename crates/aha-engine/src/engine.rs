@@ -65,7 +65,7 @@ impl Default for EngineOptions {
 
 impl EngineOptions {
     /// Refuses sizes that no engine can work with.
-    fn validate(&self) -> Result<(), EngineError> {
+    pub(crate) fn validate(&self) -> Result<(), EngineError> {
         for (name, value) in [
             ("max_batch_tokens", self.max_batch_tokens),
             ("max_sequences", self.max_sequences),
@@ -106,7 +106,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             alive: AtomicBool::new(true),
             running: AtomicUsize::new(0),
@@ -143,6 +143,58 @@ impl Shared {
             (old * 7 + duration.as_millis() as u64) / 8,
             Ordering::Relaxed,
         );
+    }
+
+    /// Whether a request would find a place in a queue of `limit`, of which `at_once` are served together.
+    pub(crate) fn check_room(&self, limit: usize, at_once: usize) -> Result<(), EngineError> {
+        let waiting = self.waiting.load(Ordering::Acquire);
+        if !self.alive.load(Ordering::Acquire) {
+            Err(EngineError::ShuttingDown)
+        } else if waiting >= limit {
+            Err(self.overloaded(waiting, at_once))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes a place in the queue, or says that there is none.
+    pub(crate) fn enter_queue(&self, limit: usize, at_once: usize) -> Result<(), EngineError> {
+        self.check_room(limit, at_once)?;
+        let waiting = self.waiting.fetch_add(1, Ordering::AcqRel);
+        if waiting >= limit {
+            self.leave_queue();
+            return Err(self.overloaded(waiting, at_once));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn leave_queue(&self) {
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn overloaded(&self, waiting: usize, at_once: usize) -> EngineError {
+        let average = self.average_request.load(Ordering::Relaxed);
+        let rounds = waiting.div_ceil(at_once.max(1)) as u64;
+        EngineError::Overloaded {
+            waiting,
+            retry_after_seconds: (average * rounds).div_ceil(1000).clamp(1, 600),
+        }
+    }
+
+    pub(crate) fn status(&self) -> EngineStatus {
+        EngineStatus {
+            running: self.running.load(Ordering::Acquire),
+            waiting: self.waiting.load(Ordering::Acquire),
+            free_blocks: self.free_blocks.load(Ordering::Acquire),
+            cached_blocks: self.cached_blocks.load(Ordering::Relaxed),
+            total_blocks: self.total_blocks.load(Ordering::Relaxed),
+            steps: self.steps.load(Ordering::Relaxed),
+            prompt_tokens: self.prompt_tokens.load(Ordering::Relaxed),
+            generated_tokens: self.generated_tokens.load(Ordering::Relaxed),
+            preemptions: self.preemptions.load(Ordering::Relaxed),
+            panics: self.panics.load(Ordering::Relaxed),
+            stuck: self.stuck(),
+        }
     }
 
     fn stuck(&self) -> bool {
@@ -307,15 +359,7 @@ impl Engine {
             });
         }
         let shared = &inner.shared;
-        self.check_room()?;
-        let waiting = shared.waiting.fetch_add(1, Ordering::AcqRel);
-        if waiting >= inner.options.queue_limit {
-            shared.waiting.fetch_sub(1, Ordering::AcqRel);
-            return Err(EngineError::Overloaded {
-                waiting,
-                retry_after_seconds: self.expected_wait(waiting),
-            });
-        }
+        shared.enter_queue(inner.options.queue_limit, inner.options.max_sequences)?;
         let (sender, receiver) = mpsc::channel(EVENT_BUFFER);
         let overrun = Arc::new(AtomicBool::new(false));
         let active = Active::new(
@@ -334,7 +378,7 @@ impl Engine {
             .send(Command::Submit(Box::new(active)))
             .is_err()
         {
-            shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            shared.leave_queue();
             return Err(EngineError::ShuttingDown);
         }
         Ok(Generation {
@@ -349,59 +393,32 @@ impl Engine {
     ///
     /// Errors like [`Engine::submit`] when the queue is full or the engine is stopping.
     pub fn check_room(&self) -> Result<(), EngineError> {
-        let shared = &self.inner.shared;
-        let waiting = shared.waiting.load(Ordering::Acquire);
-        if !shared.alive.load(Ordering::Acquire) {
-            Err(EngineError::ShuttingDown)
-        } else if waiting >= self.inner.options.queue_limit {
-            Err(EngineError::Overloaded {
-                waiting,
-                retry_after_seconds: self.expected_wait(waiting),
-            })
-        } else {
-            Ok(())
-        }
-    }
-
-    fn expected_wait(&self, waiting: usize) -> u64 {
-        let average = self.inner.shared.average_request.load(Ordering::Relaxed);
-        let rounds = waiting.div_ceil(self.inner.options.max_sequences.max(1)) as u64;
-        (average * rounds).div_ceil(1000).clamp(1, 600)
+        let options = &self.inner.options;
+        self.inner
+            .shared
+            .check_room(options.queue_limit, options.max_sequences)
     }
 
     /// A look at the state.
     pub fn status(&self) -> EngineStatus {
-        let shared = &self.inner.shared;
-        EngineStatus {
-            running: shared.running.load(Ordering::Acquire),
-            waiting: shared.waiting.load(Ordering::Acquire),
-            free_blocks: shared.free_blocks.load(Ordering::Acquire),
-            cached_blocks: shared.cached_blocks.load(Ordering::Relaxed),
-            total_blocks: shared.total_blocks.load(Ordering::Relaxed),
-            steps: shared.steps.load(Ordering::Relaxed),
-            prompt_tokens: shared.prompt_tokens.load(Ordering::Relaxed),
-            generated_tokens: shared.generated_tokens.load(Ordering::Relaxed),
-            preemptions: shared.preemptions.load(Ordering::Relaxed),
-            panics: shared.panics.load(Ordering::Relaxed),
-            stuck: shared.stuck(),
-        }
+        self.inner.shared.status()
     }
 
     /// Ends the thread: running and waiting requests fail with [`EngineError::ShuttingDown`].
     pub fn shutdown(&self) {
         // The thread may be gone already; then there is nobody left to tell.
         let _ = self.inner.commands.send(Command::Shutdown);
-        let thread = self
-            .inner
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            tracing::error!("the engine's thread panicked");
-        }
+        join(&self.inner.thread);
+    }
+}
+
+/// Waits for an engine's thread to end; once.
+pub(crate) fn join(thread: &Mutex<Option<JoinHandle<()>>>) {
+    let thread = thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(thread) = thread
+        && thread.join().is_err()
+    {
+        tracing::error!("the engine's thread panicked");
     }
 }
 

@@ -5,6 +5,7 @@
 mod active;
 pub mod chat;
 pub mod detokenizer;
+pub mod embedding;
 mod encoders;
 pub mod engine;
 pub mod error;
@@ -14,16 +15,23 @@ pub mod media;
 mod memory;
 pub mod model;
 pub mod parser;
+pub mod pooled;
 pub mod processor;
 pub mod request;
+pub mod rerank;
 mod sampler;
 mod scheduler;
+pub mod service;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
 mod worker;
 
 pub use chat::{Chat, Message, Part, ToolCall};
+pub use embedding::{
+    Embedder, EmbeddingEngine, EmbeddingInput, EmbeddingModel, EmbeddingOptions,
+    EmbeddingProcessor, Truncate,
+};
 pub use engine::{Engine, EngineOptions, EngineStatus, Generation};
 pub use error::EngineError;
 pub use event::{Event, FinishReason, Finished, Timings, TokenEvent, TokenLogprob, Usage};
@@ -32,6 +40,9 @@ pub use media::{
     ContentHash, EncoderContent, EncoderInput, Media, MediaContent, MediaEncoder, MediaKind,
     MediaProcessor, MediaSpan, PixelLimits, ProcessedMedia,
 };
-pub use model::{GenerationDefaults, LoadedModel, Task, TextModel};
+pub use model::{GenerationDefaults, LoadedModel, Task, TextModel, UnknownTask};
+pub use pooled::{PooledBatch, PooledOutput};
 pub use processor::{ProcessorError, TextProcessor};
 pub use request::{GenerationRequest, OutputParams, Prompt, SamplingParams, StopParams};
+pub use rerank::{RerankEngine, RerankModel, RerankProcessor, Reranker};
+pub use service::Service;

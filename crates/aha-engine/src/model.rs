@@ -1,16 +1,23 @@
 //! A loaded model: one enum over the tasks.
 
+use crate::embedding::EmbeddingModel;
 use crate::generator::Generator;
 use crate::media::MediaEncoder;
 use crate::processor::TextProcessor;
 use crate::request::SamplingParams;
+use crate::rerank::RerankModel;
 use std::fmt;
+use std::str::FromStr;
 
 /// What a model is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Task {
     /// Chat and text completion.
     Chat,
+    /// Texts to vectors.
+    Embed,
+    /// How well documents answer a query.
+    Rerank,
 }
 
 impl Task {
@@ -18,7 +25,25 @@ impl Task {
     pub fn name(self) -> &'static str {
         match self {
             Self::Chat => "chat",
+            Self::Embed => "embed",
+            Self::Rerank => "rerank",
         }
+    }
+}
+
+/// A word that names no task.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown task `{0}`; use chat, embed or rerank")]
+pub struct UnknownTask(String);
+
+impl FromStr for Task {
+    type Err = UnknownTask;
+
+    fn from_str(text: &str) -> Result<Self, UnknownTask> {
+        [Self::Chat, Self::Embed, Self::Rerank]
+            .into_iter()
+            .find(|task| task.name() == text)
+            .ok_or_else(|| UnknownTask(text.to_owned()))
     }
 }
 
@@ -62,6 +87,10 @@ impl fmt::Debug for TextModel {
 pub enum LoadedModel {
     /// Continues text.
     Text(TextModel),
+    /// Makes vectors of texts.
+    Embed(EmbeddingModel),
+    /// Scores documents.
+    Rerank(RerankModel),
 }
 
 impl LoadedModel {
@@ -69,6 +98,8 @@ impl LoadedModel {
     pub fn task(&self) -> Task {
         match self {
             Self::Text(_) => Task::Chat,
+            Self::Embed(_) => Task::Embed,
+            Self::Rerank(_) => Task::Rerank,
         }
     }
 }

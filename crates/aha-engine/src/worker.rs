@@ -68,7 +68,7 @@ impl CacheSize {
 }
 
 /// Tells the handles that the thread is gone, however it ends.
-struct Alive(Arc<Shared>);
+pub(crate) struct Alive(pub(crate) Arc<Shared>);
 
 impl Drop for Alive {
     fn drop(&mut self) {

@@ -2,7 +2,10 @@
 
 use std::hint::black_box;
 
-use aha_kernels::{PackedMatrix, PagedAttention, PagedSequence, WeightKind, rms_norm, silu_mul};
+use aha_kernels::{
+    PackedMatrix, PagedAttention, PagedSequence, RaggedAttention, Rows, WeightKind, gelu,
+    layer_norm, rms_norm, silu_mul,
+};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 
@@ -83,16 +86,62 @@ fn attention(criterion: &mut Criterion) {
     }
 }
 
+/// Encoders: thousands of tokens of an image, or many short texts. Throughput is that of multiply-adds, to be
+/// compared with that of the products above.
+fn encoder_attention(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("encoder attention");
+    for (name, num_heads, head_dim, lengths) in [
+        ("one of 4096, head 64", 16, 64, vec![4096]),
+        ("one of 4096, head 72", 16, 72, vec![4096]),
+        ("one of 4096, head 80", 16, 80, vec![4096]),
+        ("64 of 64, head 80", 16, 80, vec![64; 64]),
+        ("64 of 16, head 32", 12, 32, vec![16; 64]),
+    ] {
+        let mut cu_seqlens = vec![0_u32];
+        cu_seqlens.extend(lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        }));
+        let width = num_heads * head_dim;
+        let tokens = cu_seqlens[lengths.len()] as usize;
+        let (q, mut out) = (ramp(tokens * width), vec![0.0; tokens * width]);
+        let rows = Rows {
+            values: &q,
+            stride: width,
+        };
+        let attention = RaggedAttention {
+            num_heads,
+            num_kv_heads: num_heads,
+            head_dim,
+            scale: 0.1,
+            causal: false,
+            cu_seqlens: &cu_seqlens,
+        };
+        let pairs: u64 = lengths.iter().map(|&l| u64::from(l).pow(2)).sum();
+        group.sample_size(10);
+        group.throughput(Throughput::Elements(2 * pairs * width as u64));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| attention.forward(black_box(rows), rows, rows, black_box(&mut out)));
+        });
+    }
+}
+
 fn elementwise(criterion: &mut Criterion) {
     let (x, weight) = (ramp(16 * 3072), ramp(3072));
     let mut out = vec![0.0; x.len()];
     criterion.bench_function("rms_norm/16x3072", |bencher| {
         bencher.iter(|| rms_norm(black_box(&x), &weight, 1e-6, black_box(&mut out)));
     });
+    criterion.bench_function("layer_norm/16x3072", |bencher| {
+        bencher.iter(|| layer_norm(black_box(&x), &weight, &weight, 1e-6, black_box(&mut out)));
+    });
+    criterion.bench_function("gelu/16x3072", |bencher| {
+        bencher.iter(|| gelu(black_box(&x), black_box(&mut out)));
+    });
     criterion.bench_function("silu_mul/16x3072", |bencher| {
         bencher.iter(|| silu_mul(black_box(&x), &x, black_box(&mut out)));
     });
 }
 
-criterion_group!(benches, matmul, attention, elementwise);
+criterion_group!(benches, matmul, attention, encoder_attention, elementwise);
 criterion_main!(benches);

@@ -27,9 +27,12 @@ mod pack;
 mod quant;
 mod recurrent;
 
-pub use attention::{PagedAttention, PagedSequence};
+pub use attention::{PagedAttention, PagedSequence, RaggedAttention, Rows};
 pub use bandwidth::measure_read_bandwidth;
-pub use elementwise::{rms_norm, rms_norm_on, silu_mul, silu_mul_on};
+pub use elementwise::{
+    add_bias, gelu, gelu_on, layer_norm, layer_norm_on, rms_norm, rms_norm_on, silu_mul,
+    silu_mul_on,
+};
 pub use error::KernelError;
 pub use isa::{InstructionSet, instruction_set};
 pub use pack::{PackedMatrix, WeightKind};

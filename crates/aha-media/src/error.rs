@@ -34,7 +34,9 @@ pub enum MediaError {
         limit: u64,
     },
     /// A side longer than allowed.
-    #[error("the image is {width}x{height}, and no side may have more than {limit} pixels; crop it")]
+    #[error(
+        "the image is {width}x{height}, and no side may have more than {limit} pixels; crop it"
+    )]
     SideTooLong {
         /// Width in pixels.
         width: u64,

@@ -1,6 +1,6 @@
 //! A checkpoint on disk: a folder in the release's layout, or one GGUF file.
 
-use aha_engine::GenerationDefaults;
+use aha_engine::{GenerationDefaults, Task};
 use aha_nn::weights::Weights;
 use aha_nn::weights::gguf::{GgufFile, Metadata};
 use aha_nn::weights::{Catalog, DtypeRequest, NameMap, Placement};
@@ -27,6 +27,10 @@ pub struct LoadOptions {
     pub dtype: DtypeRequest,
     /// Told about the progress of loading.
     pub progress: Option<ProgressCallback>,
+    /// What the model shall be for; by default what the checkpoint says, see [`crate::task`].
+    pub task: Option<Task>,
+    /// What the user calls the model: names of releases tell tasks that configurations leave open.
+    pub name: Option<String>,
 }
 
 impl Default for LoadOptions {
@@ -36,6 +40,8 @@ impl Default for LoadOptions {
             device: Device::Cpu,
             dtype: DtypeRequest::Auto,
             progress: None,
+            task: None,
+            name: None,
         }
     }
 }
@@ -406,7 +412,7 @@ fn files_with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, 
     Ok(files)
 }
 
-fn read_json(path: &Path) -> Result<Value, LoadError> {
+pub(crate) fn read_json(path: &Path) -> Result<Value, LoadError> {
     let io = |source| LoadError::Io {
         path: path.to_owned(),
         source,
@@ -426,7 +432,7 @@ fn read_json(path: &Path) -> Result<Value, LoadError> {
         .map_err(|error| malformed(error.to_string()))
 }
 
-fn parse<T: DeserializeOwned>(value: &Value, path: &Path) -> Result<T, LoadError> {
+pub(crate) fn parse<T: DeserializeOwned>(value: &Value, path: &Path) -> Result<T, LoadError> {
     serde_path_to_error::deserialize(value).map_err(|error| LoadError::Json {
         path: path.to_owned(),
         field: error.path().to_string(),

@@ -254,8 +254,10 @@ impl Decoder {
     /// Loads `model.*` and, unless tied, `lm_head` from `weights`, and reports what is missing or misshapen.
     pub fn load(weights: &Weights, config: DecoderConfig) -> std::result::Result<Self, LoadError> {
         let attention = config.attention.clone();
+        // Checkpoints that were saved without a head lack the prefix.
+        let bare = weights.contains("embed_tokens.weight");
         let mut decoder = Self::load_parts(
-            &weights.pp("model"),
+            &weights.pp(if bare { "" } else { "model" }),
             &weights.pp("lm_head"),
             config,
             |layer, _| {
@@ -340,6 +342,16 @@ impl Decoder {
     pub fn embed(&self, batch: &Batch) -> Result<Tensor> {
         let embedded = self.embed_tokens.forward(batch.token_ids())?;
         batch.place_encoded(scaled(embedded, self.config.scales.embedding)?)
+    }
+
+    /// The token embedding, which is the output head of tied checkpoints, too.
+    pub fn embedding(&self) -> &Embedding {
+        &self.embed_tokens
+    }
+
+    /// Width of the residual stream.
+    pub fn hidden_size(&self) -> usize {
+        self.config.attention.hidden_size
     }
 
     /// Rotation of the batch's positions.

@@ -1,6 +1,6 @@
 //! Why a checkpoint does not load.
 
-use aha_engine::{EngineError, ProcessorError};
+use aha_engine::{EngineError, ProcessorError, Task};
 use aha_nn::rope::RopeConfigError;
 use aha_nn::weights::WeightsError;
 use std::path::PathBuf;
@@ -54,6 +54,20 @@ pub enum LoadError {
         found: String,
         /// All that the registry knows.
         supported: String,
+    },
+    /// The architecture has no model of that task.
+    #[error(
+        "{path} cannot be loaded for the task `{task}` (taken since {reason}): for its architecture there is {possible}; choose with --task"
+    )]
+    Task {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The task.
+        task: Task,
+        /// What speaks for it.
+        reason: String,
+        /// Tasks that families of the architecture have.
+        possible: String,
     },
     /// The weight files are at fault.
     #[error(transparent)]

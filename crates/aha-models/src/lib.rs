@@ -7,10 +7,17 @@ pub mod error;
 pub mod lfm2;
 pub mod llama;
 pub mod minicpm4;
+pub mod minilm;
+pub mod pass;
+pub mod pooling;
 pub mod qwen3;
 pub mod qwen3_5;
+pub mod qwen3_embedding;
+pub mod qwen3_reranker;
 pub mod registry;
 pub mod releases;
+pub mod sentence;
+pub mod task;
 pub mod text;
 
 pub use checkpoint::{Checkpoint, LoadOptions};

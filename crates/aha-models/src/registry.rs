@@ -29,34 +29,46 @@ pub static FAMILIES: &[Family] = &[
     crate::minicpm4::FAMILY,
     crate::lfm2::FAMILY,
     crate::qwen3_5::FAMILY,
+    crate::qwen3_embedding::FAMILY,
+    crate::qwen3_reranker::FAMILY,
+    crate::minilm::FAMILY,
 ];
 
 impl Family {
-    /// The family of a checkpoint, by what its configuration says.
-    pub fn of(checkpoint: &Checkpoint) -> Result<&'static Self, LoadError> {
+    /// The family of a checkpoint, by what its configuration says; where that leaves the task open, see
+    /// [`crate::task`].
+    pub fn of(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<&'static Self, LoadError> {
+        Self::choose(checkpoint, options).map(|(family, _)| family)
+    }
+
+    fn choose(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+    ) -> Result<crate::task::Choice, LoadError> {
         let architecture = checkpoint.architecture()?;
-        FAMILIES
+        let candidates: Vec<&'static Self> = FAMILIES
             .iter()
-            .find(|family| family.matches(&architecture))
-            .ok_or_else(|| {
-                let found = match architecture {
-                    Architecture::Gguf(name) => name,
-                    Architecture::Config {
-                        architectures,
-                        model_type,
-                    } if architectures.is_empty() => model_type,
-                    Architecture::Config { architectures, .. } => architectures.join(", "),
-                };
-                let supported: Vec<&str> = FAMILIES
-                    .iter()
-                    .flat_map(|family| family.architectures.iter().copied())
-                    .collect();
-                LoadError::UnknownArchitecture {
-                    path: checkpoint.path().to_owned(),
-                    found,
-                    supported: supported.join(", "),
-                }
-            })
+            .filter(|family| family.matches(&architecture))
+            .collect();
+        crate::task::choose(checkpoint, options, &candidates)?.ok_or_else(|| {
+            let found = match architecture {
+                Architecture::Gguf(name) => name,
+                Architecture::Config {
+                    architectures,
+                    model_type,
+                } if architectures.is_empty() => model_type,
+                Architecture::Config { architectures, .. } => architectures.join(", "),
+            };
+            let supported: Vec<&str> = FAMILIES
+                .iter()
+                .flat_map(|family| family.architectures.iter().copied())
+                .collect();
+            LoadError::UnknownArchitecture {
+                path: checkpoint.path().to_owned(),
+                found,
+                supported: supported.join(", "),
+            }
+        })
     }
 
     fn matches(&self, architecture: &Architecture) -> bool {
@@ -76,7 +88,10 @@ impl Family {
 /// Loads whatever checkpoint is at `path`.
 pub fn load(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
     let checkpoint = Checkpoint::open(path)?;
-    let family = Family::of(&checkpoint)?;
+    let (family, reason) = Family::choose(&checkpoint, options)?;
+    if let Some(reason) = reason {
+        tracing::info!("task: {}, since {reason}; --task overrides it", family.task);
+    }
     tracing::debug!(family = family.slug, path = %path.display(), "checkpoint recognised");
     (family.load)(&checkpoint, options)
 }

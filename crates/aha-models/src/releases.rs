@@ -50,6 +50,19 @@ pub static RELEASES: &[Release] = releases! {
         "openbmb/MiniCPM4-0.5B" "minicpm4-0.5b" "OpenBMB/MiniCPM4-0.5B",
         "openbmb/MiniCPM4-8B" "minicpm4-8b" "OpenBMB/MiniCPM4-8B",
     }
+    "qwen3_embedding" "Apache-2.0" {
+        "Qwen/Qwen3-Embedding-0.6B" "qwen3-embedding-0.6b",
+        "Qwen/Qwen3-Embedding-4B" "qwen3-embedding-4b",
+        "Qwen/Qwen3-Embedding-8B" "qwen3-embedding-8b",
+    }
+    "qwen3_reranker" "Apache-2.0" {
+        "Qwen/Qwen3-Reranker-0.6B" "qwen3-reranker-0.6b",
+        "Qwen/Qwen3-Reranker-4B" "qwen3-reranker-4b",
+        "Qwen/Qwen3-Reranker-8B" "qwen3-reranker-8b",
+    }
+    "minilm" "Apache-2.0" {
+        "sentence-transformers/all-MiniLM-L6-v2" "all-minilm-l6-v2",
+    }
 };
 
 /// The release that `name` means: its id or alias, whatever the case.

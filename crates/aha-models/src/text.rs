@@ -2,7 +2,8 @@
 
 use crate::checkpoint::{Checkpoint, Format};
 use crate::error::LoadError;
-use aha_engine::{Generator, LoadedModel, TextModel, TextProcessor};
+use aha_engine::tokenizer::Tokenizer;
+use aha_engine::{Generator, LoadedModel, ProcessorError, TextModel, TextProcessor};
 
 /// Joins a loaded decoder with the checkpoint's tokenizer, chat template and generation defaults.
 pub fn text_model(
@@ -35,4 +36,13 @@ pub fn text_model(
         processor,
         defaults,
     }))
+}
+
+/// The checkpoint's tokenizer alone, for models without chats.
+pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, LoadError> {
+    let tokenizer = match checkpoint.format() {
+        Format::Folder { .. } => Tokenizer::from_folder(checkpoint.path()),
+        Format::Gguf(file) => Tokenizer::from_gguf(&file.metadata),
+    };
+    Ok(tokenizer.map_err(ProcessorError::from)?)
 }

@@ -1,6 +1,9 @@
 //! Fused f32 operations on the CPU, by our kernels.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
+use aha_kernels::Rows;
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor,
+};
 
 /// Whether the kernels of this module take the tensor.
 pub(crate) fn is_f32_on_cpu(x: &Tensor) -> bool {
@@ -16,6 +19,31 @@ pub(crate) fn contiguous_f32<'a>(
         (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
         _ => candle_core::bail!("the kernel needs contiguous f32 values"),
     }
+}
+
+/// The rows of an f32 tensor `[rows, …]` on the CPU, which may be parts of longer rows.
+pub(crate) fn rows_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Rows<'a>> {
+    let CpuStorage::F32(values) = storage else {
+        candle_core::bail!("the kernel needs f32 values");
+    };
+    let (dims, strides) = (layout.dims(), layout.stride());
+    let width: usize = dims.iter().skip(1).product();
+    // Inside a row everything must lie side by side.
+    let mut step = 1;
+    for (dim, stride) in dims.iter().zip(strides).skip(1).rev() {
+        if *dim > 1 && *stride != step {
+            candle_core::bail!("the kernel needs rows whose values lie side by side");
+        }
+        step *= dim;
+    }
+    Ok(Rows {
+        values: values.get(layout.start_offset()..).unwrap_or_default(),
+        stride: if dims.first().is_some_and(|rows| *rows > 1) {
+            strides[0]
+        } else {
+            width
+        },
+    })
 }
 
 /// Root-mean-square norm of the last dimension; the second tensor is the weight.
@@ -45,6 +73,55 @@ impl CustomOp2 for RmsNorm {
         )
         .map_err(candle_core::Error::wrap)?;
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+}
+
+/// Layer norm of the last dimension; the other tensors are weight and bias.
+pub(crate) struct LayerNorm {
+    pub(crate) eps: f32,
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous_f32(x, x_layout)?;
+        let mut out = vec![0f32; x.len()];
+        aha_kernels::layer_norm(
+            x,
+            contiguous_f32(weight, weight_layout)?,
+            contiguous_f32(bias, bias_layout)?,
+            self.eps,
+            &mut out,
+        )
+        .map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+}
+
+/// The exact GELU.
+pub(crate) struct Gelu;
+
+impl CustomOp1 for Gelu {
+    fn name(&self) -> &'static str {
+        "gelu"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous_f32(x, layout)?;
+        let mut out = vec![0f32; x.len()];
+        aha_kernels::gelu(x, &mut out).map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 }
 
@@ -99,5 +176,14 @@ mod tests {
         );
         let fused = x.apply_op2_no_bwd(&up, &SiluMul).unwrap();
         close(&fused, &(x.silu().unwrap() * up).unwrap());
+        let bias = random(&[37]);
+        let fused = x
+            .apply_op3_no_bwd(&weight, &bias, &LayerNorm { eps: 1e-6 })
+            .unwrap();
+        close(
+            &fused,
+            &candle_nn::ops::layer_norm_slow(&x, &weight, &bias, 1e-6).unwrap(),
+        );
+        close(&x.apply_op1_no_bwd(&Gelu).unwrap(), &x.gelu_erf().unwrap());
     }
 }

@@ -10,6 +10,7 @@ pub mod gated_delta;
 pub mod linear;
 pub mod mlp;
 pub mod norm;
+pub mod ragged;
 pub mod rope;
 pub mod short_conv;
 #[cfg(test)]

@@ -4,7 +4,7 @@ use crate::cpu::contiguous_f32;
 use crate::weights::{LoadedTensor, Precision, Result, StoredType, Weights, WeightsError};
 use aha_kernels::{PackedMatrix, WeightKind};
 use candle_core::quantized::{QMatMul, QStorage, QTensor};
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Module, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Module, Shape, Tensor};
 use half::{bf16, f16};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -174,10 +174,12 @@ impl Linear {
 impl Module for Linear {
     /// Maps the last dimension of `x`, which has two dimensions.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let y = self.weight.matmul(x)?;
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
+        match (&self.weight, &self.bias) {
+            (Matrix::Packed(packed), Some(bias)) => x
+                .contiguous()?
+                .apply_op2_no_bwd(bias, &PackedMatmul(packed)),
+            (weight, Some(bias)) => weight.matmul(x)?.broadcast_add(bias),
+            (weight, None) => weight.matmul(x),
         }
     }
 }
@@ -218,7 +220,7 @@ impl Module for Embedding {
     }
 }
 
-/// `x · Wᵀ` on the CPU.
+/// `x · Wᵀ`, as an operation of two tensors plus a bias, on the CPU.
 struct PackedMatmul<'a>(&'a PackedMatrix);
 
 impl CustomOp1 for PackedMatmul<'_> {
@@ -231,13 +233,44 @@ impl CustomOp1 for PackedMatmul<'_> {
         storage: &CpuStorage,
         layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (y, shape) = self.product(storage, layout)?;
+        Ok((CpuStorage::F32(y), shape))
+    }
+}
+
+impl CustomOp2 for PackedMatmul<'_> {
+    fn name(&self) -> &'static str {
+        "packed-matmul-bias"
+    }
+
+    /// The second tensor is the bias.
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (mut y, shape) = self.product(storage, layout)?;
+        aha_kernels::add_bias(&mut y, contiguous_f32(bias, bias_layout)?)
+            .map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(y), shape))
+    }
+}
+
+impl PackedMatmul<'_> {
+    fn product(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(Vec<f32>, Shape)> {
         let (tokens, _) = layout.shape().dims2()?;
         let x = contiguous_f32(storage, layout)?;
         let mut y = vec![0f32; tokens * self.0.rows()];
         self.0
             .matmul(x, tokens, &mut y)
             .map_err(candle_core::Error::wrap)?;
-        Ok((CpuStorage::F32(y), Shape::from((tokens, self.0.rows()))))
+        Ok((y, Shape::from((tokens, self.0.rows()))))
     }
 }
 

@@ -28,6 +28,7 @@ impl Module for Activation {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match self {
             Self::Silu => candle_nn::ops::silu(x),
+            Self::Gelu if cpu::is_f32_on_cpu(x) => x.contiguous()?.apply_op1_no_bwd(&cpu::Gelu),
             Self::Gelu => x.gelu_erf(),
             Self::GeluPytorchTanh => x.gelu(),
             Self::Relu => x.relu(),

@@ -42,3 +42,41 @@ impl Module for RmsNorm {
         candle_nn::ops::rms_norm(&x, &self.weight, self.eps)
     }
 }
+
+/// Layer norm: `(x - mean) / sqrt(variance + eps) * weight + bias`, computed in f32.
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Loads `weight` and `bias` `[size]`, which old checkpoints call `gamma` and `beta`; `eps` is the config's
+    /// `layer_norm_eps`.
+    pub fn load(weights: &Weights, size: usize, eps: f64) -> Result<Self> {
+        let old = weights.contains("gamma") && !weights.contains("weight");
+        let (weight, bias) = if old {
+            ("gamma", "beta")
+        } else {
+            ("weight", "bias")
+        };
+        Ok(Self {
+            weight: weights.tensor(weight, &[size])?,
+            bias: weights.tensor(bias, &[size])?,
+            eps: eps as f32,
+        })
+    }
+}
+
+impl Module for LayerNorm {
+    /// Normalises the last dimension.
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let x = x.contiguous()?;
+        if cpu::is_f32_on_cpu(&x) {
+            let op = cpu::LayerNorm { eps: self.eps };
+            return x.apply_op3_no_bwd(&self.weight, &self.bias, &op);
+        }
+        candle_nn::ops::layer_norm(&x, &self.weight, &self.bias, self.eps)
+    }
+}

@@ -1,6 +1,6 @@
 //! Errors on the wire: OpenAI's shape, and the one place where an engine's error gets its status.
 
-use aha_engine::EngineError;
+use aha_engine::{EngineError, Task};
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -86,6 +86,23 @@ impl ApiError {
     pub(crate) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
         let mut error = Self::bad_request("unsupported_value", message);
         error.body.param = Some(param.into());
+        error
+    }
+
+    /// 400: the route is that of another task than the model's.
+    pub(crate) fn wrong_task(model: &str, found: Task, wanted: Task) -> Self {
+        let routes = match found {
+            Task::Chat => "/v1/chat/completions and /v1/completions",
+            Task::Embed => "/v1/embeddings",
+            Task::Rerank => "/v1/rerank and /v1/score",
+        };
+        let mut error = Self::bad_request(
+            "wrong_task",
+            format!(
+                "the model {model} is for the task '{found}', and this route for '{wanted}': use {routes}, or another model"
+            ),
+        );
+        error.body.param = Some("model".to_owned());
         error
     }
 

@@ -35,7 +35,8 @@ mod sse;
 mod state;
 mod types;
 
-pub use model::{ModelState, ServedModel, Service};
+pub use aha_engine::Service;
+pub use model::{ModelState, ServedModel};
 pub use options::{DEFAULT_PORT, ServerOptions};
 pub use router::router;
 pub use server::{BoundServer, ServerError, bind};

@@ -1,6 +1,6 @@
 //! Counters in the text format of Prometheus.
 
-use crate::model::{ModelState, Models, Service};
+use crate::model::{ModelState, Models};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -129,7 +129,7 @@ fn write_models(page: &mut String, models: &Models) -> std::fmt::Result {
         let state = model.state();
         let ready = u8::from(matches!(state, ModelState::Ready(_)));
         writeln!(page, "aha_model_ready{{model=\"{label}\"}} {ready}")?;
-        if let ModelState::Ready(Service::Text(engine)) = state {
+        if let ModelState::Ready(engine) = state {
             engines.push((label, engine.status()));
         }
     }

@@ -1,7 +1,7 @@
 //! The models a server offers, and where each stands between loading and answering.
 
 use crate::error::ApiError;
-use aha_engine::Engine;
+use aha_engine::{EmbeddingEngine, Engine, RerankEngine, Service, Task};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,24 +31,9 @@ pub enum ModelState {
     Failed(String),
 }
 
-/// What a loaded model does. Other tasks join this enum with their routes.
-#[derive(Clone)]
-pub enum Service {
-    /// Text generation.
-    Text(Engine),
-}
-
-impl std::fmt::Debug for Service {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Text(_) => f.write_str("Text"),
-        }
-    }
-}
-
 impl ServedModel {
     /// A model that is about to be loaded. Requests reach it by `id` or an alias, in any case;
-    /// `task` is what `GET /models` tells about it (`chat`).
+    /// `task` is what `GET /models` tells about it (`chat`, `embed`, `rerank`).
     pub fn new(
         id: impl Into<String>,
         aliases: impl IntoIterator<Item = String>,
@@ -129,8 +114,32 @@ impl ServedModel {
 
     /// The engine of a text generator, or the error that says why there is none.
     pub(crate) fn text_engine(&self) -> Result<Engine, ApiError> {
+        match self.service()? {
+            Service::Text(engine) => Ok(engine),
+            other => Err(ApiError::wrong_task(self.id(), other.task(), Task::Chat)),
+        }
+    }
+
+    /// The engine of an embedder, or the error that says why there is none.
+    pub(crate) fn embedding_engine(&self) -> Result<EmbeddingEngine, ApiError> {
+        match self.service()? {
+            Service::Embed(engine) => Ok(engine),
+            other => Err(ApiError::wrong_task(self.id(), other.task(), Task::Embed)),
+        }
+    }
+
+    /// The engine of a reranker, or the error that says why there is none.
+    pub(crate) fn rerank_engine(&self) -> Result<RerankEngine, ApiError> {
+        match self.service()? {
+            Service::Rerank(engine) => Ok(engine),
+            other => Err(ApiError::wrong_task(self.id(), other.task(), Task::Rerank)),
+        }
+    }
+
+    /// The engine of whatever task, or the error that says why there is none.
+    pub(crate) fn service(&self) -> Result<Service, ApiError> {
         match self.state() {
-            ModelState::Ready(Service::Text(engine)) => Ok(engine),
+            ModelState::Ready(service) => Ok(service),
             ModelState::Loading => Err(ApiError::loading(self.id())),
             ModelState::Failed(_) => Err(ApiError::load_failed(self.id())),
         }

@@ -2,7 +2,7 @@
 
 use crate::connection::Connections;
 use crate::limits::HostRule;
-use crate::model::{ModelState, ServedModel, Service};
+use crate::model::{ModelState, ServedModel};
 use crate::options::ServerOptions;
 use crate::router;
 use crate::shutdown::{Phase, Shutdown};
@@ -292,7 +292,7 @@ async fn stop_engines(state: &AppState) {
         .models
         .iter()
         .filter_map(|model| match model.state() {
-            ModelState::Ready(Service::Text(engine)) => Some(engine),
+            ModelState::Ready(service) => Some(service),
             _ => None,
         })
         .collect();

@@ -43,7 +43,9 @@ fn engine_of(folder: &Path, options: EngineOptions) -> Engine {
         dtype: DtypeRequest::F32,
         ..LoadOptions::default()
     };
-    let aha_engine::LoadedModel::Text(model) = aha_models::load(folder, &load).unwrap();
+    let aha_engine::LoadedModel::Text(model) = aha_models::load(folder, &load).unwrap() else {
+        panic!("not a text model")
+    };
     Engine::start(
         model,
         EngineOptions {

@@ -1,6 +1,6 @@
 //! What the library's face can fail with.
 
-use aha_engine::EngineError;
+use aha_engine::{EngineError, Task};
 use aha_hub::HubError;
 use aha_models::LoadError;
 use std::path::{Path, PathBuf};
@@ -60,6 +60,16 @@ pub enum Error {
         device: String,
         /// The driver's words.
         source: candle_core::Error,
+    },
+    /// The model is for something else.
+    #[error("{model} is a model for the task `{found}`, not for `{wanted}`")]
+    Task {
+        /// What the model is called.
+        model: String,
+        /// What it is for.
+        found: Task,
+        /// What was asked of it.
+        wanted: Task,
     },
     /// The checkpoint does not load.
     #[error("cannot load the model: {0}")]

@@ -4,8 +4,8 @@ use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::resolve::{Checkpoint, at_path, resolve};
-use aha_engine::{Engine, EngineOptions, LoadedModel};
-use aha_models::LoadOptions;
+use aha_engine::{EngineOptions, Service, Task};
+use aha_models::{Family, LoadOptions};
 use aha_nn::weights::DtypeRequest;
 use std::fmt;
 use std::path::PathBuf;
@@ -36,6 +36,7 @@ pub fn load(name: impl Into<String>) -> Loader {
         dtype: DtypeRequest::Auto,
         engine: EngineOptions::default(),
         progress: None,
+        task: None,
     }
 }
 
@@ -51,6 +52,7 @@ pub struct Loader {
     dtype: DtypeRequest,
     engine: EngineOptions,
     progress: Option<Progress>,
+    task: Option<Task>,
 }
 
 impl fmt::Debug for Loader {
@@ -60,6 +62,7 @@ impl fmt::Debug for Loader {
             .field("weights", &self.weights)
             .field("device", &self.device)
             .field("dtype", &self.dtype)
+            .field("task", &self.task)
             .field("engine", &self.engine)
             .finish_non_exhaustive()
     }
@@ -75,6 +78,13 @@ impl Loader {
     /// Where to compute; by default the best device of this build and machine.
     pub fn device(mut self, device: DeviceChoice) -> Self {
         self.device = device;
+        self
+    }
+
+    /// What the model shall be for, where its files and name do not tell, or tell something else: releases of chat
+    /// models, embedders and rerankers often share one architecture.
+    pub fn task(mut self, task: Task) -> Self {
+        self.task = Some(task);
         self
     }
 
@@ -138,6 +148,24 @@ impl Loader {
         })
     }
 
+    /// The family of the model, which tells what it is for, without loading it.
+    ///
+    /// # Errors
+    /// As [`Loader::locate`], and when the checkpoint is of no known architecture or of none with the task asked for.
+    pub fn family(&self) -> Result<&'static Family> {
+        let checkpoint = aha_models::Checkpoint::open(&self.locate()?.path)?;
+        Ok(Family::of(&checkpoint, &self.naming())?)
+    }
+
+    /// The options that tell what the model is for.
+    fn naming(&self) -> LoadOptions {
+        LoadOptions {
+            task: self.task,
+            name: Some(self.name.clone()).filter(|name| !name.is_empty()),
+            ..LoadOptions::default()
+        }
+    }
+
     /// Loads the model and starts its engine. Blocks until it can answer.
     ///
     /// # Errors
@@ -150,19 +178,17 @@ impl Loader {
         let options = LoadOptions {
             device: device.clone(),
             dtype: self.dtype,
-            progress: self.progress,
+            progress: self.progress.clone(),
+            ..self.naming()
         };
         let loaded = aha_models::load(&checkpoint.path, &options)?;
-        let task = loaded.task();
-        let engine = match loaded {
-            LoadedModel::Text(text) => Engine::start(text, self.engine)?,
-        };
+        let service = Service::start(loaded, self.engine)?;
         tracing::info!(
             "{} is loaded from {} in {:.2} s",
             checkpoint.name,
             checkpoint.path.display(),
             started.elapsed().as_secs_f64()
         );
-        Ok(Model::new(checkpoint, task, device, engine))
+        Ok(Model::new(checkpoint, device, service))
     }
 }

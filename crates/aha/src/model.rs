@@ -1,10 +1,10 @@
 //! A loaded model, as the library's users hold it.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::params::GenerationParams;
 use crate::resolve::Checkpoint;
 use crate::stream::ChatStream;
-use aha_engine::{Chat, Engine, Task};
+use aha_engine::{Chat, Engine, Service, Task};
 use candle_core::Device;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,18 +14,16 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct Model {
     checkpoint: Arc<Checkpoint>,
-    task: Task,
     device: Device,
-    engine: Engine,
+    service: Service,
 }
 
 impl Model {
-    pub(crate) fn new(checkpoint: Checkpoint, task: Task, device: Device, engine: Engine) -> Self {
+    pub(crate) fn new(checkpoint: Checkpoint, device: Device, service: Service) -> Self {
         Self {
             checkpoint: Arc::new(checkpoint),
-            task,
             device,
-            engine,
+            service,
         }
     }
 
@@ -41,7 +39,12 @@ impl Model {
 
     /// What it is for.
     pub fn task(&self) -> Task {
-        self.task
+        self.service.task()
+    }
+
+    /// The running engine, of whatever task.
+    pub fn service(&self) -> &Service {
+        &self.service
     }
 
     /// Where it computes.
@@ -49,9 +52,9 @@ impl Model {
         &self.device
     }
 
-    /// Tokens that prompt and answer may have together.
+    /// Tokens that prompt and answer, an input to embed, or query and document may have together.
     pub fn context_length(&self) -> usize {
-        self.engine.context_length()
+        self.service.context_length()
     }
 
     /// The engine below: token ids, log-probabilities, the state of the cache.
@@ -62,7 +65,7 @@ impl Model {
     /// # fn main() -> aha::Result<()> {
     /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/qwen3/sharded");
     /// # let model = aha::load(path).build()?;
-    /// let engine = model.engine();
+    /// let engine = model.engine()?;
     /// let mut generation = engine.submit(GenerationRequest {
     ///     prompt: engine.processor().prepare_text("Once upon a time")?,
     ///     sampling: SamplingParams::greedy(),
@@ -79,13 +82,30 @@ impl Model {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn engine(&self) -> &Engine {
-        &self.engine
+    ///
+    /// # Errors
+    /// [`Error::Task`] when the model is not for chat and completion.
+    pub fn engine(&self) -> Result<&Engine> {
+        match &self.service {
+            Service::Text(engine) => Ok(engine),
+            _ => Err(self.is_not_for(Task::Chat)),
+        }
+    }
+
+    fn is_not_for(&self, wanted: Task) -> Error {
+        Error::Task {
+            model: self.name().to_owned(),
+            found: self.task(),
+            wanted,
+        }
     }
 
     /// Whether the checkpoint says how a conversation is written.
     pub fn has_chat_template(&self) -> bool {
-        self.engine.processor().template().is_some()
+        match &self.service {
+            Service::Text(engine) => engine.processor().template().is_some(),
+            Service::Embed(_) | Service::Rerank(_) => false,
+        }
     }
 
     /// Answers a conversation, event by event. Dropping the stream cancels the request.
@@ -114,11 +134,12 @@ impl Model {
     /// messages, the prompt does not fit or too many requests wait.
     pub fn chat(&self, mut chat: Chat, params: &GenerationParams) -> Result<ChatStream> {
         params.apply_to(&mut chat);
-        let processor = self.engine.processor();
+        let engine = self.engine()?;
+        let processor = engine.processor();
         let prompt = processor.prepare(&chat)?;
         let parser = processor.output_parser(&chat, &prompt, params.keep_reasoning);
-        let request = params.request(prompt, &self.engine.defaults().sampling);
-        Ok(ChatStream::new(self.engine.submit(request)?, Some(parser)))
+        let request = params.request(prompt, &engine.defaults().sampling);
+        Ok(ChatStream::new(engine.submit(request)?, Some(parser)))
     }
 
     /// Continues a text as it stands, without the chat template.
@@ -126,8 +147,9 @@ impl Model {
     /// # Errors
     /// As [`Model::chat`].
     pub fn complete(&self, text: &str, params: &GenerationParams) -> Result<ChatStream> {
-        let prompt = self.engine.processor().prepare_text(text)?;
-        let request = params.request(prompt, &self.engine.defaults().sampling);
-        Ok(ChatStream::new(self.engine.submit(request)?, None))
+        let engine = self.engine()?;
+        let prompt = engine.processor().prepare_text(text)?;
+        let request = params.request(prompt, &engine.defaults().sampling);
+        Ok(ChatStream::new(engine.submit(request)?, None))
     }
 }

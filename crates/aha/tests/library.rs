@@ -41,7 +41,9 @@ fn endless() -> GenerationParams {
 
 fn until_idle(model: &Model) {
     let started = Instant::now();
-    while model.engine().status().running > 0 || model.engine().status().waiting > 0 {
+    while model.engine().unwrap().status().running > 0
+        || model.engine().unwrap().status().waiting > 0
+    {
         assert!(
             started.elapsed() < Duration::from_secs(10),
             "the request goes on"
@@ -115,7 +117,7 @@ async fn a_chat_tells_its_end_once() {
 #[test]
 fn the_engine_below_gives_what_the_chat_is_made_of() {
     let model = loader("qwen3/sharded").build().unwrap();
-    let engine = model.engine();
+    let engine = model.engine().unwrap();
     let chat = Chat::user("Hello!");
     let prompt: Prompt = engine.processor().prepare(&chat).unwrap();
     let mut parser: OutputParser = engine.processor().output_parser(&chat, &prompt, false);
@@ -160,7 +162,7 @@ fn a_dropped_stream_cancels_the_request() {
     let model = loader("llama/smol").build().unwrap();
     let mut stream = model.chat(Chat::user("Hello!"), &endless()).unwrap();
     stream.blocking_next().unwrap().unwrap();
-    assert_eq!(model.engine().status().running, 1);
+    assert_eq!(model.engine().unwrap().status().running, 1);
     drop(stream);
     until_idle(&model);
     let mut pieces = model.generate_stream("Hello!", endless()).unwrap();

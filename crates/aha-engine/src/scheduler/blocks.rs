@@ -85,7 +85,10 @@ impl BlockPool {
             .map(|(range, content)| (range.start, *content))
             .collect();
         let content = (parent.map(|hash| (hash.0, hash.1)), tokens, inside);
-        BlockHash(self.keys.0.hash_one(&content), self.keys.1.hash_one(&content))
+        BlockHash(
+            self.keys.0.hash_one(&content),
+            self.keys.1.hash_one(&content),
+        )
     }
 
     /// Takes hold of the cached blocks that begin `tokens`, as many as match, leaving at least one token to compute.

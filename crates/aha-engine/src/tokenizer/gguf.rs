@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::models::unigram::Unigram;
+use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::precompiled::Precompiled;
 use tokenizers::{AddedToken, ModelWrapper, NormalizerWrapper};
 
@@ -40,13 +41,13 @@ pub(super) struct Vocabulary {
     pub(super) add_space_prefix: Option<bool>,
     pub(super) remove_extra_whitespaces: Option<bool>,
     pub(super) charsmap: Vec<u8>,
-    /// Ids by name: `bos`, `eos`, `eot`, `eom`, `unknown`, `padding`.
+    /// Ids by name: `bos`, `eos`, `eot`, `eom`, `unknown`, `padding`, `cls`, `seperator`, `mask`.
     pub(super) ids: HashMap<&'static str, u32>,
 }
 
 impl Tokenizer {
     /// Builds the tokenizer that a GGUF file describes: `gpt2` (byte-level BPE), `llama` (sentencepiece BPE by score,
-    /// with byte fallback) or `t5` (unigram).
+    /// with byte fallback), `t5` (unigram) or `bert` (WordPiece).
     ///
     /// # Errors
     /// [`TokenizerError`] when keys are missing, contradict each other or name an unknown kind.
@@ -66,7 +67,18 @@ impl Vocabulary {
             TokenizerError::malformed("GGUF metadata", format!("{MODEL} is missing"))
         })?;
         let mut ids = HashMap::new();
-        for name in ["bos", "eos", "eot", "eom", "unknown", "padding"] {
+        for name in [
+            "bos",
+            "eos",
+            "eot",
+            "eom",
+            "unknown",
+            "padding",
+            "cls",
+            // Spelt so by the format.
+            "seperator",
+            "mask",
+        ] {
             let key = key(&format!("{name}_token_id"));
             if let Some(id) = metadata.unsigned(&key).map_err(wrong)? {
                 let id = u32::try_from(id)
@@ -118,11 +130,12 @@ impl Vocabulary {
             "gpt2" => self.byte_level()?,
             "llama" => self.sentencepiece_bpe()?,
             "t5" => self.unigram()?,
+            "bert" => self.word_piece()?,
             other => {
                 return Err(TokenizerError::Unsupported {
                     key: MODEL.to_owned(),
                     value: other.to_owned(),
-                    known: "gpt2, llama, t5".to_owned(),
+                    known: "gpt2, llama, t5, bert".to_owned(),
                 });
             }
         };
@@ -143,6 +156,9 @@ impl Vocabulary {
             ("eos", "eos_token"),
             ("unknown", "unk_token"),
             ("padding", "pad_token"),
+            ("cls", "cls_token"),
+            ("seperator", "sep_token"),
+            ("mask", "mask_token"),
         ] {
             if let Some(text) = self.named(name) {
                 special.set(variable, text);
@@ -170,7 +186,7 @@ impl Vocabulary {
             self.types = vec![token_type::NORMAL; count];
         }
         if self.scores.is_empty() {
-            if self.model != "gpt2" {
+            if !matches!(self.model.as_str(), "gpt2" | "bert") {
                 return Err(TokenizerError::malformed(
                     "tokenizer.ggml.scores",
                     format!("a tokenizer of the kind {} needs scores", self.model),
@@ -373,6 +389,50 @@ impl Vocabulary {
         })
     }
 
+    /// WordPiece as BERT has it. Converters mark the beginnings of words instead of their continuations.
+    fn word_piece(&self) -> Result<tokenizers::Tokenizer, TokenizerError> {
+        let control = |kind: i64| matches!(kind, token_type::CONTROL | token_type::UNKNOWN);
+        let pieces = || {
+            let pairs = self.tokens.iter().zip(&self.types);
+            pairs.map(|(text, &kind)| (text, control(kind)))
+        };
+        let marked = pieces().any(|(text, control)| !control && text.starts_with(SPACE));
+        let mut vocabulary = Vocab::default();
+        for (id, (text, control)) in (0..).zip(pieces()) {
+            let text = match text.strip_prefix(SPACE) {
+                Some(beginning) if !control => beginning.to_owned(),
+                None if marked && !control => format!("##{text}"),
+                _ => text.clone(),
+            };
+            vocabulary.entry(text).or_insert(id);
+        }
+        // The format does not say whether case matters; capitals in the vocabulary do.
+        let cased = pieces()
+            .any(|(text, control)| !control && text.bytes().any(|b| b.is_ascii_uppercase()));
+        let unknown = self.named("unknown").unwrap_or("[UNK]").to_owned();
+        guarded(TOKENS, || {
+            let model = WordPiece::builder()
+                .vocab(vocabulary)
+                .unk_token(unknown)
+                .build()?;
+            let mut inner = tokenizers::Tokenizer::new(model);
+            inner.with_normalizer(Some(normalizer(json!({
+                "type": "BertNormalizer",
+                "clean_text": true,
+                "handle_chinese_chars": true,
+                "strip_accents": null,
+                "lowercase": !cased,
+            }))?))?;
+            inner.with_pre_tokenizer(Some(serde_json::from_value::<
+                tokenizers::PreTokenizerWrapper,
+            >(json!({"type": "BertPreTokenizer"}))?));
+            inner.with_decoder(Some(serde_json::from_value::<tokenizers::DecoderWrapper>(
+                json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),
+            )?));
+            Ok(inner)
+        })
+    }
+
     /// The tokens around a text, with the defaults of each kind where the file does not say.
     fn post_processor(&self) -> Option<Value> {
         let llama3 = matches!(
@@ -388,7 +448,12 @@ impl Vocabulary {
                 None
             }
         };
-        let (bos, eos) = (token(bos, "bos"), token(eos, "eos"));
+        let (bos, eos) = if self.model == "bert" {
+            let either = |names: [&str; 2]| names.into_iter().find_map(|name| token(true, name));
+            (either(["cls", "bos"]), either(["seperator", "eos"]))
+        } else {
+            (token(bos, "bos"), token(eos, "eos"))
+        };
         if bos.is_none() && eos.is_none() {
             return None;
         }

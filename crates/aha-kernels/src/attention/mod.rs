@@ -1,15 +1,18 @@
-//! Attention over a paged cache of keys and values.
+//! Attention: over a paged cache of keys and values, or among sequences that lie end to end.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod call;
+mod ragged;
 mod scalar;
 mod task;
 
 use crate::error::{check_len, checked_mul};
-use crate::matmul::{PARALLEL_FROM, for_each_task};
 use crate::{InstructionSet, KernelError, instruction_set};
 
-use task::Task;
+pub use call::Rows;
+use call::{Call, Output, Places, Seen, Sequence};
+pub use ragged::RaggedAttention;
 
 /// Attention of each query token over its sequence's part of a paged cache.
 ///
@@ -51,43 +54,6 @@ pub struct PagedSequence<'a> {
     pub window: Option<usize>,
 }
 
-/// The arrays of one call, and the shapes that all tasks share.
-#[derive(Clone, Copy)]
-struct Call<'a> {
-    set: InstructionSet,
-    attention: &'a PagedAttention<'a>,
-    /// Query heads that share a key head.
-    group: usize,
-    q: &'a [f32],
-    k_cache: &'a [f32],
-    v_cache: &'a [f32],
-    out: Output,
-}
-
-/// The output array, which tasks fill piece by piece.
-#[derive(Clone, Copy)]
-struct Output {
-    start: *mut f32,
-    len: usize,
-}
-
-// SAFETY: tasks write disjoint pieces, see `Output::piece`.
-unsafe impl Send for Output {}
-// SAFETY: as above.
-unsafe impl Sync for Output {}
-
-impl Output {
-    /// The values `start..start + len`.
-    ///
-    /// # Safety
-    /// No other piece that overlaps this one may be alive.
-    unsafe fn piece<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
-        assert!(start <= self.len && len <= self.len - start);
-        // SAFETY: inside the array (asserted) and not shared (the caller's promise).
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
-    }
-}
-
 impl PagedAttention<'_> {
     /// Computes the attention of all queries.
     ///
@@ -123,26 +89,34 @@ impl PagedAttention<'_> {
     ) -> Result<(), KernelError> {
         let set = set.require()?;
         self.check(q, k_cache, v_cache, out)?;
-        let group = self.num_heads / self.num_kv_heads;
-        let (tasks, work) = self.tasks(group);
-        let out = Output {
-            start: out.as_mut_ptr(),
-            len: out.len(),
+        let sequences: Vec<Sequence<'_>> = self
+            .sequences
+            .iter()
+            .map(|sequence| Sequence {
+                query_start: sequence.query_start,
+                query_len: sequence.query_len,
+                context_len: sequence.context_len,
+                places: Places::Blocks(sequence.blocks, self.block_size),
+                seen: Seen::Causal(sequence.window),
+            })
+            .collect();
+        let rows = |values, heads: usize| Rows {
+            values,
+            stride: heads * self.head_dim,
         };
-        let call = Call {
+        Call {
             set,
-            attention: self,
-            group,
-            q,
-            k_cache,
-            v_cache,
-            out,
-        };
-        if work < PARALLEL_FROM {
-            tasks.iter().for_each(|task| task.run(&call));
-        } else {
-            for_each_task(tasks.len(), |index| tasks[index].run(&call));
+            num_heads: self.num_heads,
+            group: self.num_heads / self.num_kv_heads,
+            head_dim: self.head_dim,
+            scale: self.scale,
+            sequences: &sequences,
+            q: rows(q, self.num_heads),
+            k: rows(k_cache, self.num_kv_heads),
+            v: rows(v_cache, self.num_kv_heads),
+            out: Output::new(out),
         }
+        .run();
         Ok(())
     }
 
@@ -203,40 +177,6 @@ impl PagedAttention<'_> {
             None => Ok(()),
         }
     }
-
-    /// The pieces of work, and the multiply-adds of all of them.
-    fn tasks(&self, group: usize) -> (Vec<Task>, usize) {
-        let queries_a_task = (task::ROWS / group).max(1);
-        // Heads of a position lie side by side in the cache: a task takes as many as fit its rows,
-        // as long as every thread gets a task.
-        let sequences = self.sequences.len().max(1);
-        let spread = (2 * rayon::current_num_threads()).div_ceil(sequences);
-        let heads_at_most = self.num_kv_heads.div_ceil(spread);
-        let (mut tasks, mut work) = (Vec::new(), 0_usize);
-        for (sequence, paged) in self.sequences.iter().enumerate() {
-            // The last queries see most keys: they come first, so that short tasks end the call.
-            let mut end = paged.query_len;
-            while end > 0 {
-                let start = end.saturating_sub(queries_a_task);
-                let rows = (end - start) * group;
-                let heads = (task::ROWS / rows).clamp(1, heads_at_most);
-                for first in (0..self.num_kv_heads).step_by(heads) {
-                    let kv_heads = first..self.num_kv_heads.min(first + heads);
-                    tasks.push(Task {
-                        sequence,
-                        kv_heads,
-                        start,
-                        end,
-                    });
-                }
-                end = start;
-            }
-            let heads = self.num_heads.saturating_mul(self.head_dim);
-            let pairs = paged.query_len.saturating_mul(paged.context_len);
-            work = work.saturating_add(pairs.saturating_mul(heads).saturating_mul(2));
-        }
-        (tasks, work)
-    }
 }
 
 impl PagedSequence<'_> {
@@ -277,19 +217,9 @@ impl PagedSequence<'_> {
             None => Ok(()),
         }
     }
-
-    /// The positions that query `index` sees, as `first..end`.
-    fn visible(&self, index: usize) -> std::ops::Range<usize> {
-        let end = self.context_len - self.query_len + index + 1;
-        let first = self.window.map_or(0, |window| end.saturating_sub(window));
-        first..end
-    }
-
-    /// The cache slot of `position`.
-    fn slot(&self, position: usize, block_size: usize) -> usize {
-        self.blocks[position / block_size] as usize * block_size + position % block_size
-    }
 }
 
+#[cfg(test)]
+mod ragged_tests;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Call;
+use super::call::{Call, Rows};
 use crate::InstructionSet;
 use crate::buffer::{Line, bytes_of, flat, flat_mut, prefetch, with_scratch};
 use crate::matmul::{Activations, Panels, Sums, TILE_ROWS, tile, tile_panels};
@@ -68,7 +68,7 @@ struct Head<'a> {
 
 impl Task {
     pub(super) fn run(&self, call: &Call<'_>) {
-        let (dim, heads) = (call.attention.head_dim, self.kv_heads.len());
+        let (dim, heads) = (call.head_dim, self.kv_heads.len());
         let rows = (self.end - self.start) * call.group;
         let dim_panels = dim.div_ceil(PANEL);
         let (keys, values) = (KEY_PANELS * dim, dim_panels * KEYS);
@@ -107,7 +107,7 @@ impl Task {
                     }
                 })
                 .collect();
-            let sequence = &call.attention.sequences[self.sequence];
+            let sequence = &call.sequences[self.sequence];
             let first = sequence.visible(self.start).start;
             let last = sequence.visible(self.end - 1).end;
             // Heads inside, tiles outside: the heads of a position are neighbours in the cache.
@@ -142,25 +142,22 @@ impl Task {
         });
     }
 
-    /// Where row `row` of a key head starts in `q` and `out`.
-    fn row_start(&self, call: &Call<'_>, kv_head: usize, row: usize) -> usize {
-        let sequence = &call.attention.sequences[self.sequence];
+    /// Token and query head of row `row` of a key head.
+    fn query(&self, call: &Call<'_>, kv_head: usize, row: usize) -> (usize, usize) {
+        let sequence = &call.sequences[self.sequence];
         let token = sequence.query_start + self.start + row / call.group;
-        let head = kv_head * call.group + row % call.group;
-        (token * call.attention.num_heads + head) * call.attention.head_dim
+        (token, kv_head * call.group + row % call.group)
     }
 
     /// Lays the queries out as `[tile][dim][row of the tile]`.
     fn pack_queries(&self, call: &Call<'_>, kv_head: usize, target: &mut [f32]) {
-        let (dim, rows) = (
-            call.attention.head_dim,
-            (self.end - self.start) * call.group,
-        );
+        let (dim, rows) = (call.head_dim, (self.end - self.start) * call.group);
         for from in (0..rows).step_by(TILE_ROWS) {
             let count = TILE_ROWS.min(rows - from);
             let target = &mut target[from * dim..(from + count) * dim];
             for row in 0..count {
-                let source = &call.q[self.row_start(call, kv_head, from + row)..][..dim];
+                let (token, head) = self.query(call, kv_head, from + row);
+                let source = &call.q.values[token * call.q.stride + head * dim..][..dim];
                 for (&value, place) in source.iter().zip(target[row..].iter_mut().step_by(count)) {
                     *place = value;
                 }
@@ -178,25 +175,28 @@ impl Task {
         wanted: Range<usize>,
         into: Loaded<'_>,
     ) {
-        let sequence = &call.attention.sequences[self.sequence];
-        let (dim, block_size) = (call.attention.head_dim, call.attention.block_size);
-        let slot_len = call.attention.num_kv_heads * dim;
+        let sequence = &call.sequences[self.sequence];
+        let dim = call.head_dim;
         let place = |position: usize| {
-            let start = sequence.slot(position, block_size) * slot_len + kv_head * dim;
-            start..start + dim
+            let row = sequence.row(position);
+            let part = |rows: Rows<'_>| row * rows.stride + kv_head * dim;
+            let (key, value) = (part(call.k), part(call.v));
+            (
+                &call.k.values[key..key + dim],
+                &call.v.values[value..value + dim],
+            )
         };
         for first in (0..KEYS).step_by(LANES) {
             let rows: [_; LANES] = std::array::from_fn(|lane| {
                 let position = tile + first + lane;
                 if position + KEYS < wanted.end {
                     // Rows of a cache lie too far apart for the processor to guess the next one.
-                    let next = place(position + KEYS);
-                    prefetch(&call.k_cache[next.clone()]);
-                    prefetch(&call.v_cache[next]);
+                    let (key, value) = place(position + KEYS);
+                    prefetch(key);
+                    prefetch(value);
                 }
                 if wanted.contains(&position) {
-                    let place = place(position);
-                    (&call.k_cache[place.clone()], &call.v_cache[place])
+                    place(position)
                 } else {
                     (into.zeros, into.zeros)
                 }
@@ -219,9 +219,10 @@ impl Task {
     }
 
     fn write(&self, call: &Call<'_>, head: &Head<'_>) {
-        let (dim, rows) = (call.attention.head_dim, head.running.len());
+        let (dim, rows) = (call.head_dim, head.running.len());
         for (row, running) in head.running.iter().enumerate() {
-            let start = self.row_start(call, head.kv_head, row);
+            let (token, query_head) = self.query(call, head.kv_head, row);
+            let start = (token * call.num_heads + query_head) * dim;
             // SAFETY: each row and head belongs to one task, and rows to one sequence (checked).
             let out = unsafe { call.out.piece(start, dim) };
             for (panel, piece) in out.chunks_mut(PANEL).enumerate() {
@@ -250,13 +251,7 @@ impl Head<'_> {
                 continue;
             }
             let mut tile = [scores[row], scores[rows + row]];
-            let step = softmax(
-                call.set,
-                &mut tile,
-                call.attention.scale,
-                seen,
-                running.largest,
-            );
+            let step = softmax(call.set, &mut tile, call.scale, seen, running.largest);
             target.copy_from_slice(&tile);
             if step.correction != 1.0 {
                 for line in self.sums.iter_mut().skip(row).step_by(rows) {
@@ -271,7 +266,7 @@ impl Head<'_> {
 
 /// `scores[panel][row] = query · key`, for one tile of keys.
 fn score(call: &Call<'_>, rows: usize, queries: &[f32], keys: &[Line], scores: &mut [Line]) {
-    let dim = call.attention.head_dim;
+    let dim = call.head_dim;
     let stride = dim * size_of::<Line>();
     for from in (0..rows).step_by(TILE_ROWS) {
         let count = TILE_ROWS.min(rows - from);

@@ -150,12 +150,12 @@ fn shapes() -> Vec<Shape> {
     ]
 }
 
-fn available() -> Vec<InstructionSet> {
+pub(super) fn available() -> Vec<InstructionSet> {
     let sets = [InstructionSet::Scalar, InstructionSet::Avx2];
     sets.into_iter().filter(|set| set.is_available()).collect()
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub(super) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::{FARTHEST, SLOPE, TAIL};
 use crate::exp::avx2::exp;
 
 /// See [`super::rms_norm`]; one row.
@@ -44,4 +45,45 @@ fn gated(gate: __m256, up: __m256) -> __m256 {
     let minus = _mm256_xor_ps(gate, _mm256_set1_ps(-0.0));
     let below = _mm256_add_ps(_mm256_set1_ps(1.0), exp(minus));
     _mm256_mul_ps(_mm256_div_ps(gate, below), up)
+}
+
+/// See [`super::layer_norm`]; one row.
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) {
+    super::scalar::layer_norm(x, weight, bias, epsilon, out);
+}
+
+/// See [`super::gelu`].
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn gelu(x: &[f32], out: &mut [f32]) {
+    let mut outs = out.chunks_exact_mut(8);
+    for (x, out) in x.chunks_exact(8).zip(&mut outs) {
+        // SAFETY: the chunks hold eight values each.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), gelu_of(_mm256_loadu_ps(x.as_ptr()))) }
+    }
+    let rest = outs.into_remainder();
+    let whole = x.len() - rest.len();
+    let (mut last_x, mut last) = ([0.0; 8], [0.0; 8]);
+    last_x[..rest.len()].copy_from_slice(&x[whole..]);
+    // SAFETY: the arrays hold eight values each.
+    unsafe { _mm256_storeu_ps(last.as_mut_ptr(), gelu_of(_mm256_loadu_ps(last_x.as_ptr()))) }
+    rest.copy_from_slice(&last[..rest.len()]);
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn gelu_of(x: __m256) -> __m256 {
+    let one = _mm256_set1_ps(1.0);
+    // When a lane of the second operand is NaN, `min` and `max` answer that operand.
+    let size = _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);
+    let size = _mm256_min_ps(_mm256_set1_ps(FARTHEST), size);
+    let t = _mm256_div_ps(one, _mm256_fmadd_ps(_mm256_set1_ps(SLOPE), size, one));
+    let mut tail = _mm256_set1_ps(TAIL[0]);
+    for &coefficient in &TAIL[1..] {
+        tail = _mm256_fmadd_ps(tail, t, _mm256_set1_ps(coefficient));
+    }
+    let half = _mm256_mul_ps(size, _mm256_set1_ps(-0.5));
+    let beyond = _mm256_mul_ps(_mm256_mul_ps(tail, t), exp(_mm256_mul_ps(size, half)));
+    let positive = _mm256_max_ps(_mm256_setzero_ps(), x);
+    _mm256_fnmadd_ps(size, beyond, positive)
 }

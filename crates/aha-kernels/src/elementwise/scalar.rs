@@ -1,6 +1,6 @@
 //! The portable bodies.
 
-use super::LANES;
+use super::{FARTHEST, LANES, SLOPE, TAIL};
 use crate::exp::exp;
 
 /// See [`super::rms_norm`]; one row. Inlined so that the AVX2 body is this one, compiled for AVX2.
@@ -23,5 +23,48 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32])
 pub(super) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
         *out = gate / (1.0 + exp(-gate)) * up;
+    }
+}
+
+/// See [`super::layer_norm`]; one row. Inlined so that the AVX2 body is this one, compiled for AVX2.
+#[inline(always)]
+pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) {
+    let mut sums = [0.0; LANES];
+    for chunk in x.chunks(LANES) {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += x;
+        }
+    }
+    let mean = sums.iter().sum::<f32>() / x.len() as f32;
+    let mut sums = [0.0; LANES];
+    for chunk in x.chunks(LANES) {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += (x - mean) * (x - mean);
+        }
+    }
+    let variance = sums.iter().sum::<f32>() / x.len() as f32;
+    let factor = 1.0 / (variance + epsilon).sqrt();
+    for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+        *out = (x - mean) * factor * weight + bias;
+    }
+}
+
+/// See [`super::gelu`].
+pub(super) fn gelu(x: &[f32], out: &mut [f32]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        let size = if x.abs() > FARTHEST {
+            FARTHEST
+        } else {
+            x.abs()
+        };
+        let t = 1.0 / (1.0 + SLOPE * size);
+        let mut tail = TAIL[0];
+        for coefficient in &TAIL[1..] {
+            tail = tail * t + coefficient;
+        }
+        let beyond = tail * t * exp(size * size * -0.5);
+        // Written as a comparison, because `f32::max` would drop NaN.
+        let positive = if x < 0.0 { 0.0 } else { x };
+        *out = positive - size * beyond;
     }
 }

@@ -125,7 +125,11 @@ pub(crate) fn cmyk_to_rgb(cmyk: &[u8]) -> Vec<u8> {
     let mut rgb = Vec::with_capacity(cmyk.len() / 4 * 3);
     for pixel in cmyk.chunks_exact(4) {
         let light = 255 - pixel[3];
-        rgb.extend(pixel[..3].iter().map(|&ink| light - multiply_255(ink, light)));
+        rgb.extend(
+            pixel[..3]
+                .iter()
+                .map(|&ink| light - multiply_255(ink, light)),
+        );
     }
     rgb
 }

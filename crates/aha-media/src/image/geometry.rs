@@ -34,7 +34,13 @@ pub fn pad_to(
         rgb = image.clone().into_rgb_dropping_alpha();
         &rgb
     };
-    let resized = resize(image, new_width, new_height, Filter::Bicubic, Resampler::Pillow)?;
+    let resized = resize(
+        image,
+        new_width,
+        new_height,
+        Filter::Bicubic,
+        Resampler::Pillow,
+    )?;
     if (new_width, new_height) == (width, height) {
         return Ok(resized);
     }

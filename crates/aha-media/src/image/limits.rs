@@ -63,14 +63,21 @@ impl Limits {
                 reason: "a side is zero",
             });
         }
-        if width.checked_mul(height).is_none_or(|pixels| pixels > self.max_pixels) {
+        if width
+            .checked_mul(height)
+            .is_none_or(|pixels| pixels > self.max_pixels)
+        {
             return Err(MediaError::TooManyPixels {
                 width,
                 height,
                 limit: self.max_pixels,
             });
         }
-        let side = |side| u32::try_from(side).ok().filter(|&side| side <= self.max_side);
+        let side = |side| {
+            u32::try_from(side)
+                .ok()
+                .filter(|&side| side <= self.max_side)
+        };
         match (side(width), side(height)) {
             (Some(width), Some(height)) => Ok((width, height)),
             _ => Err(MediaError::SideTooLong {

@@ -15,13 +15,13 @@ mod tensor;
 
 pub use decode::{DecodedImage, decode, decode_pages};
 pub(crate) use decode::{gif, guarded as decode_guarded, webp};
-pub use geometry::{PadOffset, crop, center_crop, pad_to, tiles};
+pub use geometry::{PadOffset, center_crop, crop, pad_to, tiles};
 pub use limits::Limits;
 pub use orientation::Orientation;
 pub use resample::{Filter, Resampler, resize};
 pub use sizing::{
-    PatchSizing, ShortSides, TileGrid, TileRule, choose_tile_grid, contained_size,
-    round_half_even, smart_resize,
+    PatchSizing, ShortSides, TileGrid, TileRule, choose_tile_grid, contained_size, round_half_even,
+    smart_resize,
 };
 pub use sniff::{ImageFormat, sniff};
 pub use tensor::{Normalization, PatchLayout, PatchOrder, patches, planar};

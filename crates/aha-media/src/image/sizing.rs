@@ -105,7 +105,12 @@ pub fn smart_resize(
             ),
         });
     }
-    let (w, h) = lengthen(f64::from(width), f64::from(height), factor, sizing.short_sides);
+    let (w, h) = lengthen(
+        f64::from(width),
+        f64::from(height),
+        factor,
+        sizing.short_sides,
+    );
     if sizing.short_sides != ShortSides::AtLeastFactor
         && w.max(h) / w.min(h) > f64::from(MAX_ASPECT_RATIO)
     {

@@ -175,7 +175,11 @@ pub fn patches(
                 for at in 0..temporal {
                     let frame = (step * temporal + at).min(frames.len() - 1);
                     let corner = (row * patch, column * patch);
-                    let place = Place { at, temporal, patch };
+                    let place = Place {
+                        at,
+                        temporal,
+                        patch,
+                    };
                     place.fill(target, &frames[frame], corner, order.layout, normalization);
                 }
             }
@@ -200,7 +204,11 @@ impl Place {
         layout: PatchLayout,
         normalization: &Normalization,
     ) {
-        let Self { at, temporal, patch } = *self;
+        let Self {
+            at,
+            temporal,
+            patch,
+        } = *self;
         let stride = image.stride();
         for y in 0..patch {
             let start = (top + y) * stride + left * 3;

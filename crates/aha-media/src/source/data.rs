@@ -34,7 +34,9 @@ pub fn decode_data_url(url: &str, max_bytes: u64) -> Result<Vec<u8>, MediaError>
         .ok_or_else(|| invalid("there is no comma before the data"))?;
     let encoding = kind.rsplit(';').next().unwrap_or_default().trim();
     if !encoding.eq_ignore_ascii_case("base64") {
-        return Err(invalid("the data must be base64 and say so before the comma"));
+        return Err(invalid(
+            "the data must be base64 and say so before the comma",
+        ));
     }
     decode(data, max_bytes, "data URL")
 }
@@ -77,10 +79,8 @@ fn decode(text: &str, max_bytes: u64, what: &'static str) -> Result<Vec<u8>, Med
             other => other,
         });
     }
-    ENGINE
-        .decode(&digits)
-        .map_err(|_| MediaError::InvalidData {
-            what,
-            reason: "the base64 is broken",
-        })
+    ENGINE.decode(&digits).map_err(|_| MediaError::InvalidData {
+        what,
+        reason: "the base64 is broken",
+    })
 }

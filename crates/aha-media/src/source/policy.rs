@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::url::{Host, RemoteUrl, read_authority};
 use super::refused_kind;
+use super::url::{Host, RemoteUrl, read_authority};
 use crate::MediaError;
 
 /// A host that an operator allows: `host`, `host:port`, `*.domain` (not the domain itself),

@@ -76,7 +76,10 @@ impl RemoteUrl {
         if text.len() > MAX_LENGTH {
             return Err(invalid("it is too long"));
         }
-        if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
+        if !text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'\\')
+        {
             return Err(invalid(
                 "it has a space, a backslash or a character that must be percent-encoded",
             ));
@@ -133,7 +136,8 @@ impl RemoteUrl {
         let folder = if location.starts_with('?') {
             path
         } else {
-            path.rsplit_once('/').map_or("/", |(before, _)| &path[..=before.len()])
+            path.rsplit_once('/')
+                .map_or("/", |(before, _)| &path[..=before.len()])
         };
         Self::parse(&format!("{base}{folder}{location}"))
     }
@@ -210,11 +214,13 @@ fn read_host(name: &str) -> Result<Host, MediaError> {
     }
     // `2130706433`, `0x7f.1` and `127.1` are addresses to some clients and names to others.
     let last = name.rsplit('.').next().unwrap_or_default();
-    let hexadecimal = last.strip_prefix("0x").is_some_and(|digits| {
-        digits.bytes().all(|byte| byte.is_ascii_hexdigit())
-    });
+    let hexadecimal = last
+        .strip_prefix("0x")
+        .is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
     if hexadecimal || last.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(invalid("its host is a number that is no plain IPv4 address"));
+        return Err(invalid(
+            "its host is a number that is no plain IPv4 address",
+        ));
     }
     Ok(Host::Name(name))
 }
@@ -238,7 +244,9 @@ pub(super) fn file_path(text: &str) -> Result<PathBuf, MediaError> {
         .decode_utf8()
         .map_err(|_| invalid("its path is not UTF-8"))?;
     if path.contains(['\0', '\\']) || path.starts_with("//") {
-        return Err(invalid("its path has a character or prefix that paths here cannot have"));
+        return Err(invalid(
+            "its path has a character or prefix that paths here cannot have",
+        ));
     }
     Ok(PathBuf::from(path.as_ref()))
 }

@@ -167,7 +167,17 @@ impl Clip<'_> {
         // The frames are numbered anew, or ffmpeg would fill the gaps with copies.
         let filter = format!("select='{}',setpts=N/(25*TB)", chosen.join("+"));
         let mut running = self.start(&[
-            "-vf", &filter, "-r", "25", "-c:v", "ppm", "-pix_fmt", "rgb24", "-f", "image2pipe", "-",
+            "-vf",
+            &filter,
+            "-r",
+            "25",
+            "-c:v",
+            "ppm",
+            "-pix_fmt",
+            "rgb24",
+            "-f",
+            "image2pipe",
+            "-",
         ])?;
         let mut frames: Vec<Image> = Vec::with_capacity(indices.len());
         for index in &distinct {

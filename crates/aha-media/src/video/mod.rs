@@ -168,22 +168,16 @@ pub fn read(
     }
 }
 
-fn read_gif(
-    bytes: &[u8],
-    sampling: &FrameSampling,
-    limits: &Limits,
-) -> Result<Video, MediaError> {
+fn read_gif(bytes: &[u8], sampling: &FrameSampling, limits: &Limits) -> Result<Video, MediaError> {
     let timing = gif::timing(bytes, limits)?;
     let fps = rate(timing.frames, timing.duration_ms);
     let mut animation = gif::Animation::open(bytes, limits)?;
-    collect(timing.frames, fps, sampling, limits, || animation.next_frame())
+    collect(timing.frames, fps, sampling, limits, || {
+        animation.next_frame()
+    })
 }
 
-fn read_webp(
-    bytes: &[u8],
-    sampling: &FrameSampling,
-    limits: &Limits,
-) -> Result<Video, MediaError> {
+fn read_webp(bytes: &[u8], sampling: &FrameSampling, limits: &Limits) -> Result<Video, MediaError> {
     let Some(mut animation) = webp::Animation::open(bytes, limits)? else {
         let image = crate::image::decode(bytes, limits)?.upright();
         return Video::from_images(vec![image], None, limits);

@@ -38,8 +38,10 @@ pub(crate) fn f32_options() -> LoadOptions {
 }
 
 pub(crate) fn load_text(path: &Path) -> TextModel {
-    let LoadedModel::Text(model) = aha_models::load(path, &f32_options()).unwrap();
-    model
+    match aha_models::load(path, &f32_options()).unwrap() {
+        LoadedModel::Text(model) => model,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// An engine with room for `cache_tokens`.

@@ -1,6 +1,6 @@
 //! Probes: `GET /`, `/health`, `/live`; and `GET /metrics`.
 
-use crate::model::{ModelState, Service};
+use crate::model::ModelState;
 use crate::state::AppState;
 use axum::Json;
 use axum::extract::State;
@@ -48,7 +48,7 @@ fn health_of(state: &ModelState) -> &'static str {
     match state {
         ModelState::Loading => "loading",
         ModelState::Failed(_) => "failed",
-        ModelState::Ready(Service::Text(engine)) if engine.status().stuck => "stuck",
+        ModelState::Ready(engine) if engine.status().stuck => "stuck",
         ModelState::Ready(_) => "ok",
     }
 }

@@ -1,7 +1,7 @@
 //! `GET /models` and `GET /models/{id}`.
 
 use crate::error::ApiError;
-use crate::model::{ModelState, ServedModel, Service};
+use crate::model::{ModelState, ServedModel};
 use crate::state::AppState;
 use axum::Json;
 use axum::extract::{Path, State};
@@ -31,7 +31,7 @@ impl From<&ServedModel> for ModelEntry {
     fn from(model: &ServedModel) -> Self {
         let (status, max_model_len) = match model.state() {
             ModelState::Loading => ("loading", None),
-            ModelState::Ready(Service::Text(engine)) => ("ready", Some(engine.context_length())),
+            ModelState::Ready(engine) => ("ready", Some(engine.context_length())),
             ModelState::Failed(_) => ("failed", None),
         };
         Self {

@@ -1,7 +1,7 @@
 //! Arguments that several commands share.
 
 use super::units::{between, positive, positive_or_empty};
-use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader};
+use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader, Task};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -58,6 +58,16 @@ pub(crate) struct ModelArgs {
     /// GGUF file, which holds weights, tokenizer and template
     #[arg(long, value_name = "FILE")]
     pub(crate) gguf_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) task: TaskArgs,
+}
+
+/// What for. Apart from the model's names, of which at least one is needed.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TaskArgs {
+    /// What the model is for: chat, embed or rerank [default: what its files or name say]
+    #[arg(long, value_name = "TASK")]
+    task: Option<Task>,
 }
 
 impl ModelArgs {
@@ -69,6 +79,10 @@ impl ModelArgs {
     /// A loader of that model.
     pub(crate) fn loader(&self) -> Loader {
         let loader = aha::load(self.model.clone().unwrap_or_default());
+        let loader = match self.task.task {
+            Some(task) => loader.task(task),
+            None => loader,
+        };
         match self.path() {
             Some(path) => loader.weights(path),
             None => loader,

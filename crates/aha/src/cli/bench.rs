@@ -290,10 +290,10 @@ impl Bench {
         context: &Context,
     ) -> Outcome<Measurement> {
         // Page faults, packed buffers and clocks are out of the way after one round.
-        test.measure(model.engine(), 0)?;
+        test.measure(model.engine()?, 0)?;
         let mut samples = Vec::new();
         for round in 1..=self.repetitions {
-            let time = test.measure(model.engine(), round)?;
+            let time = test.measure(model.engine()?, round)?;
             samples.push(test.tokens() as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE));
             tracing::info!(
                 "{test}: {round} of {}: {:.2} tokens/s",

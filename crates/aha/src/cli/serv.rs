@@ -7,7 +7,7 @@ use super::failure::{Failure, Outcome};
 use super::units::{parse_bytes, parse_seconds, positive};
 use aha::hub::{HubConfig, RunGuard, Store};
 use aha::{Checkpoint, EngineOptions, Loader, Model};
-use aha_server::{BoundServer, DEFAULT_PORT, ServedModel, ServerOptions, Service, Shutdown};
+use aha_server::{BoundServer, DEFAULT_PORT, ServedModel, ServerOptions, Shutdown};
 use clap::Args;
 use std::path::Path;
 use std::time::Duration;
@@ -182,7 +182,12 @@ impl Serv {
         let loader = loader.engine_options(options);
         // A name that leads nowhere must fail before anybody connects.
         let checkpoint = loader.locate()?;
-        let served = ServedModel::new(checkpoint.name.as_str(), self.aliases(&checkpoint), "chat");
+        let task = loader.family()?.task;
+        let served = ServedModel::new(
+            checkpoint.name.as_str(),
+            self.aliases(&checkpoint),
+            task.name(),
+        );
         context.runtime.block_on(async {
             let shutdown = Shutdown::default();
             let server =
@@ -213,7 +218,7 @@ impl Serv {
                         bar.finish();
                         match model {
                             Ok(Ok(model)) => {
-                                served.ready(Service::Text(model.engine().clone()));
+                                served.ready(model.service().clone());
                                 tracing::info!("ready: {} on {}", served.id(), model.path().display());
                             }
                             Ok(Err(failure)) => return Err(failure),

@@ -5,7 +5,6 @@ use super::console;
 use super::failure::Outcome;
 use super::units::bytes;
 use super::weights::WeightsSummary;
-use aha::Family;
 use aha_models::Checkpoint;
 use aha_models::checkpoint::{Architecture, Format};
 use clap::Args;
@@ -45,9 +44,10 @@ struct Description {
 
 impl Show {
     pub(crate) fn execute(self) -> Outcome {
-        let found = self.model.loader().locate()?;
+        let loader = self.model.loader();
+        let found = loader.locate()?;
         let checkpoint = Checkpoint::open(&found.path)?;
-        let family = Family::of(&checkpoint)?;
+        let family = loader.family()?;
         let weights = WeightsSummary::of(&found.path)?;
         let description = Description {
             name: found.name,

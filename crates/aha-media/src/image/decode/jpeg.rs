@@ -25,9 +25,9 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(Image, Orientatio
     if !has_end_marker(bytes) {
         return Err(malformed("JPEG")("there is no end marker after the scans"));
     }
-    let orientation = decoder
-        .exif()
-        .map_or(Orientation::Upright, |block| Orientation::from_exif_block(block));
+    let orientation = decoder.exif().map_or(Orientation::Upright, |block| {
+        Orientation::from_exif_block(block)
+    });
 
     let stored = decoder.input_colorspace();
     let output = match stored {

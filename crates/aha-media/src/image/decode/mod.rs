@@ -117,14 +117,14 @@ pub(crate) fn guarded<T>(
     decoder: impl FnOnce() -> Result<T, MediaError>,
 ) -> Result<T, MediaError> {
     catch_unwind(AssertUnwindSafe(decoder)).unwrap_or_else(|_| {
-        Err(malformed(format)("the decoder stopped at a broken invariant"))
+        Err(malformed(format)(
+            "the decoder stopped at a broken invariant",
+        ))
     })
 }
 
 /// Makes a decoder's error one of this crate.
-pub(crate) fn malformed<E: Into<DecoderError>>(
-    format: &'static str,
-) -> impl Fn(E) -> MediaError {
+pub(crate) fn malformed<E: Into<DecoderError>>(format: &'static str) -> impl Fn(E) -> MediaError {
     move |source| MediaError::Malformed {
         format,
         source: source.into(),

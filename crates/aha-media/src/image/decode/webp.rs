@@ -16,7 +16,9 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(Image, Orientatio
     });
     let (width, height) = decoder.dimensions();
     let (channels, mut samples) = frame_buffer(&decoder);
-    decoder.read_image(&mut samples).map_err(malformed("WebP"))?;
+    decoder
+        .read_image(&mut samples)
+        .map_err(malformed("WebP"))?;
     Ok((Image::new(width, height, channels, samples)?, orientation))
 }
 
@@ -93,16 +95,17 @@ fn check_frames(bytes: &[u8], limits: &Limits) -> Result<(), MediaError> {
         }
         at += 8;
         // The chunks of an animation's frame stand inside its chunk, after 16 bytes.
-        let skip = if &header[..4] == b"ANMF" { 16 } else { length + length % 2 };
+        let skip = if &header[..4] == b"ANMF" {
+            16
+        } else {
+            length + length % 2
+        };
         at = at.saturating_add(skip);
     }
     Ok(())
 }
 
-fn open<'a>(
-    bytes: &'a [u8],
-    limits: &Limits,
-) -> Result<WebPDecoder<Cursor<&'a [u8]>>, MediaError> {
+fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<WebPDecoder<Cursor<&'a [u8]>>, MediaError> {
     check_frames(bytes, limits)?;
     let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(malformed("WebP"))?;
     let (width, height) = decoder.dimensions();

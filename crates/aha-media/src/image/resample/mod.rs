@@ -112,8 +112,8 @@ fn weighed(
         Resampler::Pillow => Precision::Fixed(22),
         Resampler::Torch => Precision::Fit16Bits,
     };
-    let columns = (width != image.width)
-        .then(|| Coefficients::new(image.width, width, filter, precision));
+    let columns =
+        (width != image.width).then(|| Coefficients::new(image.width, width, filter, precision));
     let rows = (height != image.height)
         .then(|| Coefficients::new(image.height, height, filter, precision));
     match (columns, rows) {

@@ -1,0 +1,167 @@
+//! What all kinds of attention share: where sequences lie, what their queries see, and the cut into tasks.
+
+use std::ops::Range;
+
+use super::task::{ROWS, Task};
+use crate::InstructionSet;
+use crate::matmul::{PARALLEL_FROM, for_each_task};
+
+/// Rows of queries, keys or values; heads lie side by side in a row.
+///
+/// The rows may be parts of longer ones, as those of a fused projection are: then `stride` is the
+/// length of the whole row, and `values` begins with the first value of the part.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    /// The values; the last row may end with its part.
+    pub values: &'a [f32],
+    /// Values from one row to the next.
+    pub stride: usize,
+}
+
+/// One sequence of a call.
+#[derive(Clone, Copy)]
+pub(super) struct Sequence<'a> {
+    /// Row of `q` that holds the first query.
+    pub(super) query_start: usize,
+    pub(super) query_len: usize,
+    /// Keys and values that the sequence has.
+    pub(super) context_len: usize,
+    pub(super) places: Places<'a>,
+    pub(super) seen: Seen,
+}
+
+/// Where the key of a position lies.
+#[derive(Clone, Copy)]
+pub(super) enum Places<'a> {
+    /// In blocks of this many rows.
+    Blocks(&'a [u32], usize),
+    /// In rows that follow one another from this one on.
+    From(usize),
+}
+
+/// Which positions a query sees.
+#[derive(Clone, Copy)]
+pub(super) enum Seen {
+    /// All of its sequence.
+    All,
+    /// Those up to its own; queries are the last positions of the context. With a window only so many,
+    /// its own included.
+    Causal(Option<usize>),
+}
+
+impl Sequence<'_> {
+    /// The positions that query `index` sees, as `first..end`.
+    pub(super) fn visible(&self, index: usize) -> Range<usize> {
+        match self.seen {
+            Seen::All => 0..self.context_len,
+            Seen::Causal(window) => {
+                let end = self.context_len - self.query_len + index + 1;
+                window.map_or(0, |window| end.saturating_sub(window))..end
+            }
+        }
+    }
+
+    /// The row of keys and values that holds `position`.
+    pub(super) fn row(&self, position: usize) -> usize {
+        match self.places {
+            Places::Blocks(blocks, block_size) => {
+                blocks[position / block_size] as usize * block_size + position % block_size
+            }
+            Places::From(start) => start + position,
+        }
+    }
+}
+
+/// The arrays of one call, and the shapes that all tasks share.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'a> {
+    pub(super) set: InstructionSet,
+    pub(super) num_heads: usize,
+    /// Query heads that share a key head.
+    pub(super) group: usize,
+    pub(super) head_dim: usize,
+    pub(super) scale: f32,
+    pub(super) sequences: &'a [Sequence<'a>],
+    pub(super) q: Rows<'a>,
+    pub(super) k: Rows<'a>,
+    pub(super) v: Rows<'a>,
+    pub(super) out: Output,
+}
+
+/// The output array, which tasks fill piece by piece.
+#[derive(Clone, Copy)]
+pub(super) struct Output {
+    start: *mut f32,
+    len: usize,
+}
+
+// SAFETY: tasks write disjoint pieces, see `Output::piece`.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+impl Output {
+    pub(super) fn new(out: &mut [f32]) -> Self {
+        Self {
+            start: out.as_mut_ptr(),
+            len: out.len(),
+        }
+    }
+
+    /// The values `start..start + len`.
+    ///
+    /// # Safety
+    /// No other piece that overlaps this one may be alive.
+    pub(super) unsafe fn piece<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
+        assert!(start <= self.len && len <= self.len - start);
+        // SAFETY: inside the array (asserted) and not shared (the caller's promise).
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+impl Call<'_> {
+    /// Computes everything. Each row of `out` must belong to one sequence only.
+    pub(super) fn run(&self) {
+        let (tasks, work) = self.tasks();
+        if work < PARALLEL_FROM {
+            tasks.iter().for_each(|task| task.run(self));
+        } else {
+            for_each_task(tasks.len(), |index| tasks[index].run(self));
+        }
+    }
+
+    /// The pieces of work, and the multiply-adds of all of them.
+    fn tasks(&self) -> (Vec<Task>, usize) {
+        let num_kv_heads = self.num_heads / self.group;
+        let queries_a_task = (ROWS / self.group).max(1);
+        // Heads of a position lie side by side: a task takes as many as fit its rows, as long as
+        // every thread gets a task.
+        let sequences = self.sequences.len().max(1);
+        let spread = (2 * rayon::current_num_threads()).div_ceil(sequences);
+        let heads_at_most = num_kv_heads.div_ceil(spread);
+        let (mut tasks, mut work) = (Vec::new(), 0_usize);
+        for (index, sequence) in self.sequences.iter().enumerate() {
+            // The last queries see most keys: they come first, so that short tasks end the call.
+            let mut end = sequence.query_len;
+            while end > 0 {
+                let start = end.saturating_sub(queries_a_task);
+                let rows = (end - start) * self.group;
+                let heads = (ROWS / rows).clamp(1, heads_at_most);
+                for first in (0..num_kv_heads).step_by(heads) {
+                    let kv_heads = first..num_kv_heads.min(first + heads);
+                    tasks.push(Task {
+                        sequence: index,
+                        kv_heads,
+                        start,
+                        end,
+                    });
+                }
+                end = start;
+            }
+            let width = self.num_heads.saturating_mul(self.head_dim);
+            let pairs = sequence.query_len.saturating_mul(sequence.context_len);
+            work = work.saturating_add(pairs.saturating_mul(width).saturating_mul(2));
+        }
+        (tasks, work)
+    }
+}
