@@ -9,4 +9,4 @@ pub mod image;
 pub mod source;
 pub mod video;
 
-pub use error::MediaError;
+pub use error::{DecoderError, MediaError};

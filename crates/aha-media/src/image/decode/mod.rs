@@ -10,8 +10,8 @@ pub(crate) mod webp;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Image, ImageFormat, Limits, Orientation, sniff};
+use crate::DecoderError;
 use crate::MediaError;
-use crate::error::DecoderError;
 
 /// A decoded image as it is stored, and how it must be turned to stand upright.
 #[derive(Clone, Debug)]
