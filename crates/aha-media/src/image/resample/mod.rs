@@ -8,10 +8,15 @@ mod coefficients;
 mod nearest;
 mod passes;
 
-use super::{Channels, Image};
+use super::{Channels, Image, Limits};
 use crate::MediaError;
 use coefficients::{Coefficients, Precision};
 use passes::{horizontal, vertical};
+
+/// Most pixels of a result, and most of one side: sizes come from requests and configurations, and
+/// nothing else would bound the memory of the weights and the result.
+const MAX_PIXELS: u64 = 256 << 20;
+const MAX_SIDE: u32 = 1 << 17;
 
 /// How neighbouring pixels are weighed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,7 +67,8 @@ pub enum Resampler {
 /// Resizes an image to `width` times `height`; the same size gives the same pixels.
 ///
 /// # Errors
-/// [`MediaError::InvalidSize`] when a side is zero or the result is too large to address,
+/// [`MediaError::InvalidSize`] when a side is zero, [`MediaError::TooManyPixels`] and
+/// [`MediaError::SideTooLong`] for a result above 256 Mpixel or 131 072 pixels a side,
 /// [`MediaError::InvalidSetting`] for a filter that the resampler lacks.
 pub fn resize(
     image: &Image,
@@ -71,13 +77,12 @@ pub fn resize(
     filter: Filter,
     resampler: Resampler,
 ) -> Result<Image, MediaError> {
-    if width == 0 || height == 0 {
-        return Err(MediaError::InvalidSize {
-            width: width.into(),
-            height: height.into(),
-            reason: "a side is zero",
-        });
-    }
+    let allowed = Limits {
+        max_pixels: MAX_PIXELS,
+        max_side: MAX_SIDE,
+        ..Limits::default()
+    };
+    allowed.check_pixels(width.into(), height.into())?;
     if (width, height) == (image.width, image.height) {
         return Ok(image.clone());
     }
