@@ -14,7 +14,7 @@ mod sniff;
 mod tensor;
 
 pub use decode::{DecodedImage, decode, decode_pages};
-pub(crate) use decode::{gif, guarded as decode_guarded, webp};
+pub(crate) use decode::{gif, guarded as decode_guarded, webp_animation};
 pub use geometry::{PadOffset, center_crop, crop, pad_to, tiles};
 pub use limits::Limits;
 pub use orientation::Orientation;

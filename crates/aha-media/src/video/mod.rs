@@ -9,7 +9,7 @@ pub use ffmpeg::Ffmpeg;
 pub use sampling::{FrameRate, FrameSampling, Spacing};
 
 use crate::MediaError;
-use crate::image::{Image, Limits, decode_guarded, gif, webp};
+use crate::image::{Image, Limits, decode_guarded, gif, webp_animation};
 
 /// What is known about a clip, and which of its frames were taken.
 #[derive(Clone, Debug, PartialEq)]
@@ -178,14 +178,12 @@ fn read_gif(bytes: &[u8], sampling: &FrameSampling, limits: &Limits) -> Result<V
 }
 
 fn read_webp(bytes: &[u8], sampling: &FrameSampling, limits: &Limits) -> Result<Video, MediaError> {
-    let Some(mut animation) = webp::Animation::open(bytes, limits)? else {
+    let Some(mut animation) = webp_animation::Animation::open(bytes, limits)? else {
         let image = crate::image::decode(bytes, limits)?.upright();
         return Video::from_images(vec![image], None, limits);
     };
     let frames = animation.frame_count();
     let fps = rate(frames, animation.duration_ms());
-    let (width, height) = animation.size();
-    limits.check_video(sampling.indices(frames, fps)?.len(), width, height)?;
     collect(frames, fps, sampling, limits, || animation.next_frame())
 }
 

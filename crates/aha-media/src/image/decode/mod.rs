@@ -5,7 +5,8 @@ pub(crate) mod gif;
 mod jpeg;
 mod png;
 mod tiff;
-pub(crate) mod webp;
+mod webp;
+pub(crate) mod webp_animation;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
