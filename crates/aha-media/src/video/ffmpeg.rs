@@ -161,16 +161,38 @@ impl Clip<'_> {
 
     /// Decodes the clip and takes the frames of `indices`, which ascend.
     fn frames(&self, indices: &[usize]) -> Result<Vec<Image>, MediaError> {
+        let (frames, complaints) = self.try_frames(indices, ["-fps_mode", "passthrough"])?;
+        if !frames.is_empty() {
+            return Ok(frames);
+        }
+        // The option has its name since ffmpeg 5.1.
+        if !complaints.contains("fps_mode") {
+            return Err(self.malformed(complaints));
+        }
+        let (frames, complaints) = self.try_frames(indices, ["-vsync", "0"])?;
+        if frames.is_empty() {
+            return Err(self.malformed(complaints));
+        }
+        Ok(frames)
+    }
+
+    /// Decodes with an option that keeps ffmpeg from repeating frames where their times have gaps.
+    /// With no frames come the complaints.
+    fn try_frames(
+        &self,
+        indices: &[usize],
+        no_repeats: [&str; 2],
+    ) -> Result<(Vec<Image>, String), MediaError> {
         let mut distinct = indices.to_vec();
         distinct.dedup();
         let chosen: Vec<String> = distinct.iter().map(|n| format!("eq(n,{n})")).collect();
-        // The frames are numbered anew, or ffmpeg would fill the gaps with copies.
-        let filter = format!("select='{}',setpts=N/(25*TB)", chosen.join("+"));
+        let filter = format!("select='{}'", chosen.join("+"));
+        let [name, value] = no_repeats;
         let mut running = self.start(&[
             "-vf",
             &filter,
-            "-r",
-            "25",
+            name,
+            value,
             "-c:v",
             "ppm",
             "-pix_fmt",
@@ -207,11 +229,12 @@ impl Clip<'_> {
             let copies = indices.iter().filter(|&chosen| chosen == index).count();
             frames.extend(std::iter::repeat_n(frame, copies));
         }
-        if frames.is_empty() {
-            let complaints = running.finish(self)?;
-            return Err(self.malformed(complaints));
-        }
-        Ok(frames)
+        let complaints = if frames.is_empty() {
+            running.finish(self)?
+        } else {
+            String::new()
+        };
+        Ok((frames, complaints))
     }
 
     /// The header of the next picture (`P6`, width, height, 255), or `None` at the end.

@@ -340,6 +340,11 @@ mod imitation {
         let error = failing("echo /secret/path: broken >&2; exit 1", FRAMES, &limits);
         assert!(matches!(error, MediaError::Malformed { .. }), "{error:?}");
         assert!(!error.to_string().contains("secret"), "{error}");
+        let old = "case \"$*\" in *fps_mode*) echo \"Unrecognized option 'fps_mode'.\" >&2; exit 1;; \
+                   *) printf 'P6\\n2 1\\n255\\nabcdefP6\\n2 1\\n255\\nghijkl';; esac";
+        let imitation = Imitation::new(PROBE, old);
+        let video = read(MP4, &sampling(2), &limits, Some(&imitation.program())).unwrap();
+        assert_eq!(video.frames.len(), 2, "an older ffmpeg");
         for frames in [
             "exit 1",
             "printf 'P6\\n2 1\\n255\\nabc'",
@@ -404,7 +409,8 @@ fn a_real_ffmpeg_reads_what_it_wrote() {
         let chosen = &some.metadata.frame_indices;
         assert_eq!(chosen, &[0, 6, 12, 17, 23, 29], "{name}");
         for (frame, &index) in some.frames.iter().zip(chosen) {
-            assert_eq!(frame, &all.frames[index], "{name}: frame {index}");
+            let is_same = frame == &all.frames[index];
+            assert!(is_same, "{name}: frame {index} is another");
         }
     }
 }
