@@ -210,13 +210,13 @@ fn blend(over: [u8; 4], under: [u8; 4]) -> [u8; 4] {
     if over_alpha == 0 {
         return under;
     }
-    let kept = under_alpha * (256 - over_alpha) >> 8;
+    let kept = (under_alpha * (256 - over_alpha)) >> 8;
     let alpha = over_alpha + kept;
     let scale = (1 << 24) / alpha;
     let mut mixed = [0, 0, 0, alpha as u8];
     for (channel, value) in mixed[..3].iter_mut().enumerate() {
         let sum = u64::from(over[channel]) * over_alpha + u64::from(under[channel]) * kept;
-        *value = (sum * scale >> 24) as u8;
+        *value = ((sum * scale) >> 24) as u8;
     }
     mixed
 }
