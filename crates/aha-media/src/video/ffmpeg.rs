@@ -16,6 +16,8 @@ use crate::image::{Channels, Image, Limits};
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes that are moved at once.
 const CHUNK: usize = 64 << 10;
+/// Most frames that are picked by an argument of ffmpeg; systems limit the length of arguments.
+const MAX_SELECTED: usize = 1024;
 /// Bytes of ffmpeg's complaints that are kept for the log.
 const MAX_STDERR: u64 = 8 << 10;
 
@@ -185,8 +187,14 @@ impl Clip<'_> {
     ) -> Result<(Vec<Image>, String), MediaError> {
         let mut distinct = indices.to_vec();
         distinct.dedup();
-        let chosen: Vec<String> = distinct.iter().map(|n| format!("eq(n,{n})")).collect();
-        let filter = format!("select='{}'", chosen.join("+"));
+        let last = distinct.last().map_or(0, |last| last + 1);
+        // A few frames are picked by ffmpeg; of many, all come and the others are passed over here.
+        let (filter, coming) = if distinct.len() <= MAX_SELECTED {
+            (format!("select='{}'", selection(&distinct)), distinct)
+        } else {
+            ("null".to_owned(), (0..last).collect())
+        };
+        let mut chosen = indices.iter().peekable();
         let [name, value] = no_repeats;
         let mut running = self.start(&[
             "-vf",
@@ -202,7 +210,7 @@ impl Clip<'_> {
             "-",
         ])?;
         let mut frames: Vec<Image> = Vec::with_capacity(indices.len());
-        for index in &distinct {
+        for index in &coming {
             let Some((width, height)) = self.frame_header(&mut running.output)? else {
                 break;
             };
@@ -226,8 +234,9 @@ impl Clip<'_> {
                 .read_exact(&mut samples)
                 .map_err(|error| self.failure(error))?;
             let frame = Image::new(width, height, Channels::Rgb, samples)?;
-            let copies = indices.iter().filter(|&chosen| chosen == index).count();
-            frames.extend(std::iter::repeat_n(frame, copies));
+            while chosen.next_if_eq(&index).is_some() {
+                frames.push(frame.clone());
+            }
         }
         let complaints = if frames.is_empty() {
             running.finish(self)?
@@ -331,6 +340,19 @@ impl Clip<'_> {
         MediaError::Malformed {
             format: self.format.name(),
             source: reason.into(),
+        }
+    }
+}
+
+/// An expression of ffmpeg that is true for these frames. It is a balanced tree, because ffmpeg limits
+/// the depth of an expression.
+fn selection(indices: &[usize]) -> String {
+    match indices {
+        [] => "0".to_owned(),
+        [index] => format!("eq(n,{index})"),
+        _ => {
+            let (left, right) = indices.split_at(indices.len() / 2);
+            format!("({}+{})", selection(left), selection(right))
         }
     }
 }

@@ -201,17 +201,19 @@ fn collect(
     mut next: impl FnMut() -> Result<Option<Image>, MediaError>,
 ) -> Result<Video, MediaError> {
     let indices = sampling.indices(total, fps)?;
-    let last = indices.iter().max().copied().unwrap_or(0);
+    let mut chosen = indices.iter().peekable();
     let mut kept = Vec::with_capacity(indices.len());
-    for index in 0..=last {
+    for index in 0..total {
+        if chosen.peek().is_none() {
+            break;
+        }
         let Some(frame) = next()? else { break };
-        let copies = indices.iter().filter(|&&chosen| chosen == index).count();
-        if kept.is_empty() {
+        if index == 0 {
             limits.check_video(indices.len(), frame.width(), frame.height())?;
         }
-        if copies > 0 {
-            let frame = frame.into_rgb_dropping_alpha();
-            kept.extend(std::iter::repeat_n(frame, copies));
+        let frame = frame.into_rgb_dropping_alpha();
+        while chosen.next_if_eq(&&index).is_some() {
+            kept.push(frame.clone());
         }
     }
     finish(kept, indices, total, fps)
