@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// The error of a decoder. It is for the log: its text may quote file contents or addresses, so a
 /// client sees the message of the [`MediaError`] around it and not this.
-pub(crate) type DecoderError = Box<dyn std::error::Error + Send + Sync>;
+pub type DecoderError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Every error of the image, video and source modules. The messages are safe to show to a client.
 #[derive(Debug, thiserror::Error)]
