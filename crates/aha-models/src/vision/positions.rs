@@ -1,0 +1,152 @@
+//! Positions of patches: learned tables stretched to a picture's grid, and axial rotary embeddings.
+
+use aha_nn::rope::Rotation;
+use candle_core::{DType, Device, Result, Tensor};
+
+/// How a table is stretched along an axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interpolation {
+    /// Linear, the outermost entries on the outermost patches.
+    AlignedCorners,
+    /// Linear between the centres of entries, clamped at the edges.
+    HalfPixel,
+    /// The same, averaging over all entries that a patch covers when the grid is smaller than the table.
+    HalfPixelAntialiased,
+}
+
+impl Interpolation {
+    /// Weights of `size` entries for each of `count` patches, `[count, size]`.
+    fn weights(self, count: usize, size: usize) -> Vec<f32> {
+        let mut weights = vec![0f32; count * size];
+        for (index, row) in weights.chunks_exact_mut(size).enumerate() {
+            match self {
+                Self::AlignedCorners => {
+                    let step = (size - 1) as f32 / (count - 1).max(1) as f32;
+                    between(index as f32 * step, row);
+                }
+                Self::HalfPixel => {
+                    let source = (index as f32 + 0.5) * (size as f32 / count as f32) - 0.5;
+                    between(source.max(0.0), row);
+                }
+                Self::HalfPixelAntialiased => covered(index, count, row),
+            }
+        }
+        weights
+    }
+}
+
+/// Weights of the two entries around `source`.
+fn between(source: f32, row: &mut [f32]) {
+    let last = row.len() - 1;
+    let low = (source.floor() as usize).min(last);
+    let share = (source - low as f32).clamp(0.0, 1.0);
+    row[low] += 1.0 - share;
+    row[(low + 1).min(last)] += share;
+}
+
+/// Weights of a triangle around patch `index`, at least as wide as an entry and as wide as a patch.
+fn covered(index: usize, count: usize, row: &mut [f32]) {
+    let scale = row.len() as f32 / count as f32;
+    let width = scale.max(1.0);
+    let centre = (index as f32 + 0.5) * scale;
+    let first = ((centre - width + 0.5) as isize).max(0) as usize;
+    let end = ((centre + width + 0.5) as usize).min(row.len());
+    let mut sum = 0.0;
+    for (entry, weight) in row.iter_mut().enumerate().take(end).skip(first) {
+        let distance = ((entry as f32 - centre + 0.5) / width).abs();
+        *weight = (1.0 - distance).max(0.0);
+        sum += *weight;
+    }
+    if sum > 0.0 {
+        row.iter_mut().for_each(|weight| *weight /= sum);
+    }
+}
+
+/// A table `[side * side, width]` stretched to `[rows * columns, width]`, row by row: two products, one an axis.
+pub fn interpolate_table(
+    table: &Tensor,
+    (rows, columns): (usize, usize),
+    rule: Interpolation,
+) -> Result<Tensor> {
+    let (entries, width) = table.dims2()?;
+    let side = entries.isqrt();
+    if side * side != entries || side == 0 || rows == 0 || columns == 0 {
+        candle_core::bail!("{entries} positions are no square, or the grid is empty");
+    }
+    let (device, dtype) = (table.device(), table.dtype());
+    let weights = |count: usize| {
+        Tensor::from_vec(rule.weights(count, side), (count, side), device)
+    };
+    let table = table.to_dtype(DType::F32)?.reshape((side, side * width))?;
+    let stretched = weights(rows)?
+        .matmul(&table)?
+        .reshape((rows, side, width))?;
+    let across = weights(columns)?
+        .unsqueeze(0)?
+        .broadcast_as((rows, columns, side))?
+        .contiguous()?;
+    across
+        .matmul(&stretched)?
+        .reshape((rows * columns, width))?
+        .to_dtype(dtype)
+}
+
+/// Rotation of patches at `(row, column)`: the first half of the frequencies turns with the row, the second with the
+/// column (arXiv 2403.13298, axial form).
+pub fn axial_rotation(
+    places: &[(u32, u32)],
+    head_dim: usize,
+    theta: f32,
+    dtype: DType,
+    device: &Device,
+) -> Result<Rotation> {
+    let quarter = head_dim / 4;
+    let frequencies: Vec<f32> = (0..quarter)
+        .map(|j| 1.0 / theta.powf((2 * j) as f32 / (head_dim / 2) as f32))
+        .collect();
+    let angles: Vec<f32> = places
+        .iter()
+        .flat_map(|&(row, column)| [row, column])
+        .flat_map(|at| frequencies.iter().map(move |frequency| at as f32 * frequency))
+        .collect();
+    Rotation::from_angles(&angles, 2 * quarter, dtype, device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_keeps_a_table_of_the_grid_s_own_size() {
+        let table = Tensor::randn(0f32, 1.0, (25, 3), &Device::Cpu).unwrap();
+        for rule in [
+            Interpolation::AlignedCorners,
+            Interpolation::HalfPixel,
+            Interpolation::HalfPixelAntialiased,
+        ] {
+            let same = interpolate_table(&table, (5, 5), rule).unwrap();
+            let gap = (&same - &table).unwrap().abs().unwrap().flatten_all();
+            let worst: f32 = gap.unwrap().max(0).unwrap().to_scalar().unwrap();
+            assert!(worst < 1e-6, "{rule:?}: {worst}");
+        }
+    }
+
+    #[test]
+    fn rules_differ_at_the_edges_and_when_they_shrink() {
+        let weights = |rule: Interpolation, count, size| rule.weights(count, size);
+        assert_eq!(
+            weights(Interpolation::AlignedCorners, 3, 2),
+            [1.0, 0.0, 0.5, 0.5, 0.0, 1.0]
+        );
+        assert_eq!(
+            weights(Interpolation::HalfPixel, 4, 2),
+            [1.0, 0.0, 0.75, 0.25, 0.25, 0.75, 0.0, 1.0]
+        );
+        // Two patches over four entries: each weighs three, the middle ones shared.
+        let shrunk = weights(Interpolation::HalfPixelAntialiased, 2, 4);
+        let expected = [3.0 / 7.0, 3.0 / 7.0, 1.0 / 7.0, 0.0];
+        for (found, expected) in shrunk.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6, "{shrunk:?}");
+        }
+    }
+}
