@@ -166,6 +166,7 @@ mod tests {
                     shape: vec![0],
                 },
                 grid: [1, 1, num_tokens],
+                step_seconds: 0.0,
                 num_tokens,
                 hash: ContentHash::of(content),
             }),

@@ -167,6 +167,8 @@ pub struct EncoderInput {
     pub content: EncoderContent,
     /// Patches in time, height and width, or whatever else the family's positions need.
     pub grid: [usize; 3],
+    /// Seconds from one step in time to the next; 0 for stills.
+    pub step_seconds: f64,
     /// Tokens of the prompt whose embeddings it gives.
     pub num_tokens: usize,
     /// Identity of content and processing.
@@ -346,6 +348,7 @@ mod tests {
                 shape: vec![0],
             },
             grid: [1, 1, num_tokens],
+            step_seconds: 0.0,
             num_tokens,
             hash: ContentHash::of(num_tokens),
         }

@@ -200,6 +200,25 @@ impl Checkpoint {
         }
     }
 
+    /// Other keys of config.json than a decoder's: what the parts besides the language model need. A GGUF has none.
+    pub fn config_keys<C: DeserializeOwned>(&self) -> Result<C, LoadError> {
+        self.config(|_| {
+            Err(LoadError::config(
+                "general.architecture",
+                "GGUF files of this family hold the language model alone: take the release for other input than text",
+            ))
+        })
+    }
+
+    /// A JSON file beside config.json, if it is there.
+    pub fn json<C: DeserializeOwned>(&self, file: &str) -> Result<Option<C>, LoadError> {
+        let path = self.path.join(file);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        parse(&read_json(&path)?, &path).map(Some)
+    }
+
     /// As [`Checkpoint::config`], of the language model inside a release of several: the object `text_config` where
     /// there is one, else config.json itself.
     pub fn text_config<C: DeserializeOwned>(

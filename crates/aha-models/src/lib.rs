@@ -14,11 +14,13 @@ pub mod qwen3;
 pub mod qwen3_5;
 pub mod qwen3_embedding;
 pub mod qwen3_reranker;
+pub mod qwen3vl;
 pub mod registry;
 pub mod releases;
 pub mod sentence;
 pub mod task;
 pub mod text;
+pub mod vision;
 
 pub use checkpoint::{Checkpoint, LoadOptions};
 pub use error::LoadError;

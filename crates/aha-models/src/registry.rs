@@ -29,6 +29,7 @@ pub static FAMILIES: &[Family] = &[
     crate::minicpm4::FAMILY,
     crate::lfm2::FAMILY,
     crate::qwen3_5::FAMILY,
+    crate::qwen3vl::FAMILY,
     crate::qwen3_embedding::FAMILY,
     crate::qwen3_reranker::FAMILY,
     crate::minilm::FAMILY,

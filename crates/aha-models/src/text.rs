@@ -3,7 +3,10 @@
 use crate::checkpoint::{Checkpoint, Format};
 use crate::error::LoadError;
 use aha_engine::tokenizer::Tokenizer;
-use aha_engine::{Generator, LoadedModel, ProcessorError, TextModel, TextProcessor};
+use aha_engine::{
+    Generator, LoadedModel, MediaEncoder, MediaProcessor, ProcessorError, TextModel, TextProcessor,
+};
+use std::sync::Arc;
 
 /// Joins a loaded decoder with the checkpoint's tokenizer, chat template and generation defaults.
 pub fn text_model(
@@ -36,6 +39,23 @@ pub fn text_model(
         processor,
         defaults,
     }))
+}
+
+/// The same for a model that takes media: `encoder` gives their embeddings, `media` makes the way into prompts from
+/// the tokenizer.
+pub fn media_model<M: MediaProcessor + 'static>(
+    checkpoint: &Checkpoint,
+    generator: Box<dyn Generator>,
+    encoder: Box<dyn MediaEncoder>,
+    media: impl Fn(&Tokenizer) -> Result<M, LoadError>,
+) -> Result<LoadedModel, LoadError> {
+    let mut loaded = text_model(checkpoint, generator)?;
+    if let LoadedModel::Text(text) = &mut loaded {
+        let media = media(text.processor.tokenizer())?;
+        text.processor = text.processor.clone().with_media(Arc::new(media));
+        text.encoder = Some(encoder);
+    }
+    Ok(loaded)
 }
 
 /// The checkpoint's tokenizer alone, for models without chats.

@@ -24,8 +24,17 @@ enum Matrix {
 
 impl Matrix {
     fn load(weights: &Weights, out_features: usize, in_features: usize) -> Result<Self> {
-        let Some(stored) = weights.stored("weight", &[out_features, in_features])? else {
+        Self::load_shaped(weights, &[out_features, in_features])
+    }
+
+    /// A matrix that is stored with more dimensions: the first are the rows, the others make up the columns.
+    fn load_shaped(weights: &Weights, shape: &[usize]) -> Result<Self> {
+        let Some(stored) = weights.stored("weight", shape)? else {
             return Ok(Self::Absent);
+        };
+        let (out_features, in_features) = match shape {
+            [rows, columns @ ..] => (*rows, columns.iter().product()),
+            [] => (1, 1),
         };
         let precision = weights.placement().weights;
         if weights.device().is_cpu() {
@@ -43,7 +52,9 @@ impl Matrix {
                 ))?)))
             }
             _ => Ok(Self::Dense(
-                stored.to_tensor(weights.dtype(), weights.device())?,
+                stored
+                    .to_tensor(weights.dtype(), weights.device())?
+                    .reshape((out_features, in_features))?,
             )),
         }
     }
@@ -164,6 +175,26 @@ impl Linear {
     ) -> Result<Self> {
         Ok(Self {
             weight: Matrix::load(weights, out_features, in_features)?,
+            bias: bias
+                .then(|| weights.tensor("bias", &[out_features]))
+                .transpose()?,
+        })
+    }
+}
+
+impl Linear {
+    /// Loads a convolution that meets every input value once (its stride is its size) as the product that it is:
+    /// `weight` is `[out_features, kernel...]`, rows of `x` are flattened pieces of the input.
+    pub fn load_kernel(
+        weights: &Weights,
+        kernel: &[usize],
+        out_features: usize,
+        bias: bool,
+    ) -> Result<Self> {
+        let mut shape = vec![out_features];
+        shape.extend(kernel);
+        Ok(Self {
+            weight: Matrix::load_shaped(weights, &shape)?,
             bias: bias
                 .then(|| weights.tensor("bias", &[out_features]))
                 .transpose()?,

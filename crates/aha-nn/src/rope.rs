@@ -312,6 +312,19 @@ impl RotaryEmbedding {
 }
 
 impl Rotation {
+    /// Rotation by given angles `[tokens, half]`, of heads whose first `2 * half` values are rotated.
+    pub fn from_angles(angles: &[f32], half: usize, dtype: DType, device: &Device) -> Result<Self> {
+        let shape = (angles.len() / half.max(1), half);
+        let tensor = |function: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().map(|angle| function(*angle)).collect();
+            Tensor::from_vec(values, shape, device)?.to_dtype(dtype)
+        };
+        Ok(Self {
+            cos: tensor(f32::cos)?,
+            sin: tensor(f32::sin)?,
+        })
+    }
+
     /// Rotates `x` `[tokens, heads, head_dim]` with the half-split pairing (i, i + rotary_dim / 2); values of a head
     /// beyond `rotary_dim` pass unchanged.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {

@@ -90,7 +90,13 @@ impl VisionBlock {
             weights,
             config,
             Projections::Fused(qkv),
-            ["norm1", "norm2", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2"],
+            [
+                "norm1",
+                "norm2",
+                "attn.proj",
+                "mlp.linear_fc1",
+                "mlp.linear_fc2",
+            ],
         )
     }
 
@@ -107,7 +113,13 @@ impl VisionBlock {
             weights,
             config,
             Projections::Separate(projections),
-            ["layer_norm1", "layer_norm2", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"],
+            [
+                "layer_norm1",
+                "layer_norm2",
+                "self_attn.out_proj",
+                "mlp.fc1",
+                "mlp.fc2",
+            ],
         )
     }
 
@@ -150,9 +162,11 @@ impl VisionBlock {
                 let part = |index: usize| qkv.narrow(1, index * width, width);
                 [part(0)?, part(1)?, part(2)?]
             }
-            Projections::Separate([q, k, v]) => {
-                [q.forward(&normed)?, k.forward(&normed)?, v.forward(&normed)?]
-            }
+            Projections::Separate([q, k, v]) => [
+                q.forward(&normed)?,
+                k.forward(&normed)?,
+                v.forward(&normed)?,
+            ],
         };
         let rotated = |x: Tensor| match rotation {
             None => Ok(x),

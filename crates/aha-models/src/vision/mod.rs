@@ -6,5 +6,5 @@ mod preprocessor;
 pub mod qwen;
 
 pub use block::{Mlp, VisionBlock, VisionBlockConfig};
-pub use positions::{Interpolation, axial_rotation, interpolate_table};
+pub use positions::{Interpolation, axial_rotation, interpolate_table, patch_places};
 pub use preprocessor::PreprocessorConfig;

@@ -74,9 +74,7 @@ pub fn interpolate_table(
         candle_core::bail!("{entries} positions are no square, or the grid is empty");
     }
     let (device, dtype) = (table.device(), table.dtype());
-    let weights = |count: usize| {
-        Tensor::from_vec(rule.weights(count, side), (count, side), device)
-    };
+    let weights = |count: usize| Tensor::from_vec(rule.weights(count, side), (count, side), device);
     let table = table.to_dtype(DType::F32)?.reshape((side, side * width))?;
     let stretched = weights(rows)?
         .matmul(&table)?
@@ -89,6 +87,31 @@ pub fn interpolate_table(
         .matmul(&stretched)?
         .reshape((rows * columns, width))?
         .to_dtype(dtype)
+}
+
+/// Where the patches of pictures lie, in the order in which they come: blocks of `merge` by `merge`, row by row of
+/// blocks, frame after frame. Returns row and column of each patch, and its index in plain row-major order of all
+/// pictures' frames.
+pub fn patch_places(grids: &[[usize; 3]], merge: usize) -> (Vec<(u32, u32)>, Vec<u32>) {
+    let count = grids.iter().map(|[t, h, w]| t * h * w).sum();
+    let (mut places, mut rows) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    let mut first = 0;
+    for &[time, height, width] in grids {
+        for _ in 0..time {
+            for block_row in (0..height).step_by(merge) {
+                for block_column in (0..width).step_by(merge) {
+                    for row in block_row..(block_row + merge).min(height) {
+                        for column in block_column..(block_column + merge).min(width) {
+                            places.push((row as u32, column as u32));
+                            rows.push((first + row * width + column) as u32);
+                        }
+                    }
+                }
+            }
+            first += height * width;
+        }
+    }
+    (places, rows)
 }
 
 /// Rotation of patches at `(row, column)`: the first half of the frequencies turns with the row, the second with the
@@ -107,7 +130,11 @@ pub fn axial_rotation(
     let angles: Vec<f32> = places
         .iter()
         .flat_map(|&(row, column)| [row, column])
-        .flat_map(|at| frequencies.iter().map(move |frequency| at as f32 * frequency))
+        .flat_map(|at| {
+            frequencies
+                .iter()
+                .map(move |frequency| at as f32 * frequency)
+        })
         .collect();
     Rotation::from_angles(&angles, 2 * quarter, dtype, device)
 }

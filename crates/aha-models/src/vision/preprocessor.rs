@@ -69,11 +69,7 @@ impl PreprocessorConfig {
     }
 
     /// How samples become values, computed as processors on tensors do.
-    pub fn normalization(
-        &self,
-        mean: [f64; 3],
-        std: [f64; 3],
-    ) -> Result<Normalization, LoadError> {
+    pub fn normalization(&self, mean: [f64; 3], std: [f64; 3]) -> Result<Normalization, LoadError> {
         Normalization::fused(
             self.rescale_factor.unwrap_or(1.0 / 255.0),
             self.image_mean.unwrap_or(mean),

@@ -1,15 +1,16 @@
 //! Pictures and clips on their way into Qwen's vision-language models.
 
 use super::preprocessor::PreprocessorConfig;
+use crate::error::LoadError;
+use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{
     ContentHash, EncoderContent, EncoderInput, EngineError, Media, MediaContent, MediaKind,
     MediaProcessor, MediaSpan, PixelLimits, ProcessedMedia,
 };
 use aha_media::MediaError;
-use aha_media::image::{
-    Filter, Image, PatchSizing, Resampler, ShortSides, resize, smart_resize,
-};
+use aha_media::image::{Filter, Image, PatchSizing, Resampler, ShortSides, resize, smart_resize};
 use aha_nn::batch::AxisPositions;
+use serde::Deserialize;
 
 /// How clips stand in the prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,6 +22,34 @@ pub enum VideoForm {
         /// Positions a second (`tokens_per_second`).
         tokens_per_second: f64,
     },
+}
+
+/// Ids of the marks in config.json.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct MediaIds {
+    image_token_id: u32,
+    video_token_id: u32,
+    vision_start_token_id: u32,
+    vision_end_token_id: u32,
+}
+
+impl MediaIds {
+    /// The marks as the tokenizer writes them.
+    pub fn marks(&self, tokenizer: &Tokenizer) -> Result<Marks, LoadError> {
+        let text = |key: &str, id: u32| {
+            let bytes = tokenizer.token_bytes(id).map(<[u8]>::to_vec);
+            bytes
+                .and_then(|bytes| String::from_utf8(bytes).ok())
+                .ok_or_else(|| LoadError::config(key, format!("the tokenizer has no token {id}")))
+        };
+        Ok(Marks {
+            vision_start: text("vision_start_token_id", self.vision_start_token_id)?,
+            vision_end: text("vision_end_token_id", self.vision_end_token_id)?,
+            image_pad: text("image_token_id", self.image_token_id)?,
+            video_pad: text("video_token_id", self.video_token_id)?,
+            pad_ids: [self.image_token_id, self.video_token_id],
+        })
+    }
 }
 
 /// The marks and placeholder tokens of a family, as text and as ids.
@@ -60,11 +89,14 @@ impl QwenMedia {
         patch_size: u32,
         (image, image_pixels): (&PreprocessorConfig, (u64, u64)),
         (video, video_pixels): (&PreprocessorConfig, (u64, u64)),
-    ) -> Result<Self, crate::LoadError> {
+    ) -> Result<Self, LoadError> {
         let video_mark = match video_form {
             // The release replaces the template's whole triple.
             VideoForm::TimedPairs => {
-                format!("{}{}{}", marks.vision_start, marks.video_pad, marks.vision_end)
+                format!(
+                    "{}{}{}",
+                    marks.vision_start, marks.video_pad, marks.vision_end
+                )
             }
             VideoForm::OneRun { .. } => marks.video_pad.clone(),
         };
@@ -111,6 +143,7 @@ impl QwenMedia {
             inputs: vec![EncoderInput {
                 content: EncoderContent::Frames(vec![picture]),
                 grid: [1, rows, columns],
+                step_seconds: 0.0,
                 num_tokens,
                 hash: ContentHash::of((media.hash(), size)),
             }],
@@ -121,7 +154,7 @@ impl QwenMedia {
         &self,
         media: &Media,
         frames: &[Image],
-        timestamps: &[f64],
+        (timestamps, fps): (&[f64], f64),
         limits: PixelLimits,
     ) -> Result<ProcessedMedia, MediaError> {
         let Some(first) = frames.first() else {
@@ -147,6 +180,7 @@ impl QwenMedia {
                     inputs: vec![EncoderInput {
                         content: EncoderContent::Frames(pictures),
                         grid: [steps, rows, columns],
+                        step_seconds: step as f64 / fps,
                         num_tokens,
                         hash: ContentHash::of((media.hash(), size)),
                     }],
@@ -171,6 +205,7 @@ impl QwenMedia {
                     processed.inputs.push(EncoderInput {
                         content: EncoderContent::Frames(pair.to_vec()),
                         grid: [1, rows, columns],
+                        step_seconds: 0.0,
                         num_tokens,
                         hash: ContentHash::of((media.hash(), size, index)),
                     });
@@ -193,7 +228,10 @@ impl QwenMedia {
             // The areas are of all frames together.
             VideoForm::TimedPairs => PatchSizing::image(factor, least, most)
                 .with_short_sides(ShortSides::ScaleUp)
-                .with_frames(frames.max(self.temporal_patch_size), self.temporal_patch_size),
+                .with_frames(
+                    frames.max(self.temporal_patch_size),
+                    self.temporal_patch_size,
+                ),
             VideoForm::OneRun { .. } => PatchSizing::image(factor, least, most),
         };
         smart_resize(first.width(), first.height(), &sizing)
@@ -227,9 +265,9 @@ impl MediaProcessor for QwenMedia {
             MediaContent::Video {
                 frames,
                 timestamps,
+                fps,
                 limits,
-                ..
-            } => self.video(media, frames, timestamps, *limits),
+            } => self.video(media, frames, (timestamps, *fps), *limits),
             MediaContent::Audio { .. } => {
                 return Err(EngineError::invalid("messages", "this model hears nothing"));
             }
@@ -270,10 +308,11 @@ impl MediaProcessor for QwenMedia {
 impl QwenMedia {
     /// Position on the time axis of a clip's step, from its first.
     fn clock(&self, input: &EncoderInput, step: usize) -> u32 {
-        let VideoForm::OneRun { tokens_per_second } = self.video_form else {
-            return step as u32;
-        };
-        let _ = input;
-        (step as f64 * tokens_per_second) as u32
+        match self.video_form {
+            VideoForm::TimedPairs => step as u32,
+            VideoForm::OneRun { tokens_per_second } => {
+                (step as f64 * tokens_per_second * input.step_seconds) as u32
+            }
+        }
     }
 }
