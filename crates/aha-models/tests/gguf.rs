@@ -71,6 +71,14 @@ fn compare(name: &str, path: &Path, ordered: bool) {
     } else {
         assert_eq!(ends(&converted).len(), known.len(), "{name}");
     }
+    for text in [
+        "the river 12345",
+        "नमस्ते x\u{323}\u{307} 北京 🙂",
+        "  two\r\n\n lines",
+    ] {
+        let ids = |engine: &aha_engine::Engine| engine.processor().prepare_text(text).unwrap();
+        assert_eq!(ids(&source), ids(&converted), "{name}: {text:?}");
+    }
     for case in golden(&folder)["cases"].as_array().unwrap() {
         let request = |engine: &aha_engine::Engine| {
             greedy(
