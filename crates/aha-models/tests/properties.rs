@@ -173,6 +173,44 @@ fn the_prefix_cache_saves_work_and_changes_nothing() {
 }
 
 #[test]
+fn a_cache_that_keeps_little_changes_nothing() {
+    // One sequence at a time, so that few recurrent states are kept, and blocks for little more than one.
+    let small = EngineOptions {
+        max_sequences: 1,
+        cache_tokens: Some(256),
+        ..EngineOptions::default()
+    };
+    for variant in CACHES {
+        let path = fixture(variant);
+        let fresh = engine(
+            &path,
+            EngineOptions {
+                prefix_cache: false,
+                ..EngineOptions::default()
+            },
+        );
+        let small = engine(&path, small.clone());
+        let mut cached_tokens = 0;
+        for index in [0, 5, 10, 15, 1, 6, 11, 16, 4, 9, 14, 19, 4, 9, 14, 19, 0, 5] {
+            let request = |engine: &Engine| requests(engine, 20).remove(index);
+            let found = run(&small, request(&small));
+            cached_tokens += found.finished.usage.cached_tokens;
+            let expected = run(&fresh, request(&fresh)).fingerprint();
+            assert_eq!(found.fingerprint(), expected, "{variant}, request {index}");
+        }
+        assert!(cached_tokens > 0, "{variant}");
+        wait_until_idle(&small);
+        assert_nothing_held(&small, variant);
+        let status = small.status();
+        assert_eq!(
+            status.kept_states > 0,
+            status.total_states > 0,
+            "{status:?}"
+        );
+    }
+}
+
+#[test]
 fn the_next_turn_of_a_conversation_finds_what_the_turns_before_computed() {
     for variant in CACHES {
         let path = fixture(variant);
