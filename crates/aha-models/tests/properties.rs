@@ -271,7 +271,7 @@ fn cancelled_requests_leave_everything_free() {
                     generation.blocking_next();
                 }
             }
-            if round > 0 {
+            if round % 4 > 0 {
                 let held = engine.status();
                 assert!(held.free_blocks < held.total_blocks, "{variant}: {held:?}");
                 let recurrent = held.total_states > 0;
