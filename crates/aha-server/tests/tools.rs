@@ -76,6 +76,7 @@ fn app(fixture: &str, answer: &str) -> Router {
     script.push(end);
     let engine = Engine::start(
         TextModel {
+            encoder: None,
             generator: Box::new(Parrot {
                 script,
                 vocab_size: tokenizer.vocab_size(),
