@@ -90,7 +90,8 @@ impl Active {
                 &request.prompt.token_ids,
                 fallback_seed,
             ),
-            detokenizer: Detokenizer::new(tokenizer.clone(), request.output.skip_special_tokens),
+            detokenizer: Detokenizer::new(tokenizer.clone(), request.output.skip_special_tokens)
+                .keeping(request.output.kept_tokens.clone()),
             stops: StopMatcher::new(&request.stop.stop),
             tokenizer,
             sender,

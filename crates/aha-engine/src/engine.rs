@@ -93,6 +93,9 @@ pub(crate) struct Shared {
     pub(crate) free_blocks: AtomicUsize,
     pub(crate) cached_blocks: AtomicUsize,
     pub(crate) total_blocks: AtomicUsize,
+    pub(crate) free_states: AtomicUsize,
+    pub(crate) kept_states: AtomicUsize,
+    pub(crate) total_states: AtomicUsize,
     pub(crate) preemptions: AtomicU64,
     pub(crate) panics: AtomicU64,
     pub(crate) prompt_tokens: AtomicU64,
@@ -114,6 +117,9 @@ impl Shared {
             free_blocks: AtomicUsize::new(0),
             cached_blocks: AtomicUsize::new(0),
             total_blocks: AtomicUsize::new(0),
+            free_states: AtomicUsize::new(0),
+            kept_states: AtomicUsize::new(0),
+            total_states: AtomicUsize::new(0),
             preemptions: AtomicU64::new(0),
             panics: AtomicU64::new(0),
             prompt_tokens: AtomicU64::new(0),
@@ -188,6 +194,9 @@ impl Shared {
             free_blocks: self.free_blocks.load(Ordering::Acquire),
             cached_blocks: self.cached_blocks.load(Ordering::Relaxed),
             total_blocks: self.total_blocks.load(Ordering::Relaxed),
+            free_states: self.free_states.load(Ordering::Acquire),
+            kept_states: self.kept_states.load(Ordering::Relaxed),
+            total_states: self.total_states.load(Ordering::Relaxed),
             steps: self.steps.load(Ordering::Relaxed),
             prompt_tokens: self.prompt_tokens.load(Ordering::Relaxed),
             generated_tokens: self.generated_tokens.load(Ordering::Relaxed),
@@ -218,6 +227,12 @@ pub struct EngineStatus {
     pub cached_blocks: usize,
     /// All cache blocks.
     pub total_blocks: usize,
+    /// Slots of recurrent states that no running sequence holds; 0 for models without such state.
+    pub free_states: usize,
+    /// Those among them that keep a state for prompts that begin alike.
+    pub kept_states: usize,
+    /// All slots of recurrent states.
+    pub total_states: usize,
     /// Steps so far.
     pub steps: u64,
     /// Prompt tokens of all admitted requests.

@@ -3,7 +3,7 @@
 use crate::chat::{Chat, Message};
 use crate::error::EngineError;
 use crate::media::{Media, MediaProcessor, expand_marks, find_spans};
-use crate::parser::{OutputParser, OutputSwitches, ParserOptions};
+use crate::parser::{OutputParser, OutputSwitches, ParserOptions, control_tags};
 use crate::request::Prompt;
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -169,11 +169,13 @@ impl TextProcessor {
             continued: continued.as_deref(),
         };
         let template = self.template.as_deref().map(ChatTemplate::text);
-        OutputParser::new(ParserOptions::decide(
-            template,
-            &self.tokenizer,
-            &prompt.text,
-            switches,
-        ))
+        let options = ParserOptions::decide(template, &self.tokenizer, &prompt.text, switches);
+        OutputParser::new(options, &chat.tools)
+    }
+
+    /// Control tokens that the parser of an answer to `chat` looks for: [`crate::OutputParams::kept_tokens`].
+    pub fn parsed_tokens(&self, chat: &Chat) -> Vec<u32> {
+        let template = self.template.as_deref().map(ChatTemplate::text);
+        control_tags(template, &self.tokenizer, !chat.tools.is_empty())
     }
 }

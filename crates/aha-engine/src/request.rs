@@ -105,6 +105,9 @@ pub struct OutputParams {
     pub logprobs: Option<usize>,
     /// Leave special tokens out of the text (default true).
     pub skip_special_tokens: bool,
+    /// Special tokens that stay in the text all the same, because a parser looks for them
+    /// ([`crate::TextProcessor::parsed_tokens`]).
+    pub kept_tokens: Vec<u32>,
 }
 
 impl Default for OutputParams {
@@ -112,6 +115,7 @@ impl Default for OutputParams {
         Self {
             logprobs: None,
             skip_special_tokens: true,
+            kept_tokens: Vec::new(),
         }
     }
 }

@@ -364,6 +364,11 @@ impl Worker {
         store(&shared.free_blocks, pool.available());
         store(&shared.cached_blocks, pool.evictable());
         store(&shared.total_blocks, pool.total());
+        if let Some(states) = self.scheduler.states() {
+            store(&shared.free_states, states.available());
+            store(&shared.kept_states, states.kept());
+            store(&shared.total_states, states.total());
+        }
         let preemptions = self.scheduler.preemptions();
         shared.preemptions.store(preemptions, Ordering::Release);
         // Last: who sees nothing running sees the blocks that are free since.

@@ -79,7 +79,7 @@ const CONFIG: &str = "config.json";
 const TEXT_CONFIG: &str = "text_config";
 /// Control tokens that end an answer wherever they are. A GGUF has room for one end of sequence; of a release that
 /// lists the tokenizer's and the chat's, converters keep either, and without the other answers would run on.
-const END_TEXTS: [&str; 2] = ["</s>", "<|im_end|>"];
+const END_TEXTS: [&str; 3] = ["</s>", "<|im_end|>", "<|endoftext|>"];
 /// No released configuration comes near; a larger file is not one.
 const LARGEST_JSON: u64 = 64 << 20;
 
@@ -298,10 +298,8 @@ impl Checkpoint {
                 eos.extend(control_tokens(&file.metadata, &END_TEXTS)?);
                 let mut seen = HashSet::new();
                 eos.retain(|id| seen.insert(*id));
-                Ok(GenerationDefaults {
-                    eos_token_ids: eos,
-                    ..GenerationDefaults::default()
-                })
+                let own = GenerationConfig::from_gguf(&file.metadata)?;
+                Ok(own.defaults(Some(OneOrMany::Many(eos))))
             }
         }
     }
@@ -355,6 +353,24 @@ struct GenerationConfig {
 }
 
 impl GenerationConfig {
+    /// What newer converters take over from generation_config.json.
+    fn from_gguf(metadata: &Metadata) -> Result<Self, LoadError> {
+        let float = |name: &str| -> Result<Option<f32>, LoadError> {
+            let value = metadata.float(&format!("general.sampling.{name}"))?;
+            Ok(value.map(|value| value as f32))
+        };
+        Ok(Self {
+            temperature: float("temp")?,
+            top_k: metadata
+                .unsigned("general.sampling.top_k")?
+                .and_then(|top_k| i64::try_from(top_k).ok()),
+            top_p: float("top_p")?,
+            min_p: float("min_p")?,
+            repetition_penalty: float("penalty_repeat")?,
+            eos_token_id: None,
+        })
+    }
+
     fn defaults(self, model_eos: Option<OneOrMany>) -> GenerationDefaults {
         let mut defaults = GenerationDefaults {
             eos_token_ids: self

@@ -63,6 +63,25 @@ pub static RELEASES: &[Release] = releases! {
     "minilm" "Apache-2.0" {
         "sentence-transformers/all-MiniLM-L6-v2" "all-minilm-l6-v2",
     }
+    "lfm2" "LFM1.0" {
+        "LiquidAI/LFM2-350M" "lfm2-350m",
+        "LiquidAI/LFM2-700M" "lfm2-700m",
+        "LiquidAI/LFM2-1.2B" "lfm2-1.2b",
+        "LiquidAI/LFM2-2.6B" "lfm2-2.6b",
+        "LiquidAI/LFM2.5-230M" "lfm2.5-230m",
+        "LiquidAI/LFM2.5-350M" "lfm2.5-350m",
+        "LiquidAI/LFM2.5-1.2B-Base" "lfm2.5-1.2b-base",
+        "LiquidAI/LFM2.5-1.2B-Instruct" "lfm2.5-1.2b",
+        "LiquidAI/LFM2.5-1.2B-Thinking" "lfm2.5-1.2b-thinking",
+        "LiquidAI/LFM2.5-1.2B-JP" "lfm2.5-1.2b-jp",
+    }
+    "qwen3_5" "Apache-2.0" {
+        "Qwen/Qwen3.5-0.8B" "qwen3.5-0.8b",
+        "Qwen/Qwen3.5-2B" "qwen3.5-2b",
+        "Qwen/Qwen3.5-4B" "qwen3.5-4b",
+        "Qwen/Qwen3.5-9B" "qwen3.5-9b",
+        "Qwen/Qwen3.5-27B" "qwen3.5-27b",
+    }
 };
 
 /// The release that `name` means: its id or alias, whatever the case.

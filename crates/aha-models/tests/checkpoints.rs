@@ -96,6 +96,117 @@ fn factors_that_no_minicpm_has_are_refused_by_key() {
     }
 }
 
+#[test]
+fn sizes_that_no_recurrent_layer_has_are_refused_by_key() {
+    let refused = |source: &str, change: &dyn Fn(&mut Value)| {
+        let home = changed_copy(source, "config.json", change);
+        load(home.path(), &f32_options()).unwrap_err().to_string()
+    };
+    for (key, value) in [
+        ("conv_L_cache", json!(0)),
+        ("conv_L_cache", json!(1_000_000)),
+        ("full_attn_idxs", json!("all")),
+        ("layer_types", json!(["conv"])),
+        ("layer_types", json!(["conv", "mamba"])),
+        ("block_multiple_of", json!(0)),
+        ("block_ff_dim", json!(u64::MAX)),
+        ("block_ffn_dim_multiplier", json!(1e30)),
+        ("num_attention_heads", json!(0)),
+    ] {
+        let message = refused("lfm2/lfm2", &|config| config[key] = value.clone());
+        let known = [key, "intermediate_size", "block_multiple_of"];
+        assert!(
+            known.iter().any(|word| message.contains(word)),
+            "{key} = {value}: {message}"
+        );
+    }
+    for (key, value) in [
+        ("linear_num_value_heads", json!(5)),
+        ("linear_num_value_heads", json!(0)),
+        ("linear_num_key_heads", json!(0)),
+        ("linear_key_head_dim", json!(u64::MAX)),
+        ("linear_value_head_dim", json!(0)),
+        ("linear_conv_kernel_dim", json!(0)),
+        ("layer_types", json!([])),
+        ("head_dim", json!(0)),
+    ] {
+        let message = refused("qwen3_5/untied-think", &|config| {
+            config["text_config"][key] = value.clone();
+        });
+        assert!(message.contains(key), "{key} = {value}: {message}");
+    }
+}
+
+/// What the model in a folder answers.
+fn answer(folder: &Path) -> Vec<(u32, u32)> {
+    let engine = engine(folder, EngineOptions::default());
+    let prompt = engine.processor().prepare_text("the river 北京").unwrap();
+    run(&engine, greedy(prompt, 8)).fingerprint()
+}
+
+#[test]
+fn every_spelling_of_lfm2s_configuration_means_the_same() {
+    let expected = answer(&fixture("lfm2/lfm2"));
+    let home = changed_copy("lfm2/lfm2", "config.json", |config| {
+        let keys = config.as_object_mut().unwrap();
+        let attending = keys.remove("full_attn_idxs").unwrap();
+        let theta = keys.remove("rope_theta").unwrap();
+        let types: Vec<&str> = (0..5)
+            .map(|layer| {
+                if attending.as_array().unwrap().contains(&json!(layer)) {
+                    "full_attention"
+                } else {
+                    "conv"
+                }
+            })
+            .collect();
+        config["layer_types"] = json!(types);
+        config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": theta});
+        config["tie_embedding"] = json!(true);
+        // Repackaged configurations name the adjusted width beside the one that counts.
+        config["intermediate_size"] = json!(144);
+    });
+    assert_eq!(answer(home.path()), expected);
+    let home = changed_copy("lfm2/lfm2", "config.json", |config| {
+        config["block_ff_dim"] = Value::Null;
+        config["intermediate_size"] = json!(144);
+        config["block_auto_adjust_ff_dim"] = json!(false);
+    });
+    assert_eq!(answer(home.path()), expected);
+}
+
+#[test]
+fn qwen3_5_loads_without_layer_types_and_without_its_vision_part() {
+    let home = changed_copy("qwen3_5/untied-think", "config.json", |config| {
+        let text = config["text_config"].as_object_mut().unwrap();
+        text.remove("layer_types");
+        text.insert("full_attention_interval".to_owned(), json!(3));
+    });
+    assert_eq!(
+        answer(home.path()),
+        answer(&fixture("qwen3_5/untied-think"))
+    );
+
+    // A conversion to the language model alone: other names, and its configuration at the top.
+    let home = changed_copy("qwen3_5/tied-nothink", "config.json", |config| {
+        let mut text = config["text_config"].take();
+        text["architectures"] = json!(["Qwen3_5ForCausalLM"]);
+        *config = text;
+    });
+    let weights = home.path().join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let (header, data) = bytes[8..].split_at(length);
+    let names = std::str::from_utf8(header).unwrap();
+    let renamed = names.replace("model.language_model.", "model.");
+    let length = (renamed.len() as u64).to_le_bytes();
+    std::fs::write(&weights, [&length, renamed.as_bytes(), data].concat()).unwrap();
+    assert_eq!(
+        answer(home.path()),
+        answer(&fixture("qwen3_5/tied-nothink"))
+    );
+}
+
 /// An engine of a MiniCPM whose config.json was changed.
 fn minicpm(change: impl FnOnce(&mut Value)) -> aha_engine::Engine {
     let home = changed_copy("minicpm4/untied-long", "config.json", change);

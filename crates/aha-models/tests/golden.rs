@@ -10,7 +10,7 @@ mod support;
 
 use aha_engine::{EngineOptions, FinishReason};
 use aha_models::decoder::Decoder;
-use aha_models::{Checkpoint, LoadError, LoadOptions, llama, minicpm4, qwen3};
+use aha_models::{Checkpoint, LoadError, LoadOptions, lfm2, llama, minicpm4, qwen3, qwen3_5};
 use aha_nn::batch::{Batch, SequenceSlice};
 use aha_nn::cache::Cache;
 use aha_nn::weights::{Placement, Weights};
@@ -18,7 +18,7 @@ use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 use support::{chat, collect, engine, fixture, fixtures, golden, greedy};
 
-const TEXT_FAMILIES: [&str; 3] = ["qwen3", "llama", "minicpm4"];
+const TEXT_FAMILIES: [&str; 5] = ["qwen3", "llama", "minicpm4", "lfm2", "qwen3_5"];
 
 #[test]
 fn prompts_equal_the_reference_token_by_token() {
@@ -106,20 +106,24 @@ type LoadDecoder = fn(&Checkpoint, &LoadOptions) -> Result<Decoder, LoadError>;
 
 #[test]
 fn hidden_states_equal_the_reference_layer_by_layer() {
-    let variants: [(&str, LoadDecoder); 3] = [
-        ("qwen3/sharded", qwen3::decoder),
-        ("llama/llama3", llama::decoder),
-        ("minicpm4/tied-short", minicpm4::decoder),
+    // The reference computes gated DeltaNet in another order than the kernel, and its own two forms differ as much.
+    let variants: [(&str, LoadDecoder, f32); 6] = [
+        ("qwen3/sharded", qwen3::decoder, 1e-5),
+        ("llama/llama3", llama::decoder, 1e-5),
+        ("minicpm4/tied-short", minicpm4::decoder, 1e-5),
+        ("lfm2/lfm2", lfm2::decoder, 1e-5),
+        ("qwen3_5/tied-nothink", qwen3_5::decoder, 5e-5),
+        ("qwen3_5/untied-think", qwen3_5::decoder, 5e-5),
     ];
-    for (name, load) in variants {
+    for (name, load, tolerance) in variants {
         let folder = fixture(name);
         let decoder = load(&Checkpoint::open(&folder).unwrap(), &support::f32_options()).unwrap();
-        check_stages(&decoder, &folder.join("stages.safetensors"));
+        check_stages(&decoder, &folder.join("stages.safetensors"), tolerance);
     }
 }
 
 /// `hidden.0` are the embeddings, `hidden.i` the stream after layer i - 1, the last one after the final norm.
-fn check_stages(decoder: &Decoder, path: &Path) {
+fn check_stages(decoder: &Decoder, path: &Path, tolerance: f32) {
     use aha_engine::Generator;
     let stages = Weights::open(path, Placement::cpu()).unwrap();
     let stage = |name: &str| {
@@ -150,7 +154,7 @@ fn check_stages(decoder: &Decoder, path: &Path) {
     let blocks = sequence.blocks.len();
     let last = ids.len() as u32 - 1;
     let batch = Batch::new(&ids, vec![sequence], &[last], 16, &Device::Cpu).unwrap();
-    let mut cache = Cache::new(&decoder.cache_spec(), blocks, 16, 0, &Device::Cpu).unwrap();
+    let mut cache = Cache::new(&decoder.cache_spec(), blocks, 16, 1, &Device::Cpu).unwrap();
 
     let rotation = decoder.rotation(&batch).unwrap();
     let mut hidden = decoder.embed(&batch).unwrap();
@@ -162,8 +166,8 @@ fn check_stages(decoder: &Decoder, path: &Path) {
             close(
                 &hidden,
                 &stage(&format!("hidden.{}", index + 1)),
-                1e-5,
-                &format!("layer {index}"),
+                tolerance,
+                &format!("{}: layer {index}", path.display()),
             );
         }
     }
@@ -175,7 +179,7 @@ fn check_stages(decoder: &Decoder, path: &Path) {
         "final norm",
     );
 
-    let mut fresh = Cache::new(&decoder.cache_spec(), blocks, 16, 0, &Device::Cpu).unwrap();
+    let mut fresh = Cache::new(&decoder.cache_spec(), blocks, 16, 1, &Device::Cpu).unwrap();
     let logits = decoder.forward(&batch, &mut fresh).unwrap();
     close(&logits, &stage("logits_last"), 1e-3, "logits");
 }

@@ -13,12 +13,18 @@ use aha_engine::{
 };
 use support::{Answer, collect, engine, fixture, greedy, run, wait_until_idle};
 
-const VARIANTS: [&str; 4] = [
+const VARIANTS: [&str; 7] = [
     "qwen3/sharded",
     "qwen3/untied-yarn",
     "llama/llama3",
     "minicpm4/untied-long",
+    "lfm2/lfm2",
+    "lfm2/lfm2_5-gen",
+    "qwen3_5/untied-think",
 ];
+
+/// One variant of each kind of cache: keys and values alone, or with recurrent state beside them.
+const CACHES: [&str; 3] = [VARIANTS[0], VARIANTS[4], VARIANTS[6]];
 
 fn requests(engine: &Engine, count: usize) -> Vec<GenerationRequest> {
     (0..count)
@@ -83,29 +89,40 @@ fn company_does_not_change_an_answer() {
 
 #[test]
 fn a_crowded_cache_delays_but_does_not_change_answers() {
-    let path = fixture(VARIANTS[0]);
-    let roomy = engine(&path, EngineOptions::default());
-    let expected: Vec<Answer> = requests(&roomy, 24)
-        .into_iter()
-        .map(|request| run(&roomy, request))
-        .collect();
-    let crowded = engine(
-        &path,
-        EngineOptions {
-            cache_tokens: Some(192),
-            ..EngineOptions::default()
-        },
-    );
-    let generations: Vec<_> = requests(&crowded, 24)
-        .into_iter()
-        .map(|request| crowded.submit(request).unwrap())
-        .collect();
-    let answers: Vec<Answer> = generations.into_iter().map(collect).collect();
-    assert_eq!(fingerprints(&expected), fingerprints(&answers));
-    assert!(
-        crowded.status().preemptions > 0,
-        "the cache was meant to be too small for all"
-    );
+    for variant in CACHES {
+        let path = fixture(variant);
+        let roomy = engine(&path, EngineOptions::default());
+        let expected: Vec<Answer> = requests(&roomy, 24)
+            .into_iter()
+            .map(|request| run(&roomy, request))
+            .collect();
+        let crowded = engine(
+            &path,
+            EngineOptions {
+                cache_tokens: Some(192),
+                ..EngineOptions::default()
+            },
+        );
+        let generations: Vec<_> = requests(&crowded, 24)
+            .into_iter()
+            .map(|request| crowded.submit(request).unwrap())
+            .collect();
+        let answers: Vec<Answer> = generations.into_iter().map(collect).collect();
+        assert_eq!(fingerprints(&expected), fingerprints(&answers), "{variant}");
+        assert!(
+            crowded.status().preemptions > 0,
+            "{variant}: the cache was meant to be too small for all"
+        );
+        wait_until_idle(&crowded);
+        assert_nothing_held(&crowded, variant);
+    }
+}
+
+/// Every block can be given out again, and so can every slot of a recurrent state.
+fn assert_nothing_held(engine: &Engine, what: &str) {
+    let status = engine.status();
+    assert_eq!(status.free_blocks, status.total_blocks, "{what}");
+    assert_eq!(status.free_states, status.total_states, "{what}");
 }
 
 #[test]
@@ -120,6 +137,7 @@ fn the_prefix_cache_saves_work_and_changes_nothing() {
             },
         );
         let with = engine(&path, EngineOptions::default());
+        let mut cached_tokens = Vec::new();
         let prompt = "the same long beginning of every prompt, many words long, 你好 🙂 ".repeat(4);
         for end in ["alpha", "beta", "alpha", "alpha and more"] {
             let request = |engine: &Engine| {
@@ -135,7 +153,15 @@ fn the_prefix_cache_saves_work_and_changes_nothing() {
             let cached = run(&with, request(&with));
             assert_eq!(plain.fingerprint(), cached.fingerprint(), "{variant} {end}");
             assert_eq!(plain.finished.usage.cached_tokens, 0);
+            cached_tokens.push(cached.finished.usage.cached_tokens);
         }
+        // A recurrent state cannot be cut back: where two prompts part is known with the second, and the third
+        // gains.
+        assert_eq!(cached_tokens[0], 0, "{variant}");
+        assert!(
+            cached_tokens[2..].iter().all(|cached| *cached >= 64),
+            "{variant}: {cached_tokens:?}"
+        );
         let again = run(
             &with,
             greedy(with.processor().prepare_text(&prompt).unwrap(), 2),
@@ -147,94 +173,146 @@ fn the_prefix_cache_saves_work_and_changes_nothing() {
 }
 
 #[test]
-fn an_answer_reused_as_prompt_finds_its_own_blocks() {
-    let engine = engine(&fixture(VARIANTS[0]), EngineOptions::default());
-    let first = run(
-        &engine,
-        greedy(engine.processor().prepare_text("stone").unwrap(), 60),
-    );
-    let mut ids = engine.processor().prepare_text("stone").unwrap().token_ids;
-    ids.extend(first.ids());
-    let second = run(
-        &engine,
-        greedy(engine.processor().prepare_tokens(ids.clone()), 4),
-    );
-    assert!(
-        second.finished.usage.cached_tokens >= 48,
-        "{:?}",
-        second.finished.usage
-    );
-    let fresh = support::engine(
-        &fixture(VARIANTS[0]),
-        EngineOptions {
-            prefix_cache: false,
-            ..Default::default()
-        },
-    );
-    let plain = run(&fresh, greedy(fresh.processor().prepare_tokens(ids), 4));
-    assert_eq!(plain.fingerprint(), second.fingerprint());
+fn a_cache_that_keeps_little_changes_nothing() {
+    // One sequence at a time, so that few recurrent states are kept, and blocks for little more than one.
+    let small = EngineOptions {
+        max_sequences: 1,
+        cache_tokens: Some(256),
+        ..EngineOptions::default()
+    };
+    for variant in CACHES {
+        let path = fixture(variant);
+        let fresh = engine(
+            &path,
+            EngineOptions {
+                prefix_cache: false,
+                ..EngineOptions::default()
+            },
+        );
+        let small = engine(&path, small.clone());
+        let mut cached_tokens = 0;
+        for index in [0, 5, 10, 15, 1, 6, 11, 16, 4, 9, 14, 19, 4, 9, 14, 19, 0, 5] {
+            let request = |engine: &Engine| requests(engine, 20).remove(index);
+            let found = run(&small, request(&small));
+            cached_tokens += found.finished.usage.cached_tokens;
+            let expected = run(&fresh, request(&fresh)).fingerprint();
+            assert_eq!(found.fingerprint(), expected, "{variant}, request {index}");
+        }
+        assert!(cached_tokens > 0, "{variant}");
+        wait_until_idle(&small);
+        assert_nothing_held(&small, variant);
+        let status = small.status();
+        assert_eq!(
+            status.kept_states > 0,
+            status.total_states > 0,
+            "{status:?}"
+        );
+    }
 }
 
 #[test]
-fn cancelled_requests_leave_every_block_free() {
-    let engine = engine(
-        &fixture(VARIANTS[0]),
-        EngineOptions {
-            max_batch_tokens: 32,
-            ..EngineOptions::default()
-        },
-    );
-    let expected = run(&engine, requests(&engine, 1).remove(0));
-    wait_until_idle(&engine);
-    let before = engine.status();
-    assert_eq!(before.free_blocks, before.total_blocks);
-    for round in 0..5 {
-        let mut generations: Vec<_> = requests(&engine, 20)
-            .into_iter()
-            .map(|mut request| {
-                request.stop.max_tokens = Some(300);
-                engine.submit(request).unwrap()
-            })
-            .collect();
-        for (index, generation) in generations.iter_mut().enumerate() {
-            // Some are dropped in the queue, some while their prompt runs, some in mid-answer.
-            for _ in 0..(index * round) % 4 {
-                generation.blocking_next();
-            }
-        }
-        drop(generations);
-        wait_until_idle(&engine);
-        let status = engine.status();
-        assert_eq!(
-            status.free_blocks, status.total_blocks,
-            "round {round}: {status:?}"
+fn the_next_turn_of_a_conversation_finds_what_the_turns_before_computed() {
+    for variant in CACHES {
+        let path = fixture(variant);
+        let fresh = engine(
+            &path,
+            EngineOptions {
+                prefix_cache: false,
+                ..EngineOptions::default()
+            },
         );
+        let cached = engine(&path, EngineOptions::default());
+        let ask = |engine: &Engine, ids: &[u32]| {
+            let prompt = engine.processor().prepare_tokens(ids.to_vec());
+            run(engine, greedy(prompt, 60))
+        };
+        let question: Vec<u32> = (300..345).collect();
+        let answer = ask(&cached, &question).ids();
+        // The client sends the answer back as it was, or another one in its place: without its reasoning, say.
+        let kept = [&question[..], &answer, &[310, 320, 330]].concat();
+        let replaced = [&question[..], &[350, 351, 352], &[310, 320, 330]].concat();
+        for (turn, found) in [(kept, 96), (replaced, 32)] {
+            let second = ask(&cached, &turn);
+            let usage = second.finished.usage;
+            assert_eq!(usage.cached_tokens, found, "{variant}: {usage:?}");
+            assert_eq!(
+                ask(&fresh, &turn).fingerprint(),
+                second.fingerprint(),
+                "{variant}"
+            );
+        }
     }
-    let after = run(&engine, requests(&engine, 1).remove(0));
-    assert_eq!(expected.fingerprint(), after.fingerprint());
+}
+
+#[test]
+fn cancelled_requests_leave_everything_free() {
+    for variant in CACHES {
+        let engine = engine(
+            &fixture(variant),
+            EngineOptions {
+                max_batch_tokens: 32,
+                ..EngineOptions::default()
+            },
+        );
+        let expected = run(&engine, requests(&engine, 1).remove(0));
+        wait_until_idle(&engine);
+        assert_nothing_held(&engine, variant);
+        for round in 0..5 {
+            let mut generations: Vec<_> = requests(&engine, 20)
+                .into_iter()
+                .map(|mut request| {
+                    request.stop.max_tokens = Some(300);
+                    engine.submit(request).unwrap()
+                })
+                .collect();
+            for (index, generation) in generations.iter_mut().enumerate() {
+                // Some are dropped in the queue, some while their prompt runs, some in mid-answer.
+                for _ in 0..(index * round) % 4 {
+                    generation.blocking_next();
+                }
+            }
+            if round % 4 > 0 {
+                let held = engine.status();
+                assert!(held.free_blocks < held.total_blocks, "{variant}: {held:?}");
+                let recurrent = held.total_states > 0;
+                assert_eq!(
+                    held.free_states < held.total_states,
+                    recurrent,
+                    "{variant}: {held:?}"
+                );
+            }
+            drop(generations);
+            wait_until_idle(&engine);
+            assert_nothing_held(&engine, &format!("{variant}, round {round}"));
+        }
+        let after = run(&engine, requests(&engine, 1).remove(0));
+        assert_eq!(expected.fingerprint(), after.fingerprint(), "{variant}");
+    }
 }
 
 #[test]
 fn a_seed_gives_the_same_text_in_any_company() {
-    let engine = engine(&fixture(VARIANTS[0]), EngineOptions::default());
-    let sampled = |seed| {
-        let mut request = requests(&engine, 1).remove(0);
-        request.sampling = SamplingParams {
-            seed: Some(seed),
-            temperature: 1.3,
-            top_p: 0.95,
-            ..Default::default()
+    for variant in CACHES {
+        let engine = engine(&fixture(variant), EngineOptions::default());
+        let sampled = |seed| {
+            let mut request = requests(&engine, 1).remove(0);
+            request.sampling = SamplingParams {
+                seed: Some(seed),
+                temperature: 1.3,
+                top_p: 0.95,
+                ..Default::default()
+            };
+            request.stop.max_tokens = Some(20);
+            request
         };
-        request.stop.max_tokens = Some(20);
-        request
-    };
-    let alone = run(&engine, sampled(11));
-    let company: Vec<_> = (0..12)
-        .map(|seed| engine.submit(sampled(seed)).unwrap())
-        .collect();
-    let company: Vec<Answer> = company.into_iter().map(collect).collect();
-    assert_eq!(alone.fingerprint(), company[11].fingerprint());
-    assert_ne!(company[3].ids(), company[4].ids());
+        let alone = run(&engine, sampled(11));
+        let company: Vec<_> = (0..12)
+            .map(|seed| engine.submit(sampled(seed)).unwrap())
+            .collect();
+        let company: Vec<Answer> = company.into_iter().map(collect).collect();
+        assert_eq!(alone.fingerprint(), company[11].fingerprint(), "{variant}");
+        assert_ne!(company[3].ids(), company[4].ids(), "{variant}");
+    }
 }
 
 #[test]
@@ -375,25 +453,27 @@ fn values_out_of_range_are_refused_by_name() {
 
 #[test]
 fn shutdown_tells_everybody() {
-    let engine = engine(&fixture(VARIANTS[0]), EngineOptions::default());
-    let mut request = requests(&engine, 1).remove(0);
-    request.stop.max_tokens = Some(5000);
-    let mut running = engine.submit(request).unwrap();
-    running.blocking_next();
-    engine.shutdown();
-    let mut last = None;
-    while let Some(event) = running.blocking_next() {
-        last = Some(event);
+    for variant in CACHES {
+        let engine = engine(&fixture(variant), EngineOptions::default());
+        let mut request = requests(&engine, 1).remove(0);
+        request.stop.max_tokens = Some(5000);
+        let mut running = engine.submit(request).unwrap();
+        running.blocking_next();
+        engine.shutdown();
+        let mut last = None;
+        while let Some(event) = running.blocking_next() {
+            last = Some(event);
+        }
+        assert!(
+            matches!(
+                last,
+                Some(aha_engine::Event::Failed(EngineError::ShuttingDown))
+            ),
+            "{variant}: {last:?}"
+        );
+        assert_eq!(
+            engine.submit(requests(&engine, 1).remove(0)).unwrap_err(),
+            EngineError::ShuttingDown
+        );
     }
-    assert!(
-        matches!(
-            last,
-            Some(aha_engine::Event::Failed(EngineError::ShuttingDown))
-        ),
-        "{last:?}"
-    );
-    assert_eq!(
-        engine.submit(requests(&engine, 1).remove(0)).unwrap_err(),
-        EngineError::ShuttingDown
-    );
 }

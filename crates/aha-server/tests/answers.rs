@@ -212,24 +212,32 @@ async fn golden_chats_hold_plain_and_streamed() {
 }
 
 #[tokio::test]
-async fn a_sentencepiece_model_answers_alike_plain_and_streamed() {
-    let folder = checkpoint("minicpm4/tied-short");
-    let golden: Value =
-        serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
-    let app = app_of(
-        &engine_of(&folder, EngineOptions::default()),
-        ServerOptions::default(),
-    );
-    for case in golden["cases"].as_array().unwrap() {
-        let (request, expect) = (&case["request"], &case["expect"]);
-        let answer = ok(&app, CHAT, request).await;
-        // The token that begins a text counts, although no template writes it.
-        assert_eq!(answer["usage"]["prompt_tokens"], expect["prompt_tokens"]);
-        let name = case["name"].as_str().unwrap();
-        let content = &answer["choices"][0]["logprobs"]["content"];
-        assert_steps(content, &expect["steps"], name);
-        let told = told(&events(&app, CHAT, request).await, 0);
-        assert_eq!(told, said(&answer["choices"][0]["message"]), "{name}");
+async fn every_family_answers_alike_plain_and_streamed() {
+    for name in [
+        "minicpm4/tied-short",
+        "lfm2/lfm2",
+        "lfm2/lfm2_5-gen",
+        "qwen3_5/tied-nothink",
+        "qwen3_5/untied-think",
+    ] {
+        let folder = checkpoint(name);
+        let golden: Value =
+            serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+        let app = app_of(
+            &engine_of(&folder, EngineOptions::default()),
+            ServerOptions::default(),
+        );
+        for case in golden["cases"].as_array().unwrap() {
+            let (request, expect) = (&case["request"], &case["expect"]);
+            let answer = ok(&app, CHAT, request).await;
+            // The token that begins a text counts, although not every template writes it.
+            assert_eq!(answer["usage"]["prompt_tokens"], expect["prompt_tokens"]);
+            let case = format!("{name} {}", case["name"]);
+            let content = &answer["choices"][0]["logprobs"]["content"];
+            assert_steps(content, &expect["steps"], &case);
+            let told = told(&events(&app, CHAT, request).await, 0);
+            assert_eq!(told, said(&answer["choices"][0]["message"]), "{case}");
+        }
     }
 }
 

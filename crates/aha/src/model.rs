@@ -138,7 +138,8 @@ impl Model {
         let processor = engine.processor();
         let prompt = processor.prepare(&chat)?;
         let parser = processor.output_parser(&chat, &prompt, params.keep_reasoning);
-        let request = params.request(prompt, &engine.defaults().sampling);
+        let mut request = params.request(prompt, &engine.defaults().sampling);
+        request.output.kept_tokens = processor.parsed_tokens(&chat);
         Ok(ChatStream::new(engine.submit(request)?, Some(parser)))
     }
 

@@ -1,12 +1,18 @@
 //! The answer's text, taken apart: reasoning, tool calls and the rest.
 
+mod calls;
 mod options;
 mod reasoning;
+mod schema;
 mod tools;
 
+pub use calls::ToolSyntax;
+pub(crate) use options::control_tags;
 pub use options::{OutputSwitches, ParserOptions};
 pub use reasoning::{ReasoningParser, ReasoningPiece};
 pub use tools::{ToolCallParser, ToolPiece};
+
+use serde_json::Value;
 
 /// A part of an answer, in the order in which the parts are to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,13 +43,15 @@ pub struct OutputParser {
 }
 
 impl OutputParser {
-    /// A parser at the beginning of an answer.
-    pub fn new(options: ParserOptions) -> Self {
+    /// A parser at the beginning of an answer to a request that offers `tools`.
+    pub fn new(options: ParserOptions, tools: &[Value]) -> Self {
         Self {
             reasoning: options
                 .reasoning
                 .then(|| ReasoningParser::new(options.starts_in_reasoning)),
-            tools: options.tools.then(ToolCallParser::new),
+            tools: options
+                .tools
+                .map(|syntax| ToolCallParser::new(syntax, tools)),
             calls: 0,
         }
     }
@@ -118,5 +126,7 @@ impl OutputParser {
     }
 }
 
+#[cfg(test)]
+mod call_tests;
 #[cfg(test)]
 mod tests;

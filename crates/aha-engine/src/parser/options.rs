@@ -1,4 +1,4 @@
-use super::{reasoning, tools};
+use super::{ToolSyntax, reasoning};
 use crate::tokenizer::Tokenizer;
 
 /// How an answer is taken apart.
@@ -6,8 +6,8 @@ use crate::tokenizer::Tokenizer;
 pub struct ParserOptions {
     /// Separate the reasoning from the answer.
     pub reasoning: bool,
-    /// Look for tool calls.
-    pub tools: bool,
+    /// Look for tool calls, written in this syntax.
+    pub tools: Option<ToolSyntax>,
     /// The prompt ends inside the reasoning.
     pub starts_in_reasoning: bool,
 }
@@ -32,23 +32,42 @@ impl ParserOptions {
         prompt: &str,
         switches: OutputSwitches<'_>,
     ) -> Self {
-        let knows = |open: &str, close: &str| {
-            template.is_some_and(|text| text.contains(open) || text.contains(close))
-                || (tokenizer.token_id(open).is_some() && tokenizer.token_id(close).is_some())
-        };
         let position = match switches.continued {
             Some(begun) => position_in(begun),
             None => position_at_end(prompt),
         };
         let reasoning = switches.separate_reasoning
             && position != Position::After
-            && knows(reasoning::OPEN, reasoning::CLOSE);
+            && knows(template, tokenizer, (reasoning::OPEN, reasoning::CLOSE));
         Self {
             reasoning,
-            tools: switches.tools && knows(tools::OPEN, tools::CLOSE),
+            tools: ToolSyntax::of_model(template, tokenizer).filter(|_| switches.tools),
             starts_in_reasoning: reasoning && position == Position::Inside,
         }
     }
+}
+
+/// Whether a model writes tags, going by its template and vocabulary.
+pub(super) fn knows(
+    template: Option<&str>,
+    tokenizer: &Tokenizer,
+    (open, close): (&str, &str),
+) -> bool {
+    template.is_some_and(|text| text.contains(open) || text.contains(close))
+        || (tokenizer.token_id(open).is_some() && tokenizer.token_id(close).is_some())
+}
+
+/// The tags among those that answers are searched for which are control tokens: they have no text unless they are
+/// kept.
+pub(crate) fn control_tags(template: Option<&str>, tokenizer: &Tokenizer, tools: bool) -> Vec<u32> {
+    let calls = ToolSyntax::of_model(template, tokenizer).filter(|_| tools);
+    [(reasoning::OPEN, reasoning::CLOSE)]
+        .into_iter()
+        .chain(calls.map(ToolSyntax::tags))
+        .flat_map(|(open, close)| [open, close])
+        .filter_map(|tag| tokenizer.token_id(tag))
+        .filter(|id| tokenizer.is_special(*id))
+        .collect()
 }
 
 /// Where an answer begins.

@@ -3,16 +3,38 @@ use crate::tokenizer::Tokenizer;
 use crate::tokenizer::tests::fixture;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
+use serde_json::json;
 
-const ALL: ParserOptions = ParserOptions {
+pub(super) const ALL: ParserOptions = ParserOptions {
     reasoning: true,
-    tools: true,
+    tools: Some(ToolSyntax::Tags),
     starts_in_reasoning: false,
 };
 
+pub(super) const PYTHON: ParserOptions = ParserOptions {
+    tools: Some(ToolSyntax::PythonCalls),
+    ..ALL
+};
+
+/// A tool with a parameter of each type.
+fn offered() -> Vec<Value> {
+    vec![
+        json!({"type": "function", "function": {"name": "f", "parameters": {"properties": {
+            "text": {"type": "string"},
+            "k": {"type": "integer"},
+            "ratio": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+            "flag": {"type": "boolean"},
+            "tags": {"type": ["array", "null"]},
+            "where": {"type": "object"},
+            "mode": {"enum": ["1", 2]},
+            "free": {"description": "no type"},
+        }}}}),
+    ]
+}
+
 /// The parts of an answer, neighbours joined and identifiers left out.
-fn parse(options: ParserOptions, pieces: &[&str]) -> Vec<Delta> {
-    let mut parser = OutputParser::new(options);
+pub(super) fn parse(options: ParserOptions, pieces: &[&str]) -> Vec<Delta> {
+    let mut parser = OutputParser::new(options, &offered());
     let mut deltas: Vec<Delta> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
     deltas.extend(parser.finish());
     let mut joined: Vec<Delta> = Vec::new();
@@ -34,15 +56,15 @@ fn parse(options: ParserOptions, pieces: &[&str]) -> Vec<Delta> {
     joined
 }
 
-fn content(text: &str) -> Delta {
+pub(super) fn content(text: &str) -> Delta {
     Delta::Content(text.to_owned())
 }
 
-fn reasoning(text: &str) -> Delta {
+pub(super) fn reasoning(text: &str) -> Delta {
     Delta::Reasoning(text.to_owned())
 }
 
-fn call(index: usize, name: &str, arguments: &str) -> Delta {
+pub(super) fn call(index: usize, name: &str, arguments: &str) -> Delta {
     Delta::ToolCall {
         index,
         id: String::new(),
@@ -169,11 +191,11 @@ fn malformed_calls_stay_text() {
 
 #[test]
 fn text_is_not_held_back_longer_than_needed() {
-    let mut parser = OutputParser::new(ALL);
+    let mut parser = OutputParser::new(ALL, &[]);
     assert_eq!(parser.push("Hel"), vec![content("Hel")]);
     assert_eq!(parser.push("lo <"), vec![content("lo")]);
     assert_eq!(parser.push("b>"), vec![content(" <b>")]);
-    let mut parser = OutputParser::new(ALL);
+    let mut parser = OutputParser::new(ALL, &[]);
     assert_eq!(parser.push("<thi"), vec![]);
     assert_eq!(parser.push("nk>a"), vec![reasoning("a")]);
     assert_eq!(parser.push("b</"), vec![reasoning("b")]);
@@ -198,15 +220,25 @@ fn any_split_gives_the_same_and_loses_nothing() {
         "<tool",
         "</th",
         "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"k\": 1}}\n</tool_call>",
+        "<tool_call>\n<function=f>\n",
+        "<parameter=k>\n1\n</parameter>\n",
+        "<parameter=text>\n",
+        "\n</parameter>\n",
+        "</function>\n",
+        "<|tool_call_start|>",
+        "<|tool_call_end|>",
+        "[f(k=1, text=\"",
+        "\")]",
+        "<|tool_call_start|>[f(k=1), g.h(x=[True, {'a': None}])]<|tool_call_end|>",
     ];
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(4);
     let mut below = |bound: usize| (rng.next_u64() % bound as u64) as usize;
     let (mut calls, mut thoughts) = (0, 0);
-    for _ in 0..30_000 {
+    for _ in 0..60_000 {
         let text: String = (0..below(12)).map(|_| parts[below(parts.len())]).collect();
         let options = ParserOptions {
             starts_in_reasoning: below(3) == 0,
-            tools: below(4) > 0,
+            tools: [None, Some(ToolSyntax::Tags), Some(ToolSyntax::PythonCalls)][below(3)],
             reasoning: below(4) > 0,
         };
         let whole = parse(options, &[&text]);
@@ -221,7 +253,7 @@ fn any_split_gives_the_same_and_loses_nothing() {
             rest = &rest[cut..];
         }
         assert_eq!(parse(options, &pieces), whole, "{options:?} {pieces:?}");
-        if !options.tools && !options.reasoning {
+        if options.tools.is_none() && !options.reasoning {
             assert_eq!(
                 whole,
                 if text.is_empty() {
@@ -299,14 +331,12 @@ fn options_follow_the_model_the_prompt_and_the_request() {
             ..ALL
         }
     );
+    // LFM2's control tokens, which its first templates do not write.
+    let lfm2 = Tokenizer::from_folder(&fixture("lfm2/lfm2")).unwrap();
+    let tools = decide(&lfm2, "assistant\n").tools;
+    assert_eq!(tools, Some(ToolSyntax::PythonCalls));
     let by_template = ParserOptions::decide(Some("{{ '<think>' }}"), &smol, "x", wants);
-    assert_eq!(
-        by_template,
-        ParserOptions {
-            tools: false,
-            ..ALL
-        }
-    );
+    assert_eq!(by_template, ParserOptions { tools: None, ..ALL });
     let nothing = OutputSwitches {
         separate_reasoning: false,
         tools: false,

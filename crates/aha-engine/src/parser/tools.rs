@@ -1,13 +1,10 @@
+use super::calls::{Call, Parsed, ToolSyntax};
+use super::schema::ParameterTypes;
 use crate::stop::unfinished;
-use crate::template::{JsonStyle, dumps};
-use minijinja::value::{Serde, Value as TemplateValue};
 use serde_json::Value;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-pub(super) const OPEN: &str = "<tool_call>";
-pub(super) const CLOSE: &str = "</tool_call>";
 
 /// A part of an answer in which calls were looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +22,14 @@ pub enum ToolPiece {
     },
 }
 
-/// Finds calls of the form `<tool_call>{"name": …, "arguments": {…}}</tool_call>` (Qwen, Hermes). What is not a
-/// well-formed call stays text. The white space before and after a call is layout and dropped.
-#[derive(Debug, Clone, Default)]
+/// Finds calls in one of the syntaxes. What is not a well-formed call stays text, its tags included. The white space
+/// before and after a call is layout and dropped.
+#[derive(Debug, Clone)]
 pub struct ToolCallParser {
+    syntax: ToolSyntax,
+    types: ParameterTypes,
+    open: &'static str,
+    close: &'static str,
     held: String,
     /// The held text begins with an opening tag.
     inside: bool,
@@ -38,9 +39,19 @@ pub struct ToolCallParser {
 }
 
 impl ToolCallParser {
-    /// A parser at the beginning of an answer.
-    pub fn new() -> Self {
-        Self::default()
+    /// A parser at the beginning of an answer to a request that offers `tools`.
+    pub fn new(syntax: ToolSyntax, tools: &[Value]) -> Self {
+        let (open, close) = syntax.tags();
+        Self {
+            syntax,
+            types: ParameterTypes::of_tools(tools),
+            open,
+            close,
+            held: String::new(),
+            inside: false,
+            searched: 0,
+            after_call: false,
+        }
     }
 
     /// Takes more text and gives the parts that are final.
@@ -55,9 +66,9 @@ impl ToolCallParser {
     pub fn finish(&mut self) -> Vec<ToolPiece> {
         let mut pieces = Vec::new();
         while self.inside {
-            match parse_call(&self.held[self.body_start()..]) {
-                Parsed::Call(call) => {
-                    pieces.push(call);
+            match self.parse(self.held.len()) {
+                Parsed::Calls(calls) => {
+                    pieces.extend(calls.into_iter().map(ToolPiece::from));
                     self.held.clear();
                     self.inside = false;
                     self.after_call = true;
@@ -83,7 +94,7 @@ impl ToolCallParser {
 
     /// Outside: gives text up to the next opening tag.
     fn find_call(&mut self, pieces: &mut Vec<ToolPiece>) -> bool {
-        if let Some(start) = self.held.find(OPEN) {
+        if let Some(start) = self.held.find(self.open) {
             // Whether the space before the tag is layout is known when the call was read.
             let text = self.held[..start].trim_end().to_owned();
             self.emit(pieces, &text);
@@ -92,7 +103,7 @@ impl ToolCallParser {
             self.searched = 0;
             return true;
         }
-        let certain = &self.held[..self.held.len() - unfinished(&self.held, OPEN)];
+        let certain = &self.held[..self.held.len() - unfinished(&self.held, self.open)];
         let text = certain.trim_end().to_owned();
         self.emit(pieces, &text);
         self.held.drain(..text.len());
@@ -104,21 +115,21 @@ impl ToolCallParser {
         let start = self.body_start();
         loop {
             let from = self.searched.max(start);
-            let Some(found) = self.held[from..].find(CLOSE) else {
-                self.searched = self.held.len() - unfinished(&self.held[from..], CLOSE);
+            let Some(found) = self.held[from..].find(self.close) else {
+                self.searched = self.held.len() - unfinished(&self.held[from..], self.close);
                 return false;
             };
             let end = from + found;
-            match parse_call(&self.held[start..end]) {
-                Parsed::Call(call) => {
-                    pieces.push(call);
-                    self.held.drain(..end + CLOSE.len());
+            match self.parse(end) {
+                Parsed::Calls(calls) => {
+                    pieces.extend(calls.into_iter().map(ToolPiece::from));
+                    self.held.drain(..end + self.close.len());
                     self.inside = false;
                     self.after_call = true;
                     return true;
                 }
-                // The tag may stand in a string of the arguments: the call ends at a later one.
-                Parsed::Unfinished => self.searched = end + CLOSE.len(),
+                // The tag may stand in an argument: the call ends at a later one.
+                Parsed::Unfinished => self.searched = end + self.close.len(),
                 Parsed::Malformed => {
                     self.give_up(pieces);
                     return true;
@@ -127,9 +138,15 @@ impl ToolCallParser {
         }
     }
 
-    /// Where the call's JSON begins in the held text: behind white space and the opening tag.
+    /// The held call, if it ends at `end`.
+    fn parse(&self, end: usize) -> Parsed {
+        let body = &self.held[self.body_start()..end];
+        self.syntax.parse(body, &self.types)
+    }
+
+    /// Where the call begins in the held text: behind white space and the opening tag.
     fn body_start(&self) -> usize {
-        self.held.len() - self.held.trim_start().len() + OPEN.len()
+        self.held.len() - self.held.trim_start().len() + self.open.len()
     }
 
     /// The opening tag was only text.
@@ -152,43 +169,14 @@ impl ToolCallParser {
     }
 }
 
-enum Parsed {
-    Call(ToolPiece),
-    /// The JSON text ends too early.
-    Unfinished,
-    Malformed,
-}
-
-fn parse_call(body: &str) -> Parsed {
-    let value: Value = match serde_json::from_str(body) {
-        Ok(value) => value,
-        Err(error) if error.is_eof() => return Parsed::Unfinished,
-        Err(_) => return Parsed::Malformed,
-    };
-    let Some(name) = value.get("name").and_then(Value::as_str) else {
-        return Parsed::Malformed;
-    };
-    let arguments = match value.get("arguments").or_else(|| value.get("parameters")) {
-        None | Some(Value::Null) => "{}".to_owned(),
-        // Some models write the arguments as a text of JSON, as clients do.
-        Some(Value::String(text)) => text.clone(),
-        Some(arguments @ Value::Object(_)) => {
-            // The form in which templates write arguments, so that a history repeats what the model wrote.
-            match dumps(
-                &TemplateValue::from(Serde(arguments)),
-                &JsonStyle::default(),
-            ) {
-                Ok(text) => text,
-                Err(_) => return Parsed::Malformed,
-            }
+impl From<Call> for ToolPiece {
+    fn from(Call { name, arguments }: Call) -> Self {
+        Self::Call {
+            id: fresh_id(),
+            name,
+            arguments,
         }
-        Some(_) => return Parsed::Malformed,
-    };
-    Parsed::Call(ToolPiece::Call {
-        id: fresh_id(),
-        name: name.to_owned(),
-        arguments,
-    })
+    }
 }
 
 /// Unique in this process and, but for chance, between processes.

@@ -137,6 +137,11 @@ impl Scheduler {
         &self.pool
     }
 
+    /// `None` for models without recurrent state.
+    pub(crate) fn states(&self) -> Option<&StatePool> {
+        self.states.as_ref()
+    }
+
     pub(crate) fn running(&self) -> usize {
         self.running.len()
     }

@@ -21,6 +21,7 @@ pub(crate) struct StatePool {
     snapshots: HashMap<BlockHash, Snapshot>,
     by_use: BTreeMap<u64, BlockHash>,
     max_snapshots: usize,
+    total: usize,
     clock: u64,
 }
 
@@ -29,6 +30,7 @@ impl StatePool {
     pub(crate) fn new(max_sequences: usize, max_snapshots: usize) -> Self {
         Self {
             free: (0..(max_sequences + max_snapshots) as u32).rev().collect(),
+            total: max_sequences + max_snapshots,
             snapshots: HashMap::new(),
             by_use: BTreeMap::new(),
             max_snapshots,
@@ -39,6 +41,21 @@ impl StatePool {
     /// A slot for a sequence; there is one for each that may run.
     pub(crate) fn acquire(&mut self) -> Option<u32> {
         self.free.pop()
+    }
+
+    /// All slots.
+    pub(crate) fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Slots that no running sequence holds, those of snapshots included.
+    pub(crate) fn available(&self) -> usize {
+        self.free.len() + self.snapshots.len()
+    }
+
+    /// Slots that hold a snapshot.
+    pub(crate) fn kept(&self) -> usize {
+        self.snapshots.len()
     }
 
     /// Gives a sequence's slot back.

@@ -166,17 +166,17 @@ impl Lfm2Config {
         if !self.block_auto_adjust_ff_dim {
             return Ok(width);
         }
-        if self.block_multiple_of == 0 || width > 1 << 24 {
-            return Err(LoadError::config(
-                "block_multiple_of",
-                "0 has no multiples, or block_ff_dim is beyond any release",
-            ));
-        }
-        let mut width = 2 * width / 3;
+        // Widths beyond any release are refused where every decoder's are.
+        let mut width = width / 3 * 2 + width % 3 * 2 / 3;
         if let Some(multiplier) = self.block_ffn_dim_multiplier {
             width = (multiplier * width as f64) as usize;
         }
-        Ok(width.next_multiple_of(self.block_multiple_of))
+        width
+            .checked_next_multiple_of(self.block_multiple_of)
+            .ok_or_else(|| {
+                let reason = format!("{width} has no multiple of {}", self.block_multiple_of);
+                LoadError::config("block_multiple_of", reason)
+            })
     }
 
     /// Taps of the convolution's filters, and whether it and its projections have biases.

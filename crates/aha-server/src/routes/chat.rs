@@ -11,7 +11,9 @@ use crate::types::response::{
     ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, Chunk, Completion,
     CompletionTokensDetails, Envelope, FinishReasonName, Usage,
 };
-use aha_engine::{Chat, Engine, Event, GenerationRequest, Prompt, TextProcessor, Timings};
+use aha_engine::{
+    Chat, Engine, Event, GenerationRequest, OutputParams, Prompt, TextProcessor, Timings,
+};
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
@@ -59,13 +61,17 @@ impl Prepared {
             prompt,
             ..
         } = self;
+        let output = OutputParams {
+            kept_tokens: engine.processor().parsed_tokens(&request.chat),
+            ..request.output.clone()
+        };
         let requests = (0..request.n).map(|choice| GenerationRequest {
             prompt: prompt.clone(),
             sampling: request
                 .sampling
                 .resolve(&engine.defaults().sampling, choice),
             stop: request.stop.clone(),
-            output: request.output.clone(),
+            output: output.clone(),
         });
         Generations::submit(&engine, requests).map_err(|error| refusal(error, request.n, "n"))
     }
@@ -276,7 +282,7 @@ pub(super) fn render<Choice: serde::Serialize>(chunk: &Chunk<'_, Choice>) -> Str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aha_engine::parser::{OutputParser, ParserOptions};
+    use aha_engine::parser::{OutputParser, ParserOptions, ToolSyntax};
     use aha_engine::{FinishReason, Finished, TokenEvent, TokenLogprob};
     use futures_util::stream::{self, StreamExt};
     use serde_json::{Value, json};
@@ -288,9 +294,9 @@ mod tests {
         let options = ParserOptions {
             reasoning: reasoning != Reasoning::InPlace,
             starts_in_reasoning: false,
-            tools: true,
+            tools: Some(ToolSyntax::Tags),
         };
-        vec![ChatAnswer::new(OutputParser::new(options), reasoning)]
+        vec![ChatAnswer::new(OutputParser::new(options, &[]), reasoning)]
     }
 
     /// One token a character, and the last one set free by the end.

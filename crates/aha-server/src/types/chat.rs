@@ -113,6 +113,7 @@ fn output(fields: &mut Fields) -> Result<OutputParams, ApiError> {
     Ok(OutputParams {
         logprobs: logprobs.then(|| top.unwrap_or(0)),
         skip_special_tokens: fields.boolean("skip_special_tokens")?.unwrap_or(true),
+        ..OutputParams::default()
     })
 }
 
