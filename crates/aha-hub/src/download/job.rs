@@ -115,6 +115,7 @@ impl Job<'_> {
         self.downloader.progress.event(&Event::Finished {
             model: self.id.clone(),
             source: self.hub.source,
+            path: dir.clone(),
             total_bytes,
             downloaded_bytes,
         });

@@ -259,6 +259,13 @@ impl Downloader {
         })?;
         let total_bytes = crate::store::directory_size(&dir)?;
         let manifest = Manifest::load(&dir)?;
+        self.progress.event(&Event::Finished {
+            model: id.clone(),
+            source: Source::Auto,
+            path: dir.clone(),
+            total_bytes,
+            downloaded_bytes: 0,
+        });
         Ok(Downloaded {
             dir,
             source: Source::Auto,

@@ -1,7 +1,8 @@
 //! Arguments that several commands share.
 
 use super::units::{between, positive, positive_or_empty};
-use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader, Task};
+use aha::hub::{HubConfig, HubError};
+use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -43,6 +44,38 @@ pub(crate) struct GlobalArgs {
         hide_possible_values = true
     )]
     pub(crate) log_format: LogFormat,
+    /// Open no connection to a model hub (also AHA_OFFLINE=1)
+    #[arg(long, global = true)]
+    pub(crate) offline: bool,
+}
+
+impl GlobalArgs {
+    /// The environment's settings for hubs and store, with the options of the command line.
+    pub(crate) fn hub_config(&self) -> Result<HubConfig, HubError> {
+        let mut config = HubConfig::from_env()?;
+        config.offline |= self.offline;
+        Ok(config)
+    }
+}
+
+/// A model by its name, with or without the flag.
+#[derive(Debug, Clone, Args)]
+#[group(id = "named", required = true, multiple = false)]
+pub(crate) struct NamedModel {
+    /// Hub id (Qwen/Qwen3-0.6B) or alias (qwen3-0.6b)
+    #[arg(value_name = "MODEL", value_parser = not_empty)]
+    name: Option<String>,
+    /// The same as a flag
+    #[arg(short, long, value_name = "MODEL", value_parser = not_empty)]
+    model: Option<String>,
+}
+
+impl NamedModel {
+    pub(crate) fn name(&self) -> &str {
+        let given = self.name.as_deref().or(self.model.as_deref());
+        // The parser lets neither nor both pass.
+        given.unwrap_or_default()
+    }
 }
 
 /// Which model.
@@ -58,16 +91,6 @@ pub(crate) struct ModelArgs {
     /// GGUF file, which holds weights, tokenizer and template
     #[arg(long, value_name = "FILE")]
     pub(crate) gguf_path: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) task: TaskArgs,
-}
-
-/// What for. Apart from the model's names, of which at least one is needed.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct TaskArgs {
-    /// What the model is for: chat, embed or rerank [default: what its files or name say]
-    #[arg(long, value_name = "TASK")]
-    task: Option<Task>,
 }
 
 impl ModelArgs {
@@ -79,10 +102,6 @@ impl ModelArgs {
     /// A loader of that model.
     pub(crate) fn loader(&self) -> Loader {
         let loader = aha::load(self.model.clone().unwrap_or_default());
-        let loader = match self.task.task {
-            Some(task) => loader.task(task),
-            None => loader,
-        };
         match self.path() {
             Some(path) => loader.weights(path),
             None => loader,
