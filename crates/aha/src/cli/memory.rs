@@ -64,8 +64,12 @@ impl Shape {
             let layers = attention_layers(text, number(&["num_hidden_layers"])?);
             product(&[2, layers, kv_heads, head_dim])
         };
+        // A speech model's own limit lies below that of the language model in it.
+        let own_limit = config.get("lm_config").and(config.get("max_length"));
         Self {
-            context_length: number(&["max_position_embeddings", "max_length"]),
+            context_length: own_limit
+                .and_then(Value::as_u64)
+                .or_else(|| number(&["max_position_embeddings"])),
             cache_values: cache_values(),
         }
     }
@@ -177,6 +181,8 @@ mod tests {
             "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 7}}});
         assert_eq!(values(nested.clone()), Some(8));
         assert_eq!(Shape::of_config(&nested).context_length, Some(7));
+        let speech = json!({"max_length": 4096, "lm_config": {"max_position_embeddings": 32768}});
+        assert_eq!(Shape::of_config(&speech).context_length, Some(4096));
     }
 
     #[test]

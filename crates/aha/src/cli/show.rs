@@ -24,6 +24,7 @@ Examples:
   aha show ./checkpoint
   aha show --gguf-path model.gguf --json";
 
+const TORCH: [&str; 3] = [".bin", ".pt", ".pth"];
 /// Folders of a checkpoint lie in one another no deeper.
 const DEEPEST: usize = 4;
 
@@ -99,9 +100,16 @@ impl Description {
             Err(_) if lacking => None,
             Err(error) => return Err(error.into()),
         };
+        // Torch files hold a part of the weights that is not looked into.
+        let torch = found.release.is_some_and(|release| {
+            let patterns = release.files.iter();
+            patterns
+                .into_iter()
+                .any(|file| TORCH.iter().any(|ending| file.ends_with(ending)))
+        });
         let weights = match WeightsSummary::of(&found.path) {
-            Ok(weights) => Some(weights),
-            Err(_) if lacking => None,
+            Ok(weights) => Some(weights).filter(|_| !torch),
+            Err(_) if lacking || torch => None,
             Err(error) => return Err(error),
         };
         let family = checkpoint.as_ref().map(Family::of).transpose().ok();
@@ -135,9 +143,14 @@ impl Description {
             format: match (gguf, &weights) {
                 (Some(_), _) => "gguf",
                 (None, Some(_)) => "safetensors",
-                (None, None) => "other",
+                (None, None) if torch => "torch",
+                (None, None) => "unknown",
             },
-            architecture: checkpoint.as_ref().map(architecture).transpose()?,
+            architecture: checkpoint
+                .as_ref()
+                .map(architecture)
+                .transpose()?
+                .filter(|name| !name.is_empty()),
             family: family
                 .map(|family| family.slug)
                 .or(found.release.map(|release| release.family)),
@@ -161,7 +174,7 @@ impl Description {
                 .map(|(kind, size)| (kind.name(), *size))
                 .collect(),
             memory: weights.as_ref().map_or_else(Vec::new, |weights| {
-                let size = if weights.main_type() == "f32" { 4 } else { 2 };
+                let size = if weights.main_type() == "F32" { 4 } else { 2 };
                 shape.needs(weights.parameters, weights.bytes, size)
             }),
             files,
@@ -281,7 +294,15 @@ fn dtype(checkpoint: Option<&Checkpoint>, weights: Option<&WeightsSummary>) -> O
             .find_map(|key| Some(config.get(key)?.as_str()?.to_owned())),
         Format::Gguf(_) => None,
     });
-    said.or_else(|| weights.map(|weights| weights.main_type().to_owned()))
+    let stored = || {
+        weights.map(|weights| match weights.main_type() {
+            "F32" => "float32".to_owned(),
+            "F16" => "float16".to_owned(),
+            "BF16" => "bfloat16".to_owned(),
+            other => other.to_owned(),
+        })
+    };
+    said.or_else(stored)
 }
 
 /// Every file below `path`, without the records of the store.
