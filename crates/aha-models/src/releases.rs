@@ -166,7 +166,7 @@ pub static RELEASES: &[Release] = releases! {
         "Qwen/Qwen3-Embedding-4B" "qwen3-embedding-4b" 4000,
         "Qwen/Qwen3-Embedding-8B" "qwen3-embedding-8b" 8000,
     }
-    "minilm" "embedding" "Apache-2.0" with [] without [] {
+    "minilm" "embedding" "Apache-2.0" with [] without ["data_config.json"] {
         "sentence-transformers/all-MiniLM-L6-v2" "minilm" 23,
     }
     "qwen3_reranker" "rerank" "Apache-2.0" with [] without [] {

@@ -5,6 +5,8 @@
 mod conversation;
 mod downloads;
 mod help;
+#[path = "../../../aha-hub/tests/support/mod.rs"]
+mod hub;
 mod models;
 mod running;
 mod server;
