@@ -45,7 +45,8 @@ Examples:
   aha chat -m ./my-checkpoint
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C (143 by SIGTERM).
-Models are kept in AHA_HOME, else ~/.aha; `aha help COMMAND` tells more about a command.";
+Models are kept in AHA_HOME, else ~/.aha. One that is asked for and missing is downloaded, unless
+--offline forbids it. `aha help COMMAND` tells more about a command.";
 
 #[derive(Debug, Parser)]
 #[command(

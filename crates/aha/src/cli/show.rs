@@ -31,7 +31,7 @@ const DEEPEST: usize = 4;
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Show {
-    /// The same as --model
+    /// Hub id (Qwen/Qwen3-0.6B), alias (qwen3-0.6b) or path
     #[arg(
         value_name = "MODEL",
         group = "which",

@@ -24,7 +24,10 @@ Examples:
   aha verify ./checkpoint --json";
 
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(
+    after_help = AFTER_HELP,
+    mut_arg("name", |arg| arg.help("Hub id (Qwen/Qwen3-0.6B), alias (qwen3-0.6b) or path"))
+)]
 pub(crate) struct Verify {
     #[command(flatten)]
     model: NamedModel,
