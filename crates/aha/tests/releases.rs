@@ -1,7 +1,11 @@
 //! Of every family's release the files that it needs are downloaded, and no others; and what was
 //! downloaded is known to be whole.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
 
 use aha::hub::{HubConfig, ModelId, Store};
 use aha::releases::{RELEASES, Release};

@@ -6,7 +6,7 @@ use super::console::{self, note, stderr_is_terminal};
 use super::failure::{Failure, Outcome};
 use super::progress::{Bars, JsonLines, Lines};
 use aha::Checkpoint;
-use aha::hub::{CancelToken, Downloaded, Progress, Revision, Secret, Source, Store};
+use aha::hub::{CancelToken, Downloaded, Manifest, Progress, Revision, Secret, Source, Store};
 use aha::releases::{self, Release};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -99,8 +99,8 @@ pub(crate) fn provide(model: &mut ModelArgs, args: &DownloadArgs, context: &Cont
         return Ok(());
     };
     let found = match find(name, args.save_dir.as_deref(), context)? {
-        Some(found) => found,
-        None => {
+        Some(found) if is_revision(&found, name, args.revision.as_ref())? => found,
+        _ => {
             let release = releases::find(name);
             refuse_lacking(release)?;
             let path = download(name, args, for_people(), context)?.dir;
@@ -132,6 +132,15 @@ fn find(name: &str, save_dir: Option<&Path>, context: &Context) -> Outcome<Optio
         Err(aha::Error::NotOnDisk { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether what was found is of the revision that is asked for. A path is what it is.
+fn is_revision(found: &Checkpoint, name: &str, revision: Option<&Revision>) -> Outcome<bool> {
+    let Some(revision) = revision.filter(|_| !Path::new(name).exists()) else {
+        return Ok(true);
+    };
+    let manifest = Manifest::load(&found.path)?;
+    Ok(manifest.is_some_and(|manifest| manifest.is_of(revision)))
 }
 
 /// Gigabytes are not worth a wait for an error at their end.

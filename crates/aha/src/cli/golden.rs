@@ -284,7 +284,7 @@ impl Expected {
                 let worst = agreement.difference.get_or_insert(0.0);
                 *worst = worst.max(difference);
                 // Not a number is no agreement either.
-                if !(difference <= allowed) {
+                if difference.is_nan() || difference > allowed {
                     return Err(format!(
                         "token {index}: log-probability {found:.6}, not {expected:.6} (± {allowed})"
                     ));

@@ -5,13 +5,13 @@ use super::console;
 use super::failure::Outcome;
 use super::markdown::columns;
 use super::units::bytes;
-use aha::hub::{LocalModel, ModelId, Origin, Store};
+use aha::hub::{LocalModel, ModelId, Origin, Source, Store};
 use aha::releases::{self, RELEASES, Release};
 use aha::{FAMILIES, Family};
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const AFTER_HELP: &str = "\
 Other checkpoints of a listed family load as well, whatever their size: give their path or hub id.
@@ -91,8 +91,13 @@ impl Known {
 /// A model on this disk, with what the table knows of it.
 #[derive(Debug, Serialize)]
 struct Local<'a> {
-    #[serde(flatten)]
-    model: &'a LocalModel,
+    id: &'a ModelId,
+    path: &'a Path,
+    size_bytes: u64,
+    origin: Origin,
+    complete: bool,
+    source: Option<Source>,
+    revision: Option<&'a str>,
     task: Option<&'static str>,
     license: Option<&'static str>,
 }
@@ -161,7 +166,13 @@ impl List {
 fn describe_local(model: &LocalModel) -> Local<'_> {
     let release = releases::find(&model.id.to_string());
     Local {
-        model,
+        id: &model.id,
+        path: &model.dir,
+        size_bytes: model.size,
+        origin: model.origin,
+        complete: model.complete,
+        source: model.source,
+        revision: model.revision.as_deref(),
         task: release.map(|release| release.task),
         license: release.map(|release| release.license),
     }

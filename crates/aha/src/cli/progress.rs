@@ -109,13 +109,16 @@ fn tell(event: &Event, failures: &Mutex<Vec<String>>) {
             ..
         } => {
             locked(failures).drain(..).for_each(|reason| note(&reason));
-            let missing = bytes(total_bytes.saturating_sub(*present_bytes));
+            let missing = match total_bytes.saturating_sub(*present_bytes) {
+                0 if *total_bytes > 0 => String::new(),
+                missing => format!(", {} to download", bytes(missing)),
+            };
             let here = match present_bytes {
                 0 => String::new(),
                 present => format!(", {} are here", bytes(*present)),
             };
             note(&format!(
-                "{model} from {source}: {files} files, {missing} to download{here}"
+                "{model} from {source}: {files} files{missing}{here}"
             ));
         }
         Event::FileRestarted { path, reason } => {
@@ -136,7 +139,10 @@ fn tell(event: &Event, failures: &Mutex<Vec<String>>) {
         Event::Finished {
             downloaded_bytes, ..
         } => {
-            note(&format!("done, {} downloaded", bytes(*downloaded_bytes)));
+            note(&match downloaded_bytes {
+                0 => "nothing to download".to_owned(),
+                count => format!("done, {} downloaded", bytes(*count)),
+            });
         }
         _ => {}
     }
@@ -248,12 +254,12 @@ impl Progress for Lines {
             Event::FileFinished { path, size, .. } => {
                 note(&format!("{path}, {}", bytes(*size)));
             }
-            Event::FileProgress { .. } => {
-                if state.told.is_some_and(|told| told.elapsed() >= LINE_EVERY) {
-                    state.told = Some(Instant::now());
-                    let elapsed = state.began.map_or(Duration::ZERO, |began| began.elapsed());
-                    note(&summary(&state.total, elapsed));
-                }
+            Event::FileProgress { .. }
+                if state.told.is_some_and(|told| told.elapsed() >= LINE_EVERY) =>
+            {
+                state.told = Some(Instant::now());
+                let elapsed = state.began.map_or(Duration::ZERO, |began| began.elapsed());
+                note(&summary(&state.total, elapsed));
             }
             _ => {}
         }

@@ -679,3 +679,105 @@ fn without_a_home_paths_work_and_names_say_what_is_missing() {
         assert!(error.contains("AHA_HOME"), "{args:?}: {error}");
     }
 }
+
+#[test]
+fn another_revision_is_downloaded_and_never_passed_off() {
+    let (home, hub) = (Home::new(), hub());
+    let source = ["--source", "huggingface"];
+    let download = |args: &[&str]| {
+        online(
+            &home,
+            &hub,
+            &[&["download", ID], &source[..], args].concat(),
+        )
+    };
+    assert_eq!(download(&[]).code, Some(0));
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    // Ends after the download, for the port is taken.
+    let serve = |args: &[&str]| {
+        let all = [&["cli", "-m", ID, "-p", &port], &source[..], args].concat();
+        hub.forget();
+        let ran = online(&home, &hub, &all);
+        assert!(ran.err.contains(&port), "{}", ran.err);
+        hub.seen().len()
+    };
+    assert_eq!(serve(&[]), 0);
+    assert!(serve(&["--revision", "v2"]) > 0);
+    assert_eq!(serve(&["--revision", "v2"]), 0);
+    let error = home.run(&["download", ID, "--revision", "v3"]).failed(1);
+    assert!(
+        error.contains("revision v3") && error.contains("offline"),
+        "{error}"
+    );
+    let here = home.run(&["download", ID, "--revision", "v2"]);
+    assert_eq!(
+        (here.code, here.err.as_str()),
+        (Some(0), "nothing to download\n")
+    );
+    assert_eq!(here.out.trim_end(), folder(&home).to_str().unwrap());
+}
+
+#[test]
+fn the_documented_shapes_of_json_hold() {
+    let (home, hub) = (Home::new(), hub());
+    let ran = online(
+        &home,
+        &hub,
+        &["download", ID, "--source", "huggingface", "--json"],
+    );
+    let events = events(&ran.out);
+    let fields =
+        |value: &Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
+    let of = |name: &str| {
+        let event = events.iter().find(|event| event["event"] == name);
+        fields(event.unwrap())[1..].join(" ")
+    };
+    for (event, expected) in [
+        (
+            "started",
+            "model source revision files total_bytes present_bytes",
+        ),
+        ("file_started", "path size resumed_from"),
+        ("file_progress", "path received size"),
+        ("file_finished", "path size verified"),
+        ("finished", "model source path total_bytes downloaded_bytes"),
+    ] {
+        assert_eq!(of(event), expected, "{event}");
+    }
+    let json = |args: &[&str]| -> Value { serde_json::from_str(&home.run(args).out).unwrap() };
+    let local = json(&["list", "--local", "--json"]);
+    assert_eq!(
+        fields(&local[0]).join(" "),
+        "id path size_bytes origin complete source revision task license"
+    );
+    assert_eq!(
+        (&local[0]["origin"], &local[0]["source"]),
+        (&"store".into(), &"huggingface".into())
+    );
+    let shown = json(&["show", ID, "--json"]);
+    assert_eq!(
+        fields(&shown).join(" "),
+        "name path format architecture family supported task license source revision context_length \
+         chat_template dtype tensors parameters bytes bytes_by_type memory files"
+    );
+    assert_eq!(
+        fields(&shown["memory"][0]).join(" "),
+        "dtype weight_bytes cache_bytes_cpu cache_bytes_gpu"
+    );
+    let verified = json(&["verify", ID, "--json"]);
+    assert_eq!(fields(&verified).join(" "), "model path ok files golden");
+    assert_eq!(
+        fields(&verified["files"][0]).join(" "),
+        "path state from_hub"
+    );
+    let golden = json(&["verify", &fixture("llama/smol"), "--json"])["golden"].take();
+    assert_eq!(
+        fields(&golden).join(" "),
+        "reference passed failed skipped worst_logprob_difference cases"
+    );
+    assert_eq!(
+        fields(&golden["cases"][0]).join(" "),
+        "name state tokens logprob_difference reason"
+    );
+}
