@@ -105,10 +105,14 @@ struct Local<'a> {
 impl List {
     pub(crate) fn execute(self, context: &Context) -> Outcome {
         let store = Store::open(None, &context.global.hub_config()?)?;
-        let models = store.local_models()?;
         if self.local {
-            return self.print_local(&models);
+            return self.print_local(&store.local_models()?);
         }
+        // A folder that cannot be read is no reason to hide the table.
+        let models = store.local_models().unwrap_or_else(|error| {
+            tracing::warn!(%error, "sizes on this disk are left out");
+            Vec::new()
+        });
         let sizes = models
             .into_iter()
             .map(|model| (model.dir, model.size))

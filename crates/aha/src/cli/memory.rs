@@ -101,6 +101,14 @@ impl Shape {
         })
     }
 
+    /// The shape of a model that reads a text once and keeps nothing of it.
+    pub(crate) fn without_cache(self) -> Self {
+        Self {
+            cache_values: None,
+            ..self
+        }
+    }
+
     fn cache_bytes(&self, size: u64) -> Option<u64> {
         product(&[self.cache_values?, WINDOW, size])
     }

@@ -136,6 +136,11 @@ impl Description {
             false => None,
         };
         let task = found.release.map(|release| release.task);
+        let task = task.or(family.map(|family| family.task.name()));
+        let shape = match task {
+            Some("embedding" | "rerank") => shape.without_cache(),
+            _ => shape,
+        };
         let release_license = found.release.map(|release| release.license);
         let license_of_gguf =
             || gguf.and_then(|file| file.metadata.text("general.license").ok().flatten());
@@ -155,7 +160,7 @@ impl Description {
                 .map(|family| family.slug)
                 .or(found.release.map(|release| release.family)),
             supported: family.is_some(),
-            task: task.or(family.map(|family| family.task.name())),
+            task,
             license: release_license
                 .or_else(license_of_gguf)
                 .filter(|license| *license != "unknown")
@@ -181,6 +186,15 @@ impl Description {
             name: found.name,
             path: found.path,
         })
+    }
+
+    /// Where to read about a licence that nothing names.
+    fn license_file(&self) -> String {
+        let is_license = |file: &&File| file.path.to_uppercase().starts_with("LICENSE");
+        match self.files.iter().find(is_license) {
+            Some(file) => format!("unknown: see {}", file.path),
+            None => "unknown: see the model's page".to_owned(),
+        }
     }
 
     fn print(&self) -> Outcome {
@@ -209,9 +223,7 @@ impl Description {
             ("task", self.task.map_or_else(unknown, str::to_owned)),
             (
                 "licence",
-                self.license
-                    .clone()
-                    .unwrap_or_else(|| "unknown: see the model's page".to_owned()),
+                self.license.clone().unwrap_or_else(|| self.license_file()),
             ),
         ]);
         if let (Some(source), Some(revision)) = (&self.source, &self.revision) {
