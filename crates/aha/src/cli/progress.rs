@@ -110,7 +110,8 @@ fn tell(event: &Event, failures: &Mutex<Vec<String>>) {
         } => {
             locked(failures).drain(..).for_each(|reason| note(&reason));
             let missing = match total_bytes.saturating_sub(*present_bytes) {
-                0 if *total_bytes > 0 => String::new(),
+                // Nothing is missing, or the hub tells no sizes.
+                0 => String::new(),
                 missing => format!(", {} to download", bytes(missing)),
             };
             let here = match present_bytes {
