@@ -32,7 +32,7 @@ pub const TASKS: [&str; 8] = [
     "asr",
     "tts",
     "matting",
-    "embedding",
+    "embed",
     "rerank",
 ];
 
@@ -94,7 +94,7 @@ pub static RELEASES: &[Release] = releases! {
         "openbmb/MiniCPM4-0.5B" "minicpm4-0.5b" 500 "OpenBMB/MiniCPM4-0.5B",
         "openbmb/MiniCPM4-8B" "minicpm4-8b" 8200 "OpenBMB/MiniCPM4-8B",
     }
-    "qwen3_5" "vision" "Apache-2.0" with [] without [] {
+    "qwen3_5" "chat" "Apache-2.0" with [] without [] {
         "Qwen/Qwen3.5-0.8B" "qwen3.5-0.8b" 800,
         "Qwen/Qwen3.5-2B" "qwen3.5-2b" 2000,
         "Qwen/Qwen3.5-4B" "qwen3.5-4b" 4000,
@@ -161,35 +161,18 @@ pub static RELEASES: &[Release] = releases! {
     "rmbg2" "matting" "CC-BY-NC-4.0" with [] without [] {
         "briaai/RMBG-2.0" "rmbg2" 220 "AI-ModelScope/RMBG-2.0",
     }
-    "qwen3_embedding" "embedding" "Apache-2.0" with [] without [] {
+    "qwen3_embedding" "embed" "Apache-2.0" with [] without [] {
         "Qwen/Qwen3-Embedding-0.6B" "qwen3-embedding-0.6b" 600,
         "Qwen/Qwen3-Embedding-4B" "qwen3-embedding-4b" 4000,
         "Qwen/Qwen3-Embedding-8B" "qwen3-embedding-8b" 8000,
     }
-    "minilm" "embedding" "Apache-2.0" with [] without ["data_config.json"] {
+    "minilm" "embed" "Apache-2.0" with [] without ["data_config.json"] {
         "sentence-transformers/all-MiniLM-L6-v2" "minilm" 23,
     }
     "qwen3_reranker" "rerank" "Apache-2.0" with [] without [] {
         "Qwen/Qwen3-Reranker-0.6B" "qwen3-reranker-0.6b" 600,
         "Qwen/Qwen3-Reranker-4B" "qwen3-reranker-4b" 4000,
         "Qwen/Qwen3-Reranker-8B" "qwen3-reranker-8b" 8000,
-    }
-    "minicpm4" "Apache-2.0" {
-        "openbmb/MiniCPM4-0.5B" "minicpm4-0.5b" "OpenBMB/MiniCPM4-0.5B",
-        "openbmb/MiniCPM4-8B" "minicpm4-8b" "OpenBMB/MiniCPM4-8B",
-    }
-    "qwen3_embedding" "Apache-2.0" {
-        "Qwen/Qwen3-Embedding-0.6B" "qwen3-embedding-0.6b",
-        "Qwen/Qwen3-Embedding-4B" "qwen3-embedding-4b",
-        "Qwen/Qwen3-Embedding-8B" "qwen3-embedding-8b",
-    }
-    "qwen3_reranker" "Apache-2.0" {
-        "Qwen/Qwen3-Reranker-0.6B" "qwen3-reranker-0.6b",
-        "Qwen/Qwen3-Reranker-4B" "qwen3-reranker-4b",
-        "Qwen/Qwen3-Reranker-8B" "qwen3-reranker-8b",
-    }
-    "minilm" "Apache-2.0" {
-        "sentence-transformers/all-MiniLM-L6-v2" "all-minilm-l6-v2",
     }
 };
 
