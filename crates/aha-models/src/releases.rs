@@ -26,14 +26,7 @@ pub struct Release {
 
 /// What releases are for.
 pub const TASKS: [&str; 8] = [
-    "chat",
-    "vision",
-    "ocr",
-    "asr",
-    "tts",
-    "matting",
-    "embed",
-    "rerank",
+    "chat", "vision", "ocr", "asr", "tts", "matting", "embed", "rerank",
 ];
 
 impl Release {
@@ -167,7 +160,7 @@ pub static RELEASES: &[Release] = releases! {
         "Qwen/Qwen3-Embedding-8B" "qwen3-embedding-8b" 8000,
     }
     "minilm" "embed" "Apache-2.0" with [] without ["data_config.json"] {
-        "sentence-transformers/all-MiniLM-L6-v2" "minilm" 23,
+        "sentence-transformers/all-MiniLM-L6-v2" "all-minilm-l6-v2" 23,
     }
     "qwen3_reranker" "rerank" "Apache-2.0" with [] without [] {
         "Qwen/Qwen3-Reranker-0.6B" "qwen3-reranker-0.6b" 600,

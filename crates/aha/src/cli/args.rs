@@ -2,7 +2,7 @@
 
 use super::units::{between, positive, positive_or_empty};
 use aha::hub::{HubConfig, HubError};
-use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader};
+use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader, Task};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -91,6 +91,16 @@ pub(crate) struct ModelArgs {
     /// GGUF file, which holds weights, tokenizer and template
     #[arg(long, value_name = "FILE")]
     pub(crate) gguf_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) task: TaskArgs,
+}
+
+/// What for. Apart from the model's names, of which at least one is needed.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct TaskArgs {
+    /// What the model is for: chat, embed or rerank [default: what its files or name say]
+    #[arg(long, value_name = "TASK")]
+    task: Option<Task>,
 }
 
 impl ModelArgs {
@@ -102,6 +112,10 @@ impl ModelArgs {
     /// A loader of that model.
     pub(crate) fn loader(&self) -> Loader {
         let loader = aha::load(self.model.clone().unwrap_or_default());
+        let loader = match self.task.task {
+            Some(task) => loader.task(task),
+            None => loader,
+        };
         match self.path() {
             Some(path) => loader.weights(path),
             None => loader,

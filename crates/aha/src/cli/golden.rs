@@ -132,7 +132,7 @@ impl GoldenReport {
         for case in golden.cases {
             let engine = model.as_ref().filter(|_| is_chat(&&case));
             report.add(match engine {
-                Some(model) => case.run(model.engine())?,
+                Some(model) => case.run(model.engine()?)?,
                 None => CaseReport {
                     reason: Some(format!("{} is not compared", case.endpoint)),
                     name: case.name,

@@ -81,8 +81,9 @@ impl Show {
             model: self.name.or(self.model.model),
             ..self.model
         };
-        let found = model.loader().locate()?;
-        let description = Description::of(found)?;
+        let loader = model.loader();
+        let found = loader.locate()?;
+        let description = Description::of(found, loader.family().ok())?;
         if self.json {
             console::print_json(&description)
         } else {
@@ -92,7 +93,7 @@ impl Show {
 }
 
 impl Description {
-    fn of(found: aha::Checkpoint) -> Outcome<Self> {
+    fn of(found: aha::Checkpoint, family: Option<&'static Family>) -> Outcome<Self> {
         // Of a release that this build cannot run, what can be told is told.
         let lacking = found.release.is_some_and(|release| !release.is_supported());
         let checkpoint = match Checkpoint::open(&found.path) {
@@ -112,8 +113,7 @@ impl Description {
             Err(_) if lacking || torch => None,
             Err(error) => return Err(error),
         };
-        let family = checkpoint.as_ref().map(Family::of).transpose().ok();
-        let family = family.flatten().filter(|_| !lacking);
+        let family = family.filter(|_| !lacking);
         let gguf = checkpoint
             .as_ref()
             .and_then(|opened| match opened.format() {
@@ -138,7 +138,7 @@ impl Description {
         let task = found.release.map(|release| release.task);
         let task = task.or(family.map(|family| family.task.name()));
         let shape = match task {
-            Some("embedding" | "rerank") => shape.without_cache(),
+            Some("embed" | "rerank") => shape.without_cache(),
             _ => shape,
         };
         let release_license = found.release.map(|release| release.license);
