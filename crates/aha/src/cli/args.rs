@@ -3,7 +3,7 @@
 use super::units::{between, positive, positive_or_empty};
 use aha::hub::{HubConfig, HubError};
 use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader, Task};
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use std::path::PathBuf;
 
 /// How the log is written.
@@ -80,27 +80,26 @@ impl NamedModel {
 
 /// Which model.
 #[derive(Debug, Clone, Args)]
-#[group(id = "which", required = true, multiple = true)]
+#[group(skip)]
+#[command(group = ArgGroup::new("which").required(true).multiple(true))]
 pub(crate) struct ModelArgs {
     /// Hub id (Qwen/Qwen3-0.6B), alias (qwen3-0.6b) or path; with a path below, only the name
-    #[arg(short, long, value_name = "MODEL", value_parser = not_empty)]
+    #[arg(short, long, value_name = "MODEL", value_parser = not_empty, group = "which")]
     pub(crate) model: Option<String>,
     /// Folder of the checkpoint (config.json, tokenizer.json, *.safetensors)
-    #[arg(long, value_name = "DIR", conflicts_with = "gguf_path")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "gguf_path",
+        group = "which"
+    )]
     pub(crate) weight_path: Option<PathBuf>,
     /// GGUF file, which holds weights, tokenizer and template
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "which")]
     pub(crate) gguf_path: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) task: TaskArgs,
-}
-
-/// What for. Apart from the model's names, of which at least one is needed.
-#[derive(Debug, Clone, Default, Args)]
-pub(crate) struct TaskArgs {
     /// What the model is for: chat, embed or rerank [default: what its files or name say]
     #[arg(long, value_name = "TASK")]
-    task: Option<Task>,
+    pub(crate) task: Option<Task>,
 }
 
 impl ModelArgs {
@@ -112,7 +111,7 @@ impl ModelArgs {
     /// A loader of that model.
     pub(crate) fn loader(&self) -> Loader {
         let loader = aha::load(self.model.clone().unwrap_or_default());
-        let loader = match self.task.task {
+        let loader = match self.task {
             Some(task) => loader.task(task),
             None => loader,
         };

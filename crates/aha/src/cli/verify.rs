@@ -1,7 +1,7 @@
 //! `aha verify`: recomputes checksums, and the numbers of a golden set.
 
 use super::Context;
-use super::args::{ModelArgs, NamedModel, TaskArgs};
+use super::args::{ModelArgs, NamedModel};
 use super::console;
 use super::failure::{Failure, Outcome};
 use super::golden::{CaseReport, CaseState, GoldenReport};
@@ -60,7 +60,7 @@ impl Verify {
                 model: Some(checkpoint.name.clone()),
                 weight_path: Some(checkpoint.path.clone()),
                 gguf_path: None,
-                task: TaskArgs::default(),
+                task: None,
             };
             let (loader, _bar) = context.loader(&model)?;
             GoldenReport::of(&checkpoint.path, loader)?
