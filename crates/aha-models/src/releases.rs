@@ -87,7 +87,7 @@ pub static RELEASES: &[Release] = releases! {
         "openbmb/MiniCPM4-0.5B" "minicpm4-0.5b" 500 "OpenBMB/MiniCPM4-0.5B",
         "openbmb/MiniCPM4-8B" "minicpm4-8b" 8200 "OpenBMB/MiniCPM4-8B",
     }
-    "qwen3_5" "chat" "Apache-2.0" with [] without [] {
+    "qwen3_5" "vision" "Apache-2.0" with [] without [] {
         "Qwen/Qwen3.5-0.8B" "qwen3.5-0.8b" 800,
         "Qwen/Qwen3.5-2B" "qwen3.5-2b" 2000,
         "Qwen/Qwen3.5-4B" "qwen3.5-4b" 4000,
