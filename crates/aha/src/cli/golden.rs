@@ -11,6 +11,8 @@ use std::path::Path;
 /// The file that holds a golden set.
 const FILE: &str = "golden.json";
 const CHAT: &str = "/v1/chat/completions";
+/// The folder of media beside a golden set.
+const MEDIA: &str = "media/";
 /// Largest difference of log-probabilities where a case names none.
 const TOLERANCE: f64 = 1e-3;
 /// No golden set is larger.
@@ -109,9 +111,8 @@ impl GoldenReport {
             max_sequences: 1,
             ..EngineOptions::default()
         };
-        let is_chat = |case: &&Case| case.endpoint == CHAT;
         // Without a case to run the model need not be loaded.
-        let model = match golden.cases.iter().any(|case| is_chat(&case)) {
+        let model = match golden.cases.iter().any(|case| case.obstacle().is_none()) {
             true => Some(
                 loader
                     .device(DeviceChoice::Cpu)
@@ -130,11 +131,10 @@ impl GoldenReport {
             cases: Vec::new(),
         };
         for case in golden.cases {
-            let engine = model.as_ref().filter(|_| is_chat(&&case));
-            report.add(match engine {
-                Some(model) => case.run(model.engine()?)?,
-                None => CaseReport {
-                    reason: Some(format!("{} is not compared", case.endpoint)),
+            report.add(match (case.obstacle(), &model) {
+                (None, Some(model)) => case.run(model.engine()?)?,
+                (reason, _) => CaseReport {
+                    reason,
                     name: case.name,
                     state: CaseState::Skipped,
                     tokens: 0,
@@ -183,7 +183,28 @@ fn read(path: &Path) -> Outcome<Golden> {
     serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))
 }
 
+/// Whether a request names files of the golden set, such as pictures.
+fn holds_media(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.starts_with(MEDIA),
+        Value::Array(values) => values.iter().any(holds_media),
+        Value::Object(fields) => fields.values().any(holds_media),
+        _ => false,
+    }
+}
+
 impl Case {
+    /// Why the case cannot be compared, if it cannot.
+    fn obstacle(&self) -> Option<String> {
+        if self.endpoint != CHAT {
+            Some(format!("{} is not compared", self.endpoint))
+        } else if holds_media(&self.request) {
+            Some("media are not compared".to_owned())
+        } else {
+            None
+        }
+    }
+
     /// Only a golden set that cannot be read is an error; everything else is the case's result.
     fn run(self, engine: &aha::Engine) -> Outcome<CaseReport> {
         let expected: Expected = serde_json::from_value(self.expect).map_err(|error| {

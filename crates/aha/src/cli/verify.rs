@@ -134,7 +134,11 @@ impl Report {
                 golden.failed,
                 golden.failed + golden.passed
             ),
-            _ => format!("cannot verify the model: {place}: no checksums are recorded for it"),
+            Some(_) => format!(
+                "cannot verify the model: {place}: no checksums are recorded for it, and no case of \
+                 its golden set can be compared"
+            ),
+            None => format!("cannot verify the model: {place}: no checksums are recorded for it"),
         }
     }
 }

@@ -229,18 +229,20 @@ fn a_golden_set_is_held_to() {
     set["cases"][0]["expect"]["steps"][2]["logprob"] = (-9.0).into();
     set["cases"][1]["endpoint"] = "/v1/embeddings".into();
     set["cases"][2]["expect"]["prompt_tokens"] = 1.into();
+    let picture = serde_json::json!([{"type": "image_url", "image_url": {"url": "media/a.png"}}]);
+    set["cases"][3]["request"]["messages"][0]["content"] = picture;
     std::fs::write(&path, set.to_string()).unwrap();
     let (code, report, error) = verify(&[]);
     assert_eq!((code, &report["ok"]), (Some(1), &false.into()));
     let golden = &report["golden"];
     assert_eq!(
         (&golden["failed"], &golden["skipped"]),
-        (&2.into(), &1.into())
+        (&2.into(), &2.into())
     );
     let reason = golden["cases"][0]["reason"].as_str().unwrap();
     assert!(reason.contains("token 2: log-probability"), "{reason}");
     assert!(
-        error.contains(&format!("2 of {} cases", cases - 1)),
+        error.contains(&format!("2 of {} cases", cases - 2)),
         "{error}"
     );
     let told = home.run(&["verify", SMOLLM]).out;
