@@ -51,7 +51,9 @@ pub enum HubError {
     #[error("there is no home directory to keep models in; set AHA_HOME or pass a directory")]
     NoHome,
     /// A connection was needed in offline mode.
-    #[error("offline mode is on, so {what} is not possible; unset AHA_OFFLINE")]
+    #[error(
+        "offline mode is on, so {what} is not possible; leave out --offline and unset AHA_OFFLINE"
+    )]
     Offline {
         /// What was asked for.
         what: String,
@@ -209,6 +211,19 @@ pub enum HubError {
         /// Files before the filter.
         listed: usize,
     },
+    /// The repository has no weights among its usual files.
+    #[error(
+        "{source_hub} has {id}, but no safetensors; {}",
+        weight_choices(.choices)
+    )]
+    NoWeights {
+        /// The hub asked.
+        source_hub: Source,
+        /// The repository.
+        id: ModelId,
+        /// Files of it that may hold weights.
+        choices: Vec<String>,
+    },
     /// Every hub failed.
     #[error("{id} could not be downloaded: {}", join_failures(.failures))]
     AllSourcesFailed {
@@ -311,6 +326,7 @@ impl HubError {
             Self::Changed { .. } => "changed",
             Self::UnsafePath { .. } => "unsafe_path",
             Self::NoFiles { .. } => "no_files",
+            Self::NoWeights { .. } => "no_weights",
             Self::AllSourcesFailed { .. } => "all_sources_failed",
             Self::NoSpace { .. } => "no_space",
             Self::Io { .. } => "io",
@@ -350,6 +366,7 @@ impl HubError {
                     | Self::Changed { .. }
                     | Self::UnsafePath { .. }
                     | Self::NoFiles { .. }
+                    | Self::NoWeights { .. }
             )
     }
 
@@ -369,6 +386,23 @@ fn token_variable(source: Source) -> &'static str {
         Source::ModelScope => "MODELSCOPE_API_TOKEN",
         _ => "HF_TOKEN",
     }
+}
+
+/// Names shown of a repository with many files of weights.
+const CHOICES_SHOWN: usize = 20;
+
+fn weight_choices(choices: &[String]) -> String {
+    if choices.is_empty() {
+        return "it holds no weights at all: check the id".to_owned();
+    }
+    let shown = choices[..choices.len().min(CHOICES_SHOWN)].join(", ");
+    let more = choices.len().saturating_sub(CHOICES_SHOWN);
+    let more = if more == 0 {
+        String::new()
+    } else {
+        format!(" and {more} more")
+    };
+    format!("choose files with --include: {shown}{more}")
 }
 
 fn wait_text(retry_after: &Option<Duration>) -> String {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{HubError, ModelId, Source};
+use crate::{HubError, ModelId, Revision, Source};
 
 /// The directory inside a model's directory (and the store's root) that holds records.
 pub(crate) const RECORDS: &str = ".aha";
@@ -92,6 +92,16 @@ impl Manifest {
             return Err(bad(format!("it names the unsafe path {path:?}")));
         }
         Ok(Some(manifest))
+    }
+
+    /// Whether this is the record of `revision`; of the default one, every record is.
+    pub fn is_of(&self, revision: &Revision) -> bool {
+        match revision {
+            Revision::Default => true,
+            Revision::Named(name) => {
+                self.revision == *name || self.commit.as_ref().is_some_and(|at| at == name)
+            }
+        }
     }
 
     /// Replaces the manifest in one step.

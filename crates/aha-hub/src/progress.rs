@@ -1,5 +1,6 @@
 //! What a download tells while it runs.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -90,8 +91,10 @@ pub enum Event {
     Finished {
         /// The model.
         model: ModelId,
-        /// The hub that served it.
+        /// The hub that served it; `auto` where an offline download found it here.
         source: Source,
+        /// The model's directory.
+        path: PathBuf,
         /// Bytes of all wanted files.
         total_bytes: u64,
         /// Bytes that came over the network for them.

@@ -27,8 +27,10 @@ pub enum Origin {
     /// In the store.
     Store,
     /// In Hugging Face's cache.
+    #[serde(rename = "huggingface_cache")]
     HuggingFaceCache,
     /// In ModelScope's cache.
+    #[serde(rename = "modelscope_cache")]
     ModelScopeCache,
 }
 

@@ -50,38 +50,68 @@ impl VerifyReport {
     }
 }
 
-/// Recomputes the checksums of the model in `dir`: against the record of its download, or, in
+/// Recomputes the checksums of the model in `dir`, or of that one file of a model: against the record of its download, or, in
 /// Hugging Face's cache, against the names of its stored objects.
 ///
 /// # Errors
 /// [`HubError::Io`] for an unreadable file, [`HubError::BadManifest`] for a damaged record.
 pub fn verify(dir: &Path) -> Result<VerifyReport, HubError> {
-    let mut files = match Manifest::load(dir)? {
-        Some(manifest) => verify_recorded(dir, &manifest)?,
-        None => verify_linked(dir)?,
-    };
-    files.sort_by(|a, b| a.path.cmp(&b.path));
+    if !dir.is_file() {
+        return Ok(VerifyReport {
+            files: check(dir, None)?,
+        });
+    }
+    let name = entry_name(dir);
+    // A bare name lies in the working directory.
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mut files = check(parent.unwrap_or(Path::new(".")), Some(&name))?;
+    if files.is_empty() {
+        files.push(FileCheck {
+            path: name,
+            state: FileState::Unknown,
+            from_hub: false,
+        });
+    }
     Ok(VerifyReport { files })
 }
 
-fn verify_recorded(dir: &Path, manifest: &Manifest) -> Result<Vec<FileCheck>, HubError> {
-    let check = |(path, record): (&String, &crate::FileRecord)| {
-        Ok(FileCheck {
-            path: path.clone(),
-            state: compare(&dir.join(path), Some(&record.sha256))?,
-            from_hub: record.verified,
-        })
+/// All files of a model, or the one called `only`.
+fn check(dir: &Path, only: Option<&str>) -> Result<Vec<FileCheck>, HubError> {
+    let wanted = |path: &str| only.is_none_or(|only| only == path);
+    let mut files = match Manifest::load(dir)? {
+        Some(manifest) => verify_recorded(dir, &manifest, wanted)?,
+        None => verify_linked(dir, wanted)?,
     };
-    manifest.files.iter().map(check).collect()
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
+}
+
+fn verify_recorded(
+    dir: &Path,
+    manifest: &Manifest,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<FileCheck>, HubError> {
+    let files = manifest.files.iter();
+    files
+        .filter(|(path, _)| wanted(path))
+        .map(|(path, record)| {
+            Ok(FileCheck {
+                path: path.clone(),
+                state: compare(&dir.join(path), Some(&record.sha256))?,
+                from_hub: record.verified,
+            })
+        })
+        .collect()
 }
 
 /// In Hugging Face's cache a file is a link to `blobs/<checksum>`, for large files a SHA-256.
-fn verify_linked(dir: &Path) -> Result<Vec<FileCheck>, HubError> {
+fn verify_linked(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<FileCheck>, HubError> {
     let failed = |error| HubError::io("read", dir, error);
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if path.is_dir() {
+        let name = entry_name(&path);
+        if path.is_dir() || !wanted(&name) {
             continue;
         }
         let target = fs::read_link(&path).ok();
@@ -90,7 +120,7 @@ fn verify_linked(dir: &Path) -> Result<Vec<FileCheck>, HubError> {
             .and_then(|target| target.file_name()?.to_str());
         let sha256 = blob.and_then(clean_sha256);
         files.push(FileCheck {
-            path: entry_name(&path),
+            path: name,
             state: compare(&path, sha256.as_deref())?,
             from_hub: sha256.is_some(),
         });

@@ -25,6 +25,7 @@
 
 mod device;
 mod error;
+mod fetch;
 mod generate;
 mod loader;
 mod model;
@@ -34,6 +35,7 @@ mod stream;
 
 pub use device::{DeviceChoice, UnknownDevice};
 pub use error::{Error, Result};
+pub use fetch::{downloader, files_of};
 pub use generate::{GenerateModel, TextStream};
 pub use loader::{Loader, load};
 pub use model::Model;

@@ -62,18 +62,7 @@ impl Job<'_> {
 
     fn fetch(&self, listing: &Listing) -> Result<Downloaded, HubError> {
         let dir = self.downloader.store.model_dir(self.id);
-        let wanted: Vec<&RemoteFile> = listing
-            .files
-            .iter()
-            .filter(|file| self.filter.matches(&file.path))
-            .collect();
-        if wanted.is_empty() {
-            return Err(HubError::NoFiles {
-                source_hub: self.hub.source,
-                id: listing.repo.clone(),
-                listed: listing.files.len(),
-            });
-        }
+        let wanted = self.filter.select(listing)?;
         let mut manifest = self.manifest(&dir, listing);
         let mut missing: Vec<&RemoteFile> = wanted
             .iter()
@@ -126,6 +115,7 @@ impl Job<'_> {
         self.downloader.progress.event(&Event::Finished {
             model: self.id.clone(),
             source: self.hub.source,
+            path: dir.clone(),
             total_bytes,
             downloaded_bytes,
         });

@@ -259,6 +259,23 @@ impl Downloader {
         })?;
         let total_bytes = crate::store::directory_size(&dir)?;
         let manifest = Manifest::load(&dir)?;
+        let is_wanted = match &manifest {
+            Some(manifest) => manifest.is_of(&self.revision),
+            None => self.revision == Revision::Default,
+        };
+        if !is_wanted {
+            let revision = self.revision.name_on(self.source);
+            return Err(HubError::Offline {
+                what: format!("downloading revision {revision} of {id}"),
+            });
+        }
+        self.progress.event(&Event::Finished {
+            model: id.clone(),
+            source: Source::Auto,
+            path: dir.clone(),
+            total_bytes,
+            downloaded_bytes: 0,
+        });
         Ok(Downloaded {
             dir,
             source: Source::Auto,

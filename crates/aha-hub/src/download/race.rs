@@ -73,18 +73,11 @@ fn run(
     over: &CancelToken,
 ) -> Result<Listing, HubError> {
     let listing = retry.run(over, || hub.list(http, repo, revision))?;
-    let largest = listing
-        .files
-        .iter()
-        .filter(|file| filter.matches(&file.path))
-        .max_by_key(|file| file.size)
-        .ok_or_else(|| HubError::NoFiles {
-            source_hub: hub.source,
-            id: repo.clone(),
-            listed: listing.files.len(),
-        })?;
-    let url = hub.file_url(&listing, &largest.path);
-    retry.run(over, || sample(hub, http, &url, over))?;
+    let wanted = filter.select(&listing)?;
+    if let Some(largest) = wanted.iter().max_by_key(|file| file.size) {
+        let url = hub.file_url(&listing, &largest.path);
+        retry.run(over, || sample(hub, http, &url, over))?;
+    }
     Ok(listing)
 }
 

@@ -1,6 +1,8 @@
 //! What a server or a line may do to a download; the files are byte-equal in the end, or the
 //! error says why not and nothing wrong is kept.
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -65,6 +67,47 @@ fn cut_connections_are_resumed_where_they_broke() {
                 "no byte came twice"
             );
         }
+    }
+}
+
+#[test]
+fn the_mocks_resets_are_resets() {
+    let mock = Mock::with_model(1);
+    mock.once(SHARD, Fault::Reset { after: 1000 });
+    let mut stream = TcpStream::connect(("127.0.0.1", mock.port())).unwrap();
+    let request = format!("GET /{REPO}/resolve/main/{SHARD} HTTP/1.1\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let error = stream.read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn resets_at_random_bytes_lose_nothing() {
+    for seed in 1..=8 {
+        let mock = Mock::with_model(1);
+        let mut random = Random(seed * 6151);
+        mock.once("list", Fault::Reset { after: 0 });
+        for path in WANTED {
+            let size = original(path, 1).len();
+            for _ in 0..3 {
+                let after = random.below(size + 1);
+                mock.once(path, Fault::Reset { after });
+            }
+        }
+        let site = Site::new(&mock);
+        let retry = RetryPolicy {
+            attempts: 10,
+            base_delay: Duration::from_millis(1),
+            max_delay: Duration::from_millis(2),
+        };
+        let source = if seed % 2 == 0 { HF } else { MS };
+        site.downloader(source)
+            .retry(retry)
+            .download(&id())
+            .unwrap();
+        site.assert_model(1);
+        let is_retry = |event: &&Event| matches!(event, Event::FileRetry { .. });
+        assert!(site.events().iter().filter(is_retry).count() >= 3);
     }
 }
 
@@ -173,6 +216,20 @@ fn a_changed_tag_with_the_same_checksum_does_not_cost_the_bytes() {
     site.assert_model(1);
     assert!(site.restarts().is_empty());
     assert_eq!(done.downloaded_bytes, done.total_bytes);
+}
+
+#[test]
+fn a_wrong_tag_without_a_checksum_starts_the_file_again() {
+    let mock = Mock::with_model(1);
+    mock.once("tokenizer.json", cut(9_000))
+        .once("tokenizer.json", Fault::Etag("of-another-file".to_owned()));
+    let site = Site::new(&mock);
+    site.download(HF).unwrap();
+    site.assert_model(1);
+    assert_eq!(site.restarts(), ["the file changed on the hub"]);
+    let starts = mock.seen_for("tokenizer.json");
+    let starts: Vec<u64> = starts.iter().map(|seen| seen.from()).collect();
+    assert_eq!(starts, [0, 9_000, 0]);
 }
 
 #[test]
@@ -426,7 +483,10 @@ fn an_empty_file_is_a_file() {
 /// Faults that a hub recovers from, for one file of `size` bytes.
 fn any_fault(random: &mut Random, size: usize, has_checksum: bool) -> Fault {
     match random.below(if has_checksum { 9 } else { 7 }) {
-        0..3 => cut(random.below(size + 1)),
+        0..2 => cut(random.below(size + 1)),
+        2 => Fault::Reset {
+            after: random.below(size + 1),
+        },
         3 => Fault::IgnoreRange,
         4 => Fault::WrongRange,
         5 => Fault::status([408, 416, 500, 502, 503][random.below(5)]),

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::*;
-use crate::support::Fault;
+use crate::support::{Fault, Random};
 
 const URL: &str = "AHA_HUB_TEST_URL";
 const DIR: &str = "AHA_HUB_TEST_DIR";
@@ -79,6 +79,33 @@ fn a_killed_download_goes_on_where_it_stopped() {
         .map(|seen| seen.from())
         .collect();
     assert_eq!(starts, [0, 150_000, 240_000]);
+}
+
+#[test]
+fn a_download_may_be_killed_at_any_moment() {
+    for source_seed in 1..=2 {
+        let mock = Mock::with_model(source_seed);
+        for path in WANTED {
+            mock.always(path, Fault::Slow { piece: 1500 });
+        }
+        let site = Site::new(&mock);
+        let mut random = Random(source_seed * 31_337);
+        let mut killed = 0;
+        for _ in 0..8 {
+            let mut child = spawn_child(&site, &mock, None);
+            std::thread::sleep(Duration::from_millis(20 + random.below(120) as u64));
+            child.kill().unwrap();
+            killed += usize::from(!child.wait().unwrap().success());
+            // What is offered is whole, whenever it is offered.
+            if site.store().locate(&id()).is_some() {
+                site.assert_model(source_seed);
+            }
+        }
+        assert!(killed > 0, "every child was done before it was killed");
+        mock.heal();
+        site.download(HF).unwrap();
+        site.assert_model(source_seed);
+    }
 }
 
 #[test]

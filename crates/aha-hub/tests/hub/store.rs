@@ -326,3 +326,39 @@ fn a_store_that_cannot_be_written_is_named() {
         "no_home"
     );
 }
+
+#[test]
+fn a_path_that_is_too_long_is_named() {
+    let mock = Mock::with_model(1);
+    let site = Site::new(&mock);
+    let deep = site.dir.path().join(["x"; 2100].join("/"));
+    let store = Store::open(Some(&deep), &site.config).unwrap();
+    let error = Downloader::new(&store, &site.config)
+        .source(HF)
+        .download(&id())
+        .unwrap_err();
+    assert_eq!(error.code(), "io", "{error}");
+    assert!(error.to_string().contains("shorter path"), "{error}");
+}
+
+#[test]
+fn one_file_of_a_model_is_verified_alone() {
+    let mock = Mock::with_model(1);
+    let site = Site::new(&mock);
+    site.download(HF).unwrap();
+    let states = |path: &Path| {
+        let files = aha_hub::verify(path).unwrap().files;
+        let state = |file: &aha_hub::FileCheck| (file.path.clone(), file.state);
+        files.iter().map(state).collect::<Vec<_>>()
+    };
+    let shard = site.model_dir().join(SHARD);
+    assert_eq!(states(&shard), [(SHARD.to_owned(), FileState::Ok)]);
+    std::fs::write(&shard, b"damaged").unwrap();
+    assert_eq!(states(&shard), [(SHARD.to_owned(), FileState::Changed)]);
+    let other = site.dir.path().join("model.gguf");
+    std::fs::write(&other, b"x").unwrap();
+    assert_eq!(
+        states(&other),
+        [("model.gguf".to_owned(), FileState::Unknown)]
+    );
+}

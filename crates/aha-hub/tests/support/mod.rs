@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-/// The only repository of the mock.
+/// The repository of a mock that is told no other.
 pub const REPO: &str = "acme/tiny";
 
 /// What goes wrong with one answer. `after` counts body bytes.
@@ -21,6 +21,10 @@ pub const REPO: &str = "acme/tiny";
 pub enum Fault {
     /// The connection ends in the middle of the body.
     Cut { after: usize },
+    /// The connection is reset (RST) in the middle of the body: what is on its way is lost.
+    Reset { after: usize },
+    /// The body comes in pieces of so many bytes, one a millisecond.
+    Slow { piece: usize },
     /// The body stops, the connection stays open.
     Hang { after: usize },
     /// The body goes on at one byte every few milliseconds.
@@ -84,8 +88,8 @@ impl Seen {
     }
 }
 
-#[derive(Default)]
 struct State {
+    repo: String,
     files: Mutex<BTreeMap<String, Stored>>,
     once: Mutex<HashMap<String, VecDeque<Fault>>>,
     always: Mutex<HashMap<String, Fault>>,
@@ -99,6 +103,24 @@ struct State {
     no_tree: AtomicBool,
     no_checksums: AtomicBool,
     closed: AtomicBool,
+}
+
+impl State {
+    fn new(repo: &str) -> Self {
+        Self {
+            repo: repo.to_owned(),
+            files: Mutex::default(),
+            once: Mutex::default(),
+            always: Mutex::default(),
+            seen: Mutex::default(),
+            token: Mutex::default(),
+            cdn: Mutex::default(),
+            names_only: AtomicBool::default(),
+            no_tree: AtomicBool::default(),
+            no_checksums: AtomicBool::default(),
+            closed: AtomicBool::default(),
+        }
+    }
 }
 
 /// The server; stops when dropped.
@@ -115,9 +137,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Mock {
     pub fn start() -> Self {
+        Self::of(REPO)
+    }
+
+    /// A hub with an empty repository of this id.
+    pub fn of(repo: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let state = Arc::new(State::default());
+        let state = Arc::new(State::new(repo));
         let shared = Arc::clone(&state);
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -302,7 +329,10 @@ fn serve(stream: TcpStream, state: &State) {
             break;
         }
     }
-    let _ = writer.shutdown(Shutdown::Both);
+    let lingers = socket2::SockRef::from(&writer).linger();
+    if !matches!(lingers, Ok(Some(Duration::ZERO))) {
+        let _ = writer.shutdown(Shutdown::Both);
+    }
 }
 
 fn read_request(reader: &mut impl BufRead) -> Option<(String, HashMap<String, String>)> {
@@ -334,7 +364,7 @@ enum Route {
     Absent,
 }
 
-fn route(target: &str) -> Route {
+fn route(repo: &str, target: &str) -> Route {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let value = |name: &str| {
         query
@@ -346,20 +376,20 @@ fn route(target: &str) -> Route {
         path: unescape(path),
         redirects,
     };
-    if path.starts_with(&format!("/api/models/{REPO}/revision/")) {
+    if path.starts_with(&format!("/api/models/{repo}/revision/")) {
         return Route::Info;
     }
-    if path.starts_with(&format!("/api/models/{REPO}/tree/")) {
+    if path.starts_with(&format!("/api/models/{repo}/tree/")) {
         let page = value("cursor").and_then(|text| text.parse().ok());
         return Route::Tree(page.unwrap_or(0));
     }
-    if path == format!("/api/v1/models/{REPO}/repo/files") {
+    if path == format!("/api/v1/models/{repo}/repo/files") {
         return Route::ModelScopeList;
     }
-    if path == format!("/api/v1/models/{REPO}/repo") {
+    if path == format!("/api/v1/models/{repo}/repo") {
         return value("FilePath").map_or(Route::Absent, |path| file(&path, false));
     }
-    if let Some(rest) = path.strip_prefix(&format!("/{REPO}/resolve/"))
+    if let Some(rest) = path.strip_prefix(&format!("/{repo}/resolve/"))
         && let Some((_, path)) = rest.split_once('/')
     {
         return file(path, true);
@@ -393,7 +423,7 @@ fn answer(
     target: &str,
     headers: HashMap<String, String>,
 ) -> bool {
-    let route = route(target);
+    let route = route(&state.repo, target);
     let what = match &route {
         Route::Info | Route::Tree(_) | Route::ModelScopeList => "list".to_owned(),
         Route::File { path, .. } => path.clone(),
@@ -445,6 +475,7 @@ fn answer(
         }
         Some(Fault::Delay(pause)) => thread::sleep(*pause),
         Some(Fault::Cut { .. }) if what == "list" => return false,
+        Some(Fault::Reset { .. }) if what == "list" => return reset(writer),
         Some(Fault::Hang { .. }) if what == "list" => {
             let _ = writer.read(&mut [0; 1]);
             return false;
@@ -535,8 +566,8 @@ fn tree(writer: &mut TcpStream, state: &State, page: usize) -> bool {
         .collect();
     let body = format!("[{}]", entries.join(","));
     let addr = writer.local_addr().unwrap();
-    let next = page + 1;
-    let link = format!("<http://{addr}/api/models/{REPO}/tree/x?cursor={next}>; rel=\"next\"");
+    let (next, repo) = (page + 1, &state.repo);
+    let link = format!("<http://{addr}/api/models/{repo}/tree/x?cursor={next}>; rel=\"next\"");
     let more = files.len() > next * 2;
     drop(files);
     let headers: &[(&str, &str)] = if more { &[("Link", &link)] } else { &[] };
@@ -663,6 +694,14 @@ fn send_body(
             let _ = writer.write_all(first(after));
             false
         }
+        Some(Fault::Reset { after }) => {
+            let _ = writer.write_all(first(after));
+            reset(writer)
+        }
+        Some(Fault::Slow { piece }) => body.chunks(piece).all(|piece| {
+            thread::sleep(Duration::from_millis(1));
+            writer.write_all(piece).is_ok()
+        }),
         Some(Fault::Replace { after, bytes }) => {
             let _ = writer.write_all(first(after));
             if let Some(stored) = lock(&state.files).get_mut(path) {
@@ -694,6 +733,14 @@ fn send_body(
         }
         _ => writer.write_all(body).is_ok(),
     }
+}
+
+/// Ends the connection with RST instead of FIN.
+fn reset(writer: &TcpStream) -> bool {
+    // With nothing to linger for, closing resets. The reading half holds the socket open, so the
+    // option stays set until `serve` drops both.
+    let _ = socket2::SockRef::from(writer).set_linger(Some(Duration::ZERO));
+    false
 }
 
 fn body_answer(writer: &mut TcpStream, headers: &[(&str, &str)], body: &[u8]) -> bool {

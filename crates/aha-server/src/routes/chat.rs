@@ -78,7 +78,7 @@ impl Prepared {
 }
 
 /// Renders and tokenises a conversation, unless the template would leave its tools out.
-pub(super) fn prepare(processor: &TextProcessor, chat: &Chat) -> Result<Prompt, ApiError> {
+pub(crate) fn prepare(processor: &TextProcessor, chat: &Chat) -> Result<Prompt, ApiError> {
     let prompt = processor.prepare(chat)?;
     if let Some(template) = processor.template()
         && !chat.tools.is_empty()

@@ -1,8 +1,9 @@
 //! Arguments that several commands share.
 
 use super::units::{between, positive, positive_or_empty};
+use aha::hub::{HubConfig, HubError};
 use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader, Task};
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use std::path::PathBuf;
 
 /// How the log is written.
@@ -43,31 +44,62 @@ pub(crate) struct GlobalArgs {
         hide_possible_values = true
     )]
     pub(crate) log_format: LogFormat,
+    /// Open no connection to a model hub (also AHA_OFFLINE=1)
+    #[arg(long, global = true)]
+    pub(crate) offline: bool,
+}
+
+impl GlobalArgs {
+    /// The environment's settings for hubs and store, with the options of the command line.
+    pub(crate) fn hub_config(&self) -> Result<HubConfig, HubError> {
+        let mut config = HubConfig::from_env()?;
+        config.offline |= self.offline;
+        Ok(config)
+    }
+}
+
+/// A model by its name, with or without the flag.
+#[derive(Debug, Clone, Args)]
+#[group(id = "named", required = true, multiple = false)]
+pub(crate) struct NamedModel {
+    /// Hub id (Qwen/Qwen3-0.6B) or alias (qwen3-0.6b)
+    #[arg(value_name = "MODEL", value_parser = not_empty)]
+    name: Option<String>,
+    /// The same as a flag
+    #[arg(short, long, value_name = "MODEL", value_parser = not_empty)]
+    model: Option<String>,
+}
+
+impl NamedModel {
+    pub(crate) fn name(&self) -> &str {
+        let given = self.name.as_deref().or(self.model.as_deref());
+        // The parser lets neither nor both pass.
+        given.unwrap_or_default()
+    }
 }
 
 /// Which model.
 #[derive(Debug, Clone, Args)]
-#[group(id = "which", required = true, multiple = true)]
+#[group(skip)]
+#[command(group = ArgGroup::new("which").required(true).multiple(true))]
 pub(crate) struct ModelArgs {
     /// Hub id (Qwen/Qwen3-0.6B), alias (qwen3-0.6b) or path; with a path below, only the name
-    #[arg(short, long, value_name = "MODEL", value_parser = not_empty)]
+    #[arg(short, long, value_name = "MODEL", value_parser = not_empty, group = "which")]
     pub(crate) model: Option<String>,
     /// Folder of the checkpoint (config.json, tokenizer.json, *.safetensors)
-    #[arg(long, value_name = "DIR", conflicts_with = "gguf_path")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "gguf_path",
+        group = "which"
+    )]
     pub(crate) weight_path: Option<PathBuf>,
     /// GGUF file, which holds weights, tokenizer and template
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "which")]
     pub(crate) gguf_path: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) task: TaskArgs,
-}
-
-/// What for. Apart from the model's names, of which at least one is needed.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct TaskArgs {
     /// What the model is for: chat, embed or rerank [default: what its files or name say]
     #[arg(long, value_name = "TASK")]
-    task: Option<Task>,
+    pub(crate) task: Option<Task>,
 }
 
 impl ModelArgs {
@@ -79,7 +111,7 @@ impl ModelArgs {
     /// A loader of that model.
     pub(crate) fn loader(&self) -> Loader {
         let loader = aha::load(self.model.clone().unwrap_or_default());
-        let loader = match self.task.task {
+        let loader = match self.task {
             Some(task) => loader.task(task),
             None => loader,
         };

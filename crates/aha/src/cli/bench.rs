@@ -216,7 +216,7 @@ impl Bench {
                 "there is nothing to measure: -p and -n are both 0",
             ));
         }
-        let (loader, bar) = context.loader(&self.model);
+        let (loader, bar) = context.loader(&self.model)?;
         let options = self.options(&tests);
         let wanted = options.context_length.unwrap_or_default();
         let model = loader.engine_options(options).build()?;

@@ -48,7 +48,7 @@ pub(crate) struct Chat {
 
 impl Chat {
     pub(crate) fn execute(self, context: &Context) -> Outcome {
-        let (loader, bar) = context.loader(&self.model);
+        let (loader, bar) = context.loader(&self.model)?;
         let options = EngineOptions {
             max_sequences: 1,
             ..self.engine.options()

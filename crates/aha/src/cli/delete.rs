@@ -1,9 +1,11 @@
 //! `aha delete`: removes a model from the store.
 
+use super::Context;
+use super::args::NamedModel;
 use super::console;
 use super::failure::{Failure, Outcome};
 use super::units::bytes;
-use aha::hub::{HubConfig, ModelId, Store};
+use aha::hub::{ModelId, Store};
 use clap::Args;
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -12,15 +14,14 @@ const AFTER_HELP: &str = "\
 Only aha's own store is touched, never the caches of other tools.
 
 Examples:
-  aha delete -m Qwen/Qwen3-0.6B
-  aha delete -m qwen3-4b --yes";
+  aha delete Qwen/Qwen3-0.6B
+  aha delete qwen3-4b --yes";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Delete {
-    /// Hub id or alias
-    #[arg(short, long, value_name = "MODEL")]
-    model: String,
+    #[command(flatten)]
+    model: NamedModel,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
@@ -30,12 +31,11 @@ pub(crate) struct Delete {
 }
 
 impl Delete {
-    pub(crate) fn execute(self) -> Outcome {
-        let store = Store::open(self.save_dir.as_deref(), &HubConfig::from_env()?)?;
-        let release = aha::releases::find(&self.model);
-        let id: ModelId = release
-            .map_or(self.model.as_str(), |release| release.id)
-            .parse()?;
+    pub(crate) fn execute(self, context: &Context) -> Outcome {
+        let store = Store::open(self.save_dir.as_deref(), &context.global.hub_config()?)?;
+        let name = self.model.name();
+        let release = aha::releases::find(name);
+        let id: ModelId = release.map_or(name, |release| release.id).parse()?;
         if !self.yes && !agreed(&store, &id)? {
             console::note("nothing was deleted");
             return Err(Failure::Told);

@@ -1,34 +1,31 @@
 //! `aha download`: from a hub to this disk.
 
 use super::Context;
-use super::console::{self, byte_bar, note};
+use super::args::{ModelArgs, NamedModel};
+use super::console::{self, note, stderr_is_terminal};
 use super::failure::{Failure, Outcome};
-use super::units::bytes;
-use aha::hub::{
-    CancelToken, Downloaded, Downloader, Event, HubConfig, ModelId, Progress, Revision, Source,
-    Store,
-};
+use super::progress::{Bars, JsonLines, Lines};
+use aha::Checkpoint;
+use aha::hub::{CancelToken, Downloaded, Manifest, Progress, Revision, Secret, Source, Store};
+use aha::releases::{self, Release};
 use clap::Args;
-use indicatif::ProgressBar;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 const AFTER_HELP: &str = "\
 An interrupted download goes on where it stopped. Tokens come from HF_TOKEN and
-MODELSCOPE_API_TOKEN; HF_ENDPOINT and MODELSCOPE_ENDPOINT name mirrors.
+MODELSCOPE_API_TOKEN, or --token; HF_ENDPOINT and MODELSCOPE_ENDPOINT name mirrors.
 
 Examples:
-  aha download -m Qwen/Qwen3-0.6B
-  aha download -m qwen3-4b --source huggingface --revision main
-  aha download -m owner/name-GGUF --include '*Q8_0.gguf'";
+  aha download Qwen/Qwen3-0.6B
+  aha download qwen3-4b --source huggingface --revision main
+  aha download owner/name-GGUF --include '*Q8_0.gguf'";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Download {
-    /// Hub id (Qwen/Qwen3-0.6B) or alias (qwen3-0.6b)
-    #[arg(short, long, value_name = "MODEL")]
-    model: String,
+    #[command(flatten)]
+    model: NamedModel,
     #[command(flatten)]
     args: DownloadArgs,
     /// Print one JSON object for each step instead of a bar
@@ -37,7 +34,7 @@ pub(crate) struct Download {
 }
 
 /// Where from and what.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Download")]
 pub(crate) struct DownloadArgs {
     /// Hub: auto (the faster one), modelscope or huggingface
@@ -55,48 +52,120 @@ pub(crate) struct DownloadArgs {
     /// Folder to keep models in [default: AHA_HOME, else ~/.aha]
     #[arg(long, value_name = "DIR")]
     save_dir: Option<PathBuf>,
+    /// Token of the hub, which others on this machine can see: better use the variables
+    #[arg(long, value_name = "TOKEN", value_parser = token)]
+    token: Option<Secret>,
 }
 
-impl DownloadArgs {
-    /// Where models are kept, if not in the usual place.
-    pub(crate) fn save_dir(&self) -> Option<&Path> {
-        self.save_dir.as_deref()
-    }
+fn token(text: &str) -> Result<Secret, String> {
+    Secret::new("--token", text).map_err(|error| error.to_string())
 }
 
 impl Download {
     pub(crate) fn execute(self, context: &Context) -> Outcome {
-        let progress: Arc<dyn Progress> = if self.json {
-            Arc::new(JsonLines)
-        } else {
-            Arc::new(Bars::default())
-        };
-        let done = run(&self.model, &self.args, progress, context)?;
-        if self.json {
-            Ok(())
-        } else {
-            console::print(&format!("{}\n", done.dir.display()))
+        let name = self.model.name();
+        if let Some(release) = releases::find(name)
+            && !release.is_supported()
+        {
+            note(&format!(
+                "{}: this build cannot run it, for it lacks the family {}",
+                release.id, release.family
+            ));
         }
+        if self.json {
+            let lines = Arc::new(JsonLines);
+            return download(name, &self.args, lines.clone(), context)
+                .inspect_err(|failure| lines.failed(failure))
+                .map(drop);
+        }
+        let done = download(name, &self.args, for_people(), context)?;
+        console::print(&format!("{}\n", done.dir.display()))
     }
 }
 
-/// Downloads `name` with bars on the terminal.
-pub(crate) fn download(name: &str, args: &DownloadArgs, context: &Context) -> Outcome<Downloaded> {
-    run(name, args, Arc::new(Bars::default()), context)
+/// Bars where somebody sees them, lines elsewhere.
+fn for_people() -> Arc<dyn Progress> {
+    if stderr_is_terminal() {
+        Arc::new(Bars::default())
+    } else {
+        Arc::new(Lines::default())
+    }
 }
 
-fn run(
+/// Makes sure that the model is on this disk: what is missing is downloaded. Then `model` names
+/// the place.
+pub(crate) fn provide(model: &mut ModelArgs, args: &DownloadArgs, context: &Context) -> Outcome {
+    let (None, Some(name)) = (model.path(), &model.model) else {
+        return Ok(());
+    };
+    let found = match find(name, args.save_dir.as_deref(), context)? {
+        Some(found) if is_revision(&found, name, args.revision.as_ref())? => found,
+        _ => {
+            let release = releases::find(name);
+            refuse_lacking(release)?;
+            let path = download(name, args, for_people(), context)?.dir;
+            let name = release
+                .map_or(name.as_str(), |release| release.id)
+                .to_owned();
+            Checkpoint {
+                name,
+                path,
+                release,
+            }
+        }
+    };
+    model.model = Some(found.name);
+    model.weight_path = Some(found.path);
+    Ok(())
+}
+
+/// The model where it is on this disk; `None` where a download may bring it.
+fn find(name: &str, save_dir: Option<&Path>, context: &Context) -> Outcome<Option<Checkpoint>> {
+    let found = match save_dir {
+        Some(folder) => Store::open(Some(folder), &context.global.hub_config()?)
+            .map_err(aha::Error::from)
+            .and_then(|store| aha::resolve_in(&store, name)),
+        None => aha::resolve(name),
+    };
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(aha::Error::NotOnDisk { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether what was found is of the revision that is asked for. A path is what it is.
+fn is_revision(found: &Checkpoint, name: &str, revision: Option<&Revision>) -> Outcome<bool> {
+    let Some(revision) = revision.filter(|_| !Path::new(name).exists()) else {
+        return Ok(true);
+    };
+    let manifest = Manifest::load(&found.path)?;
+    Ok(manifest.is_some_and(|manifest| manifest.is_of(revision)))
+}
+
+/// Gigabytes are not worth a wait for an error at their end.
+fn refuse_lacking(release: Option<&Release>) -> Outcome {
+    match release {
+        Some(release) if !release.is_supported() => Err(Failure::message(format!(
+            "cannot run the model: {}: this build lacks its family {}; `aha list` tells which \
+             models it runs",
+            release.id, release.family
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn download(
     name: &str,
     args: &DownloadArgs,
     progress: Arc<dyn Progress>,
     context: &Context,
 ) -> Outcome<Downloaded> {
-    let config = HubConfig::from_env()?;
+    let config = context.global.hub_config()?;
     let store = Store::open(args.save_dir.as_deref(), &config)?;
-    let release = aha::releases::find(name);
-    let id: ModelId = release.map_or(name, |release| release.id).parse()?;
+    let (downloader, id) = aha::downloader(name, &store, &config)?;
     let cancel = CancelToken::default();
-    let mut downloader = Downloader::new(&store, &config)
+    let mut downloader = downloader
         .source(args.source)
         .include(&args.include)
         .exclude(&args.exclude)
@@ -105,8 +174,8 @@ fn run(
     if let Some(revision) = &args.revision {
         downloader = downloader.revision(revision.clone());
     }
-    if let Some(release) = release {
-        downloader = downloader.hub_id(Source::ModelScope, release.modelscope.parse()?);
+    if let Some(token) = &args.token {
+        downloader = downloader.token(token.clone());
     }
     context.runtime.block_on(async {
         let mut guard = context.signals.guard();
@@ -128,102 +197,4 @@ fn run(
             (Err(error), None) => Err(error.into()),
         }
     })
-}
-
-/// One JSON object a line on standard output.
-struct JsonLines;
-
-impl Progress for JsonLines {
-    fn event(&self, event: &Event) {
-        if let Ok(line) = serde_json::to_string(event) {
-            // The download goes on when nobody listens any more.
-            let _ = console::print(&format!("{line}\n"));
-        }
-    }
-}
-
-/// One bar a file, and notes for what went wrong on the way.
-#[derive(Default)]
-struct Bars {
-    files: Mutex<HashMap<String, ProgressBar>>,
-    /// Why hubs could not be used: told when another one takes over. Where none does, the
-    /// command's own error tells of them all.
-    failures: Mutex<Vec<String>>,
-}
-
-impl Bars {
-    fn remove(&self, path: &str) {
-        if let Some(bar) = self
-            .files
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(path)
-        {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-impl Progress for Bars {
-    fn event(&self, event: &Event) {
-        let bars = || self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        let failures = || self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        match event {
-            Event::Waiting { model, pid } => {
-                let pid = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
-                note(&format!(
-                    "another process{pid} downloads {model}; waiting for it"
-                ));
-            }
-            Event::SourceFailed { reason, .. } => failures().push(reason.clone()),
-            Event::Started {
-                model,
-                source,
-                files,
-                total_bytes,
-                present_bytes,
-                ..
-            } => {
-                failures().drain(..).for_each(|reason| note(&reason));
-                let missing = bytes(total_bytes.saturating_sub(*present_bytes));
-                note(&format!(
-                    "{model} from {source}: {files} files, {missing} to download"
-                ));
-            }
-            Event::FileStarted {
-                path,
-                size,
-                resumed_from,
-            } => {
-                let bar = byte_bar(size.unwrap_or(0), true);
-                bar.set_message(path.clone());
-                bar.set_position(*resumed_from);
-                bar.reset_eta();
-                bars().insert(path.clone(), bar);
-            }
-            Event::FileProgress { path, received, .. } => {
-                if let Some(bar) = bars().get(path) {
-                    bar.set_position(*received);
-                }
-            }
-            Event::FileRestarted { path, reason } => {
-                note(&format!("{path} begins again: {reason}"));
-            }
-            Event::FileRetry {
-                path,
-                attempt,
-                reason,
-                ..
-            } => {
-                note(&format!("{path}, attempt {attempt}: {reason}"));
-            }
-            Event::FileFinished { path, .. } => self.remove(path),
-            Event::Finished {
-                downloaded_bytes, ..
-            } => {
-                note(&format!("done, {} downloaded", bytes(*downloaded_bytes)));
-            }
-            _ => {}
-        }
-    }
 }

@@ -15,6 +15,13 @@ pub(crate) enum Failure {
     Usage(Box<clap::Error>),
     /// The command failed: status 1. The text reads "what failed: object: why or what to do".
     Message(String),
+    /// The same with the hub's short name for it, for machines.
+    Hub {
+        /// [`aha::hub::HubError::code`].
+        code: &'static str,
+        /// What the user reads.
+        text: String,
+    },
     /// The user stopped it: 128 and the signal's number, as shells expect.
     Stopped(Signal),
     /// The reader of the output has gone, which is its right: status 0.
@@ -43,6 +50,17 @@ impl Failure {
         }
     }
 
+    /// A short stable name and the text, for output that machines read.
+    pub(crate) fn described(&self) -> (&'static str, String) {
+        match self {
+            Self::Hub { code, text } => (code, text.clone()),
+            Self::Message(text) => ("failed", text.clone()),
+            Self::Usage(error) => ("usage", error.to_string()),
+            Self::Stopped(_) => ("cancelled", "stopped by a signal".to_owned()),
+            Self::OutputClosed | Self::Told => ("failed", String::new()),
+        }
+    }
+
     /// Tells the user and gives the exit status.
     pub(crate) fn report(self) -> ExitCode {
         match self {
@@ -51,7 +69,7 @@ impl Failure {
                 let _ = error.print();
                 ExitCode::from(2)
             }
-            Self::Message(text) => {
+            Self::Message(text) | Self::Hub { text, .. } => {
                 console::error(&text);
                 ExitCode::FAILURE
             }
@@ -64,7 +82,10 @@ impl Failure {
 
 impl From<aha::Error> for Failure {
     fn from(error: aha::Error) -> Self {
-        Self::Message(error.to_string())
+        match error {
+            aha::Error::Hub(error) => (*error).into(),
+            other => Self::Message(other.to_string()),
+        }
     }
 }
 
@@ -82,7 +103,10 @@ impl From<aha::EngineError> for Failure {
 
 impl From<aha::hub::HubError> for Failure {
     fn from(error: aha::hub::HubError) -> Self {
-        Self::Message(error.to_string())
+        Self::Hub {
+            code: error.code(),
+            text: error.to_string(),
+        }
     }
 }
 

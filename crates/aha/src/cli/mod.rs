@@ -9,10 +9,13 @@ mod console;
 mod delete;
 mod download;
 mod failure;
+mod golden;
 mod input;
 mod list;
 mod logging;
 mod markdown;
+mod memory;
+mod progress;
 mod ps;
 mod run;
 mod serv;
@@ -42,7 +45,8 @@ Examples:
   aha chat -m ./my-checkpoint
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C (143 by SIGTERM).
-Models are kept in AHA_HOME, else ~/.aha; `aha help COMMAND` tells more about a command.";
+Models are kept in AHA_HOME, else ~/.aha. One that is asked for and missing is downloaded, unless
+--offline forbids it. `aha help COMMAND` tells more about a command.";
 
 #[derive(Debug, Parser)]
 #[command(
@@ -62,9 +66,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Download a model where it is missing, then serve it
+    /// Serve a model, with options for its download where it is missing
     Cli(serv::DownloadAndServe),
-    /// Serve a model that is on this disk, with OpenAI's HTTP interface
+    /// Serve a model with OpenAI's HTTP interface
     #[command(visible_alias = "serve")]
     Serv(serv::Serv),
     /// Answer one prompt and end
@@ -75,9 +79,9 @@ enum Command {
     Download(download::Download),
     /// List the models that are known by name, or those on this disk
     List(list::List),
-    /// Tell what a checkpoint holds
+    /// Tell what a checkpoint holds and how much memory it needs
     Show(show::Show),
-    /// Compare a model's files with their checksums
+    /// Compare a model's files with their checksums, and its answers with a golden set
     Verify(verify::Verify),
     /// Delete a model from this disk
     Delete(delete::Delete),
@@ -99,15 +103,18 @@ struct Context {
 }
 
 impl Context {
-    /// A loader that follows the global options and shows its progress.
-    fn loader(&self, model: &args::ModelArgs) -> (aha::Loader, console::LoadBar) {
+    /// A loader that follows the global options and shows its progress. A model that is not on
+    /// this disk is downloaded first.
+    fn loader(&self, model: &args::ModelArgs) -> Outcome<(aha::Loader, console::LoadBar)> {
+        let mut model = model.clone();
+        download::provide(&mut model, &download::DownloadArgs::default(), self)?;
         let bar = console::LoadBar::new();
         let loader = model
             .loader()
             .device(self.global.device)
             .dtype(self.global.dtype)
             .on_progress(bar.callback());
-        (loader, bar)
+        Ok((loader, bar))
     }
 }
 
@@ -147,12 +154,12 @@ fn execute(cli: Cli) -> Outcome {
         Command::Run(command) => command.execute(&context),
         Command::Chat(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),
-        Command::List(command) => command.execute(),
+        Command::List(command) => command.execute(&context),
         Command::Show(command) => command.execute(),
-        Command::Verify(command) => command.execute(),
-        Command::Delete(command) => command.execute(),
-        Command::Ps(command) => command.execute(),
-        Command::Stop(command) => command.execute(),
+        Command::Verify(command) => command.execute(&context),
+        Command::Delete(command) => command.execute(&context),
+        Command::Ps(command) => command.execute(&context),
+        Command::Stop(command) => command.execute(&context),
         Command::Bench(command) => command.execute(&context),
         Command::Completions(_) => Ok(()),
     };

@@ -1,10 +1,11 @@
 //! `aha ps`: the servers of this machine.
 
+use super::Context;
 use super::console;
 use super::failure::Outcome;
 use super::markdown::columns;
 use super::units::{bytes, span};
-use aha::hub::{HubConfig, RunFile, Store};
+use aha::hub::{RunFile, Store};
 use clap::Args;
 use serde::Serialize;
 
@@ -27,8 +28,8 @@ struct Running<'a> {
 }
 
 impl Ps {
-    pub(crate) fn execute(self) -> Outcome {
-        let servers = Store::open(None, &HubConfig::from_env()?)?.running_servers()?;
+    pub(crate) fn execute(self, context: &Context) -> Outcome {
+        let servers = Store::open(None, &context.global.hub_config()?)?.running_servers()?;
         if self.json {
             let running: Vec<_> = servers.iter().map(describe).collect();
             return console::print_json(&running);

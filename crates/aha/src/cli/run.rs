@@ -53,7 +53,7 @@ impl Run {
         // Opened before the time that a model takes, emptied only after it.
         let mut sink = Sink::open(self.output.clone())?;
         let started = Instant::now();
-        let (loader, bar) = context.loader(&self.model);
+        let (loader, bar) = context.loader(&self.model)?;
         let options = EngineOptions {
             max_sequences: 1,
             ..self.engine.options()

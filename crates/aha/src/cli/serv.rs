@@ -2,14 +2,13 @@
 
 use super::Context;
 use super::args::{EngineArgs, ModelArgs};
-use super::download::{DownloadArgs, download};
+use super::download::{DownloadArgs, provide};
 use super::failure::{Failure, Outcome};
 use super::units::{parse_bytes, parse_seconds, positive};
 use aha::hub::{HubConfig, RunGuard, Store};
 use aha::{Checkpoint, EngineOptions, Loader, Model};
 use aha_server::{BoundServer, DEFAULT_PORT, ServedModel, ServerOptions, Shutdown};
 use clap::Args;
-use std::path::Path;
 use std::time::Duration;
 
 const SERV_HELP: &str = "\
@@ -130,48 +129,14 @@ struct BatchArgs {
 
 impl DownloadAndServe {
     pub(crate) fn execute(mut self, context: &Context) -> Outcome {
-        let model = &mut self.serv.model;
-        if model.path().is_none()
-            && let Some(name) = model.model.take()
-        {
-            let found = match find(&name, self.download.save_dir())? {
-                Some(found) => found,
-                None => {
-                    let path = download(&name, &self.download, context)?.dir;
-                    let release = aha::releases::find(&name);
-                    let name = release.map_or(name, |release| release.id.to_owned());
-                    Checkpoint {
-                        name,
-                        path,
-                        release,
-                    }
-                }
-            };
-            model.model = Some(found.name);
-            model.weight_path = Some(found.path);
-        }
+        provide(&mut self.serv.model, &self.download, context)?;
         self.serv.execute(context)
-    }
-}
-
-/// The model where it is on this disk; `None` where a download may bring it.
-fn find(name: &str, save_dir: Option<&Path>) -> Outcome<Option<Checkpoint>> {
-    let found = match save_dir {
-        Some(folder) => Store::open(Some(folder), &HubConfig::from_env()?)
-            .map_err(aha::Error::from)
-            .and_then(|store| aha::resolve_in(&store, name)),
-        None => aha::resolve(name),
-    };
-    match found {
-        Ok(found) => Ok(Some(found)),
-        Err(aha::Error::NotOnDisk { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }
 
 impl Serv {
     pub(crate) fn execute(self, context: &Context) -> Outcome {
-        let (loader, bar) = context.loader(&self.model);
+        let (loader, bar) = context.loader(&self.model)?;
         let options = EngineOptions {
             max_sequences: self.batch.max_sequences,
             max_batch_tokens: self.batch.max_batch_tokens,

@@ -1,9 +1,10 @@
 //! `aha stop`: ends servers of this machine.
 
+use super::Context;
 use super::console;
 use super::failure::{Failure, Outcome};
 use super::units::parse_seconds;
-use aha::hub::{HubConfig, RunFile, Store};
+use aha::hub::{RunFile, Store};
 use clap::Args;
 use std::time::{Duration, Instant};
 
@@ -36,8 +37,8 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    pub(crate) fn execute(self) -> Outcome {
-        let running = Store::open(None, &HubConfig::from_env()?)?.running_servers()?;
+    pub(crate) fn execute(self, context: &Context) -> Outcome {
+        let running = Store::open(None, &context.global.hub_config()?)?.running_servers()?;
         let chosen = self.choose(running)?;
         for server in &chosen {
             if server.is_alive() && !server.terminate() {

@@ -5,7 +5,12 @@
 mod conversation;
 mod downloads;
 mod help;
+#[path = "../../../aha-hub/tests/support/mod.rs"]
+mod hub;
+mod interrupted;
+mod local_hub;
 mod models;
+mod offline;
 mod running;
 mod server;
 mod support;
