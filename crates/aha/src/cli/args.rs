@@ -2,7 +2,7 @@
 
 use super::units::{between, positive, positive_or_empty};
 use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader, Task};
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use std::path::PathBuf;
 
 /// How the log is written.
@@ -47,7 +47,8 @@ pub(crate) struct GlobalArgs {
 
 /// Which model.
 #[derive(Debug, Clone, Args)]
-#[group(id = "which", required = true, multiple = true)]
+#[group(skip)]
+#[command(group = ArgGroup::new("which").required(true).multiple(true).args(["model", "weight_path", "gguf_path"]))]
 pub(crate) struct ModelArgs {
     /// Hub id (Qwen/Qwen3-0.6B), alias (qwen3-0.6b) or path; with a path below, only the name
     #[arg(short, long, value_name = "MODEL", value_parser = not_empty)]
@@ -58,16 +59,9 @@ pub(crate) struct ModelArgs {
     /// GGUF file, which holds weights, tokenizer and template
     #[arg(long, value_name = "FILE")]
     pub(crate) gguf_path: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) task: TaskArgs,
-}
-
-/// What for. Apart from the model's names, of which at least one is needed.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct TaskArgs {
     /// What the model is for: chat, embed or rerank [default: what its files or name say]
     #[arg(long, value_name = "TASK")]
-    task: Option<Task>,
+    pub(crate) task: Option<Task>,
 }
 
 impl ModelArgs {
@@ -79,7 +73,7 @@ impl ModelArgs {
     /// A loader of that model.
     pub(crate) fn loader(&self) -> Loader {
         let loader = aha::load(self.model.clone().unwrap_or_default());
-        let loader = match self.task.task {
+        let loader = match self.task {
             Some(task) => loader.task(task),
             None => loader,
         };
