@@ -6,6 +6,7 @@ mod conversation;
 mod downloads;
 mod help;
 mod models;
+mod pooled;
 mod running;
 mod server;
 mod support;
