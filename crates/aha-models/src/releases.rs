@@ -80,8 +80,12 @@ pub static RELEASES: &[Release] = releases! {
         "LiquidAI/LFM2-700M" "lfm2-700m" 700,
         "LiquidAI/LFM2-1.2B" "lfm2-1.2b" 1200,
         "LiquidAI/LFM2-2.6B" "lfm2-2.6b" 2600,
-        "LiquidAI/LFM2.5-1.2B-Instruct" "lfm2.5-1.2b-instruct" 1200,
+        "LiquidAI/LFM2.5-230M" "lfm2.5-230m" 230,
+        "LiquidAI/LFM2.5-350M" "lfm2.5-350m" 350,
+        "LiquidAI/LFM2.5-1.2B-Base" "lfm2.5-1.2b-base" 1200,
+        "LiquidAI/LFM2.5-1.2B-Instruct" "lfm2.5-1.2b" 1200,
         "LiquidAI/LFM2.5-1.2B-Thinking" "lfm2.5-1.2b-thinking" 1200,
+        "LiquidAI/LFM2.5-1.2B-JP" "lfm2.5-1.2b-jp" 1200,
     }
     "minicpm4" "chat" "Apache-2.0" with [] without [] {
         "openbmb/MiniCPM4-0.5B" "minicpm4-0.5b" 500 "OpenBMB/MiniCPM4-0.5B",
@@ -166,25 +170,6 @@ pub static RELEASES: &[Release] = releases! {
         "Qwen/Qwen3-Reranker-0.6B" "qwen3-reranker-0.6b" 600,
         "Qwen/Qwen3-Reranker-4B" "qwen3-reranker-4b" 4000,
         "Qwen/Qwen3-Reranker-8B" "qwen3-reranker-8b" 8000,
-    }
-    "lfm2" "LFM1.0" {
-        "LiquidAI/LFM2-350M" "lfm2-350m",
-        "LiquidAI/LFM2-700M" "lfm2-700m",
-        "LiquidAI/LFM2-1.2B" "lfm2-1.2b",
-        "LiquidAI/LFM2-2.6B" "lfm2-2.6b",
-        "LiquidAI/LFM2.5-230M" "lfm2.5-230m",
-        "LiquidAI/LFM2.5-350M" "lfm2.5-350m",
-        "LiquidAI/LFM2.5-1.2B-Base" "lfm2.5-1.2b-base",
-        "LiquidAI/LFM2.5-1.2B-Instruct" "lfm2.5-1.2b",
-        "LiquidAI/LFM2.5-1.2B-Thinking" "lfm2.5-1.2b-thinking",
-        "LiquidAI/LFM2.5-1.2B-JP" "lfm2.5-1.2b-jp",
-    }
-    "qwen3_5" "Apache-2.0" {
-        "Qwen/Qwen3.5-0.8B" "qwen3.5-0.8b",
-        "Qwen/Qwen3.5-2B" "qwen3.5-2b",
-        "Qwen/Qwen3.5-4B" "qwen3.5-4b",
-        "Qwen/Qwen3.5-9B" "qwen3.5-9b",
-        "Qwen/Qwen3.5-27B" "qwen3.5-27b",
     }
 };
 

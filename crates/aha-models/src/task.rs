@@ -126,6 +126,12 @@ fn from_name(name: &str) -> Option<Evidence> {
             reason: format!("{} is a release of that kind", release.id),
         });
     }
+    // Folders above the checkpoint's own, and owners of ids, say nothing about it.
+    let name = name
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or(name);
     let lower = name.to_lowercase();
     [
         (Task::Rerank, "reranker"),
@@ -154,6 +160,8 @@ mod tests {
         assert_eq!(task("Qwen/Qwen3-Embedding-4B"), Some(Task::Embed));
         assert_eq!(task("finetuned-qwen3-embedding"), Some(Task::Embed));
         assert_eq!(task("my-checkpoint"), None);
+        assert_eq!(task("/data/embedding-models/chat"), None);
+        assert_eq!(task("./qwen3-reranker/"), Some(Task::Rerank));
         assert_eq!(task(""), None);
     }
 }

@@ -6,7 +6,7 @@ use crate::error::ApiError;
 use crate::limits::{HostRule, check_host};
 use crate::model::ServedModel;
 use crate::options::ServerOptions;
-use crate::routes::{admin, chat, completions, health, models, tokenize};
+use crate::routes::{admin, chat, completions, embeddings, health, models, rerank, tokenize};
 use crate::shutdown::Shutdown;
 use crate::state::AppState;
 use axum::Router;
@@ -34,6 +34,9 @@ pub(crate) fn build(state: AppState) -> Router {
     let api = Router::new()
         .route("/chat/completions", post(chat::create))
         .route("/completions", post(completions::create))
+        .route("/embeddings", post(embeddings::create))
+        .route("/rerank", post(rerank::rerank))
+        .route("/score", post(rerank::score))
         .route("/models", get(models::list))
         .route("/models/{*id}", get(models::get))
         .route("/tokenize", post(tokenize::tokenize))

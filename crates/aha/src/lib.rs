@@ -30,6 +30,7 @@ mod generate;
 mod loader;
 mod model;
 mod params;
+mod pooled;
 mod resolve;
 mod stream;
 
@@ -40,6 +41,7 @@ pub use generate::{GenerateModel, TextStream};
 pub use loader::{Loader, load};
 pub use model::Model;
 pub use params::GenerationParams;
+pub use pooled::Ranked;
 pub use resolve::{Checkpoint, resolve, resolve_in};
 pub use stream::{ChatEvent, ChatStream, Ended};
 

@@ -92,7 +92,7 @@ impl Model {
         }
     }
 
-    fn is_not_for(&self, wanted: Task) -> Error {
+    pub(crate) fn is_not_for(&self, wanted: Task) -> Error {
         Error::Task {
             model: self.name().to_owned(),
             found: self.task(),

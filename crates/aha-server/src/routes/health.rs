@@ -31,7 +31,14 @@ pub(crate) async fn health(State(state): State<AppState>) -> Response {
             .max_by_key(severity)
             .unwrap_or("ok")
     };
-    let body = Json(json!({"status": status}));
+    let models: Vec<_> = state
+        .models
+        .iter()
+        .map(|model| {
+            json!({"id": model.id(), "task": model.task(), "status": health_of(&model.state())})
+        })
+        .collect();
+    let body = Json(json!({"status": status, "models": models}));
     if status == "ok" {
         return body.into_response();
     }

@@ -18,24 +18,23 @@ pub(crate) async fn tokenize(
     let shared = state.clone();
     let work = move || {
         let request = TokenizeRequest::parse(&body)?;
-        let engine = shared
-            .models
-            .find(request.model.as_deref())?
-            .text_engine()?;
-        let processor = engine.processor();
+        let model = shared.models.find(request.model.as_deref())?;
+        let service = model.service()?;
         let tokens = match request.input {
-            TokenizeInput::Chat(chat) => prepare(processor, &chat)?.token_ids,
+            TokenizeInput::Chat(chat) => {
+                prepare(model.text_engine()?.processor(), &chat)?.token_ids
+            }
             TokenizeInput::Text {
                 text,
                 add_special_tokens,
-            } => processor
+            } => service
                 .tokenizer()
                 .encode(&text, add_special_tokens)
                 .map_err(|error| ApiError::invalid("prompt", error.to_string()))?,
         };
         Ok(TokenizeResponse {
             count: tokens.len(),
-            max_model_len: engine.context_length(),
+            max_model_len: service.context_length(),
             tokens,
         })
     };
@@ -50,11 +49,8 @@ pub(crate) async fn detokenize(
     let shared = state.clone();
     let work = move || {
         let request = DetokenizeRequest::parse(&body)?;
-        let engine = shared
-            .models
-            .find(request.model.as_deref())?
-            .text_engine()?;
-        let tokenizer = engine.processor().tokenizer();
+        let service = shared.models.find(request.model.as_deref())?.service()?;
+        let tokenizer = service.tokenizer();
         // A vocabulary may have holes, and the model rows beyond it: only ids past both are wrong.
         let known = |id: &u32| tokenizer.token_bytes(*id).is_some();
         if let Some(index) = request.tokens.iter().position(|id| !known(id)) {

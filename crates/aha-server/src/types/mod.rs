@@ -2,8 +2,10 @@
 
 pub(crate) mod chat;
 pub(crate) mod completion;
+pub(crate) mod embedding;
 pub(crate) mod fields;
 pub(crate) mod generation;
 pub(crate) mod message;
+pub(crate) mod rerank;
 pub(crate) mod response;
 pub(crate) mod tokenize;

@@ -68,7 +68,7 @@ impl Sink {
         }
     }
 
-    fn write(&mut self, text: &str) -> Outcome {
+    pub(crate) fn write(&mut self, text: &str) -> Outcome {
         if text.is_empty() {
             return Ok(());
         }

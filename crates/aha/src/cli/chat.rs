@@ -55,6 +55,7 @@ impl Chat {
         };
         let model = loader.engine_options(options).build()?;
         bar.finish();
+        model.engine()?;
         if !model.has_chat_template() {
             return Err(Failure::message(format!(
                 "cannot chat: {}: the model has no chat template; use `aha run --raw`",

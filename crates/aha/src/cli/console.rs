@@ -109,6 +109,15 @@ pub(crate) fn byte_bar(total: u64, with_rate: bool) -> ProgressBar {
     }
 }
 
+/// A bar over things.
+pub(crate) fn count_bar(total: u64) -> ProgressBar {
+    let bar = bars().add(ProgressBar::new(total));
+    match ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} {per_sec} {eta}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
 /// The progress of loading weights: appears when it begins and vanishes when it is done.
 pub(crate) struct LoadBar(Arc<OnceLock<ProgressBar>>);
 

@@ -56,16 +56,33 @@ pub(crate) fn read_all(arguments: &[String]) -> Outcome<String> {
         }
         return Source::Stdin.read();
     }
-    if arguments.iter().filter(|argument| *argument == "-").count() > 1 {
-        return Err(Failure::usage(
-            "standard input can be read only once: '-i -' is given twice",
-        ));
-    }
+    once(arguments)?;
     let texts: Vec<String> = arguments
         .iter()
         .map(|argument| Source::parse(argument).read())
         .collect::<Outcome<_>>()?;
     Ok(texts.join("\n\n"))
+}
+
+/// Reads every input for itself. Without any, a pipe on standard input is read.
+pub(crate) fn read_each(arguments: &[String]) -> Outcome<Vec<String>> {
+    if arguments.len() < 2 {
+        return read_all(arguments).map(|text| vec![text]);
+    }
+    once(arguments)?;
+    arguments
+        .iter()
+        .map(|argument| Source::parse(argument).read())
+        .collect()
+}
+
+fn once(arguments: &[String]) -> Outcome {
+    if arguments.iter().filter(|argument| *argument == "-").count() > 1 {
+        return Err(Failure::usage(
+            "standard input can be read only once: '-i -' is given twice",
+        ));
+    }
+    Ok(())
 }
 
 fn open(path: &Path) -> io::Result<File> {

@@ -8,6 +8,7 @@ mod completions;
 mod console;
 mod delete;
 mod download;
+mod embed;
 mod failure;
 mod golden;
 mod input;
@@ -17,6 +18,8 @@ mod markdown;
 mod memory;
 mod progress;
 mod ps;
+mod rerank;
+mod rows;
 mod run;
 mod serv;
 mod show;
@@ -75,6 +78,10 @@ enum Command {
     Run(run::Run),
     /// Talk with a model in the terminal
     Chat(chat::Chat),
+    /// Make a vector of each text in a file
+    Embed(embed::Embed),
+    /// Order the texts of a file by how well they answer a query
+    Rerank(rerank::Rerank),
     /// Download a model
     Download(download::Download),
     /// List the models that are known by name, or those on this disk
@@ -153,6 +160,8 @@ fn execute(cli: Cli) -> Outcome {
         Command::Serv(command) => command.execute(&context),
         Command::Run(command) => command.execute(&context),
         Command::Chat(command) => command.execute(&context),
+        Command::Embed(command) => command.execute(&context),
+        Command::Rerank(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),
         Command::List(command) => command.execute(&context),
         Command::Show(command) => command.execute(),

@@ -2,23 +2,29 @@
 
 use super::answer::{Sink, tell};
 use super::args::{EngineArgs, ModelArgs, SamplingArgs};
-use super::console::note;
+use super::console::{note, print_json};
+use super::embed::EmbeddingArgs;
 use super::failure::{Failure, Outcome};
+use super::rows::{Format, Rows, write};
 use super::units::rate;
 use super::{Context, input};
-use aha::{Chat, ChatStream, Ended, EngineOptions, FinishReason, Message, Model};
+use aha::{Chat, ChatStream, Ended, EngineOptions, FinishReason, Message, Model, Task};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 const AFTER_HELP: &str = "\
-The answer goes to standard output; what the model thinks before it, dimmed, to standard error
+An embedder prints a vector (JSON) for each -i, or writes them to a .npy, .jsonl or .parquet file;
+a reranker takes the first -i as the query and orders the others. With other models, all -i make one
+prompt: the answer goes to standard output; what the model thinks before it, dimmed, to standard error
 when that is a terminal.
 
 Examples:
   aha run -m qwen3-0.6b -i \"Why is the sky blue?\"
   aha run -m ./checkpoint -i \"Summarise this:\" -i @report.txt -o summary.txt
   git diff | aha run -m qwen3-4b -i \"Review this change:\" -i -
+  aha run -m qwen3-embedding-0.6b -i \"a text\" -i \"another\" -o vectors.npy
+  aha run -m qwen3-reranker-0.6b -i \"What is gravity?\" -i \"A force.\" -i \"A river.\"
   aha run --gguf-path base.gguf --raw -i \"Once upon a time\" -n 100 -t 0.8 --seed 1";
 
 #[derive(Debug, Args)]
@@ -44,11 +50,56 @@ pub(crate) struct Run {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    embedding: EmbeddingArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
 impl Run {
     pub(crate) fn execute(self, context: &Context) -> Outcome {
+        match self.model.loader().family()?.task {
+            Task::Chat => self.answer(context),
+            Task::Embed => self.embed(context),
+            Task::Rerank => self.rerank(context),
+        }
+    }
+
+    /// Prints or writes a vector for each input.
+    fn embed(self, context: &Context) -> Outcome {
+        let texts = input::read_each(&self.input)?;
+        let target = self.output.clone().filter(|path| path.as_os_str() != "-");
+        let format = target.as_deref().map(Format::of).transpose()?;
+        let (loader, bar) = context.loader(&self.model)?;
+        let model = loader.engine_options(self.engine.options()).build()?;
+        bar.finish();
+        let vectors = model.embed(&texts, &self.embedding.options())?;
+        let (Some(path), Some(format)) = (target, format) else {
+            return print_json(&vectors);
+        };
+        write(format, &path, &texts, &Rows(&vectors))
+    }
+
+    /// Prints the documents, which are all inputs but the first, by how well they answer it.
+    fn rerank(self, context: &Context) -> Outcome {
+        let texts = input::read_each(&self.input)?;
+        let Some((query, documents)) = texts.split_first().filter(|(_, rest)| !rest.is_empty())
+        else {
+            return Err(Failure::usage(
+                "a reranker needs a query and documents: give one -i for the query, then one for each document",
+            ));
+        };
+        let (loader, bar) = context.loader(&self.model)?;
+        let model = loader.engine_options(self.engine.options()).build()?;
+        bar.finish();
+        let ranked = model.rerank(query, documents, self.embedding.instruct.as_deref())?;
+        let table = super::rerank::table(&ranked, documents);
+        let mut sink = Sink::open(self.output.clone())?;
+        sink.begin()?;
+        sink.write(&table)
+    }
+
+    /// Prints or writes the answer to a prompt.
+    fn answer(self, context: &Context) -> Outcome {
         let prompt = input::read_all(&self.input)?;
         // Opened before the time that a model takes, emptied only after it.
         let mut sink = Sink::open(self.output.clone())?;
