@@ -87,6 +87,7 @@ async fn embeddings_equal_the_reference() {
         "qwen3_embedding/sharded",
     ] {
         let app = app(name);
+        let mut cut = 0;
         for case in golden(name)["cases"].as_array().unwrap() {
             let answer = ask(&app, EMBEDDINGS, &case["request"]).await;
             assert_eq!(answer.status, 200, "{}", answer.text);
@@ -106,18 +107,23 @@ async fn embeddings_equal_the_reference() {
             for (found, wanted) in vectors(&body).concat().iter().zip(wanted.concat()) {
                 assert!((found - wanted).abs() < 1e-5, "{name} {}", case["name"]);
             }
+            // The reference cuts what is longer than the limit: only vectors of that many tokens may be of a part.
             let limit = if name == "minilm/base" { 32 } else { 24 };
             let data = body["data"].as_array().unwrap().iter();
             for (entry, ids) in data.zip(case["expect"]["prompt_ids"].as_array().unwrap()) {
-                let longest = name.starts_with("minilm") && ids.as_array().unwrap().len() == limit;
-                assert_eq!(
-                    entry["truncated"] == true,
-                    longest,
-                    "{name} {}",
-                    case["name"]
-                );
+                if entry["truncated"] == true {
+                    cut += 1;
+                    assert!(name.starts_with("minilm"), "{name} {}", case["name"]);
+                    assert_eq!(
+                        ids.as_array().unwrap().len(),
+                        limit,
+                        "{name} {}",
+                        case["name"]
+                    );
+                }
             }
         }
+        assert_eq!(cut > 0, name.starts_with("minilm"), "{name}");
     }
 }
 

@@ -57,7 +57,11 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn execute(self, context: &Context) -> Outcome {
-        match self.model.loader().family()?.task {
+        // A model that is not here yet has to come before it can be asked what it is for.
+        let (loader, bar) = context.loader(&self.model)?;
+        let task = loader.family()?.task;
+        bar.finish();
+        match task {
             Task::Chat => self.answer(context),
             Task::Embed => self.embed(context),
             Task::Rerank => self.rerank(context),
