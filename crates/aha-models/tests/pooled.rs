@@ -319,7 +319,11 @@ fn company_order_and_cut_change_no_bit() {
         let whole = service(&path, &options(task), 1000);
         let together = run(&whole, sequences.clone());
         for (sequence, row) in sequences.iter().zip(&together) {
-            assert_eq!(run(&whole, vec![sequence.clone()]), [row.clone()], "{name}");
+            assert_eq!(
+                run(&whole, vec![sequence.clone()]),
+                std::slice::from_ref(row),
+                "{name}"
+            );
         }
         let mut reversed = sequences.clone();
         reversed.reverse();
