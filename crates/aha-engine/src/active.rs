@@ -2,7 +2,9 @@
 
 use crate::detokenizer::Detokenizer;
 use crate::error::EngineError;
-use crate::event::{Event, FinishReason, Finished, Timings, TokenEvent, TokenLogprob, Usage};
+use crate::event::{
+    Event, FinishReason, Finished, MediaTokens, Timings, TokenEvent, TokenLogprob, Usage,
+};
 use crate::request::{GenerationRequest, Prompt};
 use crate::sampler::{InvalidLogits, Sampler, Scored, log_probabilities};
 use crate::stop::StopMatcher;
@@ -209,6 +211,7 @@ impl Active {
             usage: Usage {
                 prompt_tokens: self.prompt().token_ids.len(),
                 cached_tokens: self.cached_tokens,
+                media: MediaTokens::of(&self.prompt().media),
                 completion_tokens: self.generated,
             },
             timings: Timings {

@@ -42,6 +42,14 @@ pub struct Message {
 }
 
 impl Message {
+    /// A message of nothing yet; [`with_text`](Self::with_text) and [`with_media`](Self::with_media) add to it.
+    pub fn new(role: impl Into<String>) -> Self {
+        Self {
+            role: role.into(),
+            ..Self::default()
+        }
+    }
+
     /// A message of one text part.
     pub fn text(role: impl Into<String>, text: impl Into<String>) -> Self {
         Self {
@@ -49,6 +57,20 @@ impl Message {
             content: vec![Part::Text(text.into())],
             ..Self::default()
         }
+    }
+
+    /// The same with a text after what it holds.
+    #[must_use]
+    pub fn with_text(mut self, text: impl Into<String>) -> Self {
+        self.content.push(Part::Text(text.into()));
+        self
+    }
+
+    /// The same with a picture, clip or recording after what it holds.
+    #[must_use]
+    pub fn with_media(mut self, media: impl Into<Arc<Media>>) -> Self {
+        self.content.push(Part::Media(media.into()));
+        self
     }
 
     /// The text parts joined, as templates that expect a string need them.
@@ -99,6 +121,14 @@ impl Default for Chat {
 }
 
 impl Chat {
+    /// A conversation of one message.
+    pub fn of(message: Message) -> Self {
+        Self {
+            messages: vec![message],
+            ..Self::default()
+        }
+    }
+
     /// A conversation of one user turn.
     pub fn user(text: impl Into<String>) -> Self {
         Self {

@@ -137,7 +137,7 @@ impl Encoders {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::media::EncoderContent;
+    use crate::media::{EncoderContent, MediaKind};
     use aha_nn::batch::SequenceSlice;
     use candle_core::{Device, IndexOp};
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -160,6 +160,7 @@ mod tests {
     fn span(start: usize, num_tokens: usize, content: &str) -> MediaSpan {
         MediaSpan {
             start,
+            kind: MediaKind::Image,
             input: Arc::new(EncoderInput {
                 content: EncoderContent::Features {
                     values: Vec::new(),

@@ -1,6 +1,7 @@
 //! What comes back from the engine while a request is served.
 
 use crate::error::EngineError;
+use crate::media::{MediaKind, MediaSpan};
 use std::time::Duration;
 
 /// Log-probability of one token, of the raw distribution (before penalties, temperature and truncation).
@@ -37,6 +38,32 @@ pub enum FinishReason {
     Length,
 }
 
+/// Tokens of a prompt that stand for media, by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MediaTokens {
+    /// Pictures.
+    pub image: usize,
+    /// Clips.
+    pub video: usize,
+    /// Recordings.
+    pub audio: usize,
+}
+
+impl MediaTokens {
+    /// Counts the tokens of `spans`.
+    pub fn of(spans: &[MediaSpan]) -> Self {
+        let mut tokens = Self::default();
+        for span in spans {
+            *match span.kind {
+                MediaKind::Image => &mut tokens.image,
+                MediaKind::Video => &mut tokens.video,
+                MediaKind::Audio => &mut tokens.audio,
+            } += span.input.num_tokens;
+        }
+        tokens
+    }
+}
+
 /// Token counts of a finished generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
@@ -44,6 +71,8 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens of the prompt that came from the prefix cache.
     pub cached_tokens: usize,
+    /// Tokens of the prompt that stand for pictures, clips and recordings.
+    pub media: MediaTokens,
     /// Generated tokens, the end-of-sequence token included.
     pub completion_tokens: usize,
 }

@@ -12,6 +12,7 @@ pub mod error;
 pub mod event;
 pub mod generator;
 pub mod media;
+pub mod media_reader;
 mod memory;
 pub mod model;
 pub mod parser;
@@ -34,12 +35,15 @@ pub use embedding::{
 };
 pub use engine::{Engine, EngineOptions, EngineStatus, Generation};
 pub use error::EngineError;
-pub use event::{Event, FinishReason, Finished, Timings, TokenEvent, TokenLogprob, Usage};
+pub use event::{
+    Event, FinishReason, Finished, MediaTokens, Timings, TokenEvent, TokenLogprob, Usage,
+};
 pub use generator::Generator;
 pub use media::{
     ContentHash, EncoderContent, EncoderInput, Media, MediaContent, MediaEncoder, MediaKind,
     MediaProcessor, MediaSpan, PixelLimits, ProcessedMedia,
 };
+pub use media_reader::MediaReader;
 pub use model::{GenerationDefaults, LoadedModel, Task, TextModel, UnknownTask};
 pub use pooled::{PooledBatch, PooledOutput};
 pub use processor::{ProcessorError, TextProcessor};

@@ -6,6 +6,7 @@
 
 use crate::error::EngineError;
 use aha_media::image::{DecodedImage, Image};
+use aha_media::video::FrameSampling;
 use aha_nn::batch::AxisPositions;
 use candle_core::{Result, Tensor};
 use std::fmt;
@@ -129,6 +130,16 @@ impl Media {
     pub fn hash(&self) -> ContentHash {
         self.hash
     }
+
+    /// Pixels that it holds in memory; 0 for recordings.
+    pub fn pixels(&self) -> u64 {
+        let area = |image: &Image| u64::from(image.width()) * u64::from(image.height());
+        match &self.content {
+            MediaContent::Image { image, .. } => area(image.stored()),
+            MediaContent::Video { frames, .. } => frames.iter().map(area).sum(),
+            MediaContent::Audio { .. } => 0,
+        }
+    }
 }
 
 impl PartialEq for Media {
@@ -194,6 +205,11 @@ pub trait MediaProcessor: fmt::Debug + Send + Sync {
     /// The tokens whose embeddings encoders give.
     fn placeholder_tokens(&self) -> &[u32];
 
+    /// Which frames of a clip the model sees, where the request does not choose.
+    fn frame_sampling(&self) -> FrameSampling {
+        FrameSampling::QWEN3_VL
+    }
+
     /// Prepares a medium. Errors say what is wrong with it.
     fn process(&self, media: &Media) -> std::result::Result<ProcessedMedia, EngineError>;
 
@@ -216,6 +232,8 @@ pub trait MediaEncoder: Send + Sync {
 pub struct MediaSpan {
     /// First of its tokens.
     pub start: usize,
+    /// What it is of.
+    pub kind: MediaKind,
     /// What is encoded.
     pub input: Arc<EncoderInput>,
 }
@@ -227,12 +245,15 @@ impl MediaSpan {
     }
 }
 
+/// An input with the kind of the medium that it is of.
+pub(crate) type KindInput = (MediaKind, EncoderInput);
+
 /// Replaces the marks in a rendered prompt by the processors' texts; returns the text and all inputs in order.
 pub(crate) fn expand_marks(
     text: &str,
     processor: &dyn MediaProcessor,
     media: &[Arc<Media>],
-) -> std::result::Result<(String, Vec<EncoderInput>), EngineError> {
+) -> std::result::Result<(String, Vec<KindInput>), EngineError> {
     let mut expanded = String::with_capacity(text.len());
     let mut inputs = Vec::new();
     let mut rest = text;
@@ -260,7 +281,7 @@ pub(crate) fn expand_marks(
         let processed = processor.process(left.remove(index))?;
         expanded.push_str(&rest[..at]);
         expanded.push_str(&processed.text);
-        inputs.extend(processed.inputs);
+        inputs.extend(processed.inputs.into_iter().map(|input| (kind, input)));
         rest = &rest[at + mark.len()..];
     }
     expanded.push_str(rest);
@@ -280,10 +301,10 @@ pub(crate) fn expand_marks(
 pub(crate) fn find_spans(
     token_ids: &[u32],
     placeholders: &[u32],
-    inputs: Vec<EncoderInput>,
+    inputs: Vec<KindInput>,
 ) -> std::result::Result<Vec<MediaSpan>, EngineError> {
     let is_placeholder = |index: &usize| placeholders.contains(&token_ids[*index]);
-    let wanted: usize = inputs.iter().map(|input| input.num_tokens).sum();
+    let wanted: usize = inputs.iter().map(|(_, input)| input.num_tokens).sum();
     let found = (0..token_ids.len()).filter(is_placeholder).count();
     if found != wanted {
         return Err(EngineError::invalid(
@@ -296,7 +317,7 @@ pub(crate) fn find_spans(
     }
     let mut spans = Vec::with_capacity(inputs.len());
     let mut from = 0;
-    for input in inputs {
+    for (kind, input) in inputs {
         let start = (from..token_ids.len()).find(is_placeholder).unwrap_or(from);
         let end = start + input.num_tokens;
         if !(start..end).all(|index| index < token_ids.len() && is_placeholder(&index)) {
@@ -306,6 +327,7 @@ pub(crate) fn find_spans(
         }
         spans.push(MediaSpan {
             start,
+            kind,
             input: Arc::new(input),
         });
         from = end;
@@ -354,6 +376,10 @@ mod tests {
         }
     }
 
+    fn picture(num_tokens: usize) -> KindInput {
+        (MediaKind::Image, input(num_tokens))
+    }
+
     fn sound() -> Arc<Media> {
         let content = MediaContent::Audio {
             samples: Vec::new(),
@@ -378,12 +404,12 @@ mod tests {
         let spans = find_spans(
             &[1, 7, 7, 7, 2, 7],
             &[7],
-            vec![input(1), input(2), input(1)],
+            vec![picture(1), picture(2), picture(1)],
         );
         let ranges: Vec<_> = spans.unwrap().iter().map(MediaSpan::range).collect();
         assert_eq!(ranges, [1..2, 2..4, 5..6]);
-        assert!(find_spans(&[1, 7, 7], &[7], vec![input(1)]).is_err());
-        assert!(find_spans(&[7, 1, 7], &[7], vec![input(2)]).is_err());
+        assert!(find_spans(&[1, 7, 7], &[7], vec![picture(1)]).is_err());
+        assert!(find_spans(&[7, 1, 7], &[7], vec![picture(2)]).is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::chat::{Chat, Message};
 use crate::error::EngineError;
-use crate::media::{Media, MediaProcessor, expand_marks, find_spans};
+use crate::media::{Media, MediaKind, MediaProcessor, expand_marks, find_spans};
 use crate::parser::{OutputParser, OutputSwitches, ParserOptions, control_tags};
 use crate::request::Prompt;
 use crate::template::{ChatTemplate, TemplateError};
@@ -68,6 +68,27 @@ impl TextProcessor {
         self.media.as_deref()
     }
 
+    /// Whether the model takes media of that kind.
+    pub fn takes(&self, kind: MediaKind) -> bool {
+        let processor = self.media.as_ref();
+        processor.is_some_and(|processor| processor.mark(kind).is_some())
+    }
+
+    /// Refuses media of a kind that the model does not take; `param` is where the request has it.
+    pub fn check_takes(
+        &self,
+        kind: MediaKind,
+        param: impl Into<String>,
+    ) -> Result<(), EngineError> {
+        if self.takes(kind) {
+            return Ok(());
+        }
+        Err(EngineError::invalid(
+            param,
+            format!("this model does not take {kind} input"),
+        ))
+    }
+
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
@@ -106,14 +127,7 @@ impl TextProcessor {
         let mut all = Vec::new();
         for (index, message) in chat.messages.iter().enumerate() {
             for media in message.media() {
-                let kind = media.kind();
-                let mark = self.media.as_ref().and_then(|media| media.mark(kind));
-                if mark.is_none() {
-                    return Err(EngineError::invalid(
-                        format!("messages[{index}].content"),
-                        format!("this model does not take {kind} input"),
-                    ));
-                }
+                self.check_takes(media.kind(), format!("messages[{index}].content"))?;
                 all.push(media.clone());
             }
         }

@@ -352,6 +352,13 @@ fn parse_proxy(name: &'static str, text: Option<&str>) -> Result<Option<Proxy>, 
         })
 }
 
+/// The certificates that a client of this machine trusts: the system's, or the built-in Mozilla set where there are
+/// none.
+pub fn trusted_certificates() -> RootCerts {
+    // Only an extra file can fail.
+    root_certificates(None).unwrap_or(RootCerts::WebPki)
+}
+
 /// The system's certificates and those of `extra`; the built-in Mozilla set where there are none.
 fn root_certificates(extra: Option<&Path>) -> Result<RootCerts, HubError> {
     let native = rustls_native_certs::load_native_certs();

@@ -30,7 +30,7 @@ pub use config::{HubConfig, ProxySettings, Secret};
 pub use download::{Downloaded, Downloader};
 pub use error::HubError;
 pub use filter::FileFilter;
-pub use http::Timeouts;
+pub use http::{Timeouts, trusted_certificates};
 pub use id::{ModelId, Revision, Source};
 pub use manifest::{FileRecord, Manifest};
 pub use progress::{CancelToken, Event, Progress, Silent};

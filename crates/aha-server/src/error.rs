@@ -1,6 +1,8 @@
 //! Errors on the wire: OpenAI's shape, and the one place where an engine's error gets its status.
 
+use crate::media::FetchError;
 use aha_engine::{EngineError, Task};
+use aha_media::MediaError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -190,6 +192,52 @@ impl ApiError {
             Some("request_too_large"),
             format!("the request body is larger than the limit of {limit} bytes"),
         )
+    }
+
+    /// What is wrong with a medium at `param`: its bytes, its name, or who may read it. The messages
+    /// of these errors are made for clients; what caused them goes to the log.
+    pub(crate) fn media(error: MediaError, param: &str) -> Self {
+        if let Some(cause) = std::error::Error::source(&error) {
+            tracing::debug!(param, cause, "{error}");
+        }
+        let message = error.to_string();
+        let mut found = match error {
+            MediaError::TooManyBytes { .. } => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                INVALID_REQUEST,
+                Some("request_too_large"),
+                message,
+            ),
+            MediaError::UnknownFormat { .. }
+            | MediaError::UnsupportedFormat { .. }
+            | MediaError::UnsupportedFeature { .. }
+            | MediaError::UnsupportedScheme { .. } => {
+                Self::bad_request("unsupported_value", message)
+            }
+            MediaError::FfmpegMissing { .. } => Self::new(
+                StatusCode::NOT_IMPLEMENTED,
+                SERVER,
+                Some("ffmpeg_missing"),
+                message,
+            ),
+            MediaError::FfmpegNotRunnable { .. } | MediaError::Io { .. } => Self::internal(message),
+            _ => Self::bad_request("invalid_value", message),
+        };
+        found.body.param = Some(param.to_owned());
+        found
+    }
+
+    /// 400 for a medium that could not be fetched.
+    pub(crate) fn fetch(error: FetchError, param: &str) -> Self {
+        if let FetchError::Media(error) = error {
+            return Self::media(error, param);
+        }
+        if let Some(cause) = std::error::Error::source(&error) {
+            tracing::debug!(param, cause, "{error}");
+        }
+        let mut found = Self::bad_request("media_fetch_failed", error.to_string());
+        found.body.param = Some(param.to_owned());
+        found
     }
 
     /// 415: the body is not declared to be JSON.

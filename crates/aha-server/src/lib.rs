@@ -24,6 +24,7 @@ mod context;
 mod error;
 mod ids;
 mod limits;
+mod media;
 mod metrics;
 mod model;
 mod options;
@@ -37,8 +38,9 @@ mod state;
 mod types;
 
 pub use aha_engine::Service;
+pub use media::{FetchError, FetchLimits, Fetcher};
 pub use model::{ModelState, ServedModel};
-pub use options::{DEFAULT_PORT, ServerOptions};
+pub use options::{DEFAULT_PORT, MediaOptions, ServerOptions};
 pub use replay::chat_generation;
 pub use router::router;
 pub use server::{BoundServer, ServerError, bind};

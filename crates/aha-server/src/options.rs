@@ -1,5 +1,8 @@
 //! What an operator can set.
 
+use crate::media::FetchLimits;
+use aha_media::image::Limits;
+use aha_media::source::SourcePolicy;
 use std::time::Duration;
 
 /// The port of the server unless told otherwise.
@@ -45,6 +48,44 @@ pub struct ServerOptions {
     pub sse_keep_alive: Duration,
     /// Most answers of one request (`n` times the prompts).
     pub max_choices: usize,
+    /// What pictures, clips and recordings of a request may be and cost.
+    pub media: MediaOptions,
+}
+
+/// What media a request may name, and how much they may cost.
+#[derive(Debug, Clone)]
+pub struct MediaOptions {
+    /// Hosts and files that may be read on behalf of a request.
+    pub policy: SourcePolicy,
+    /// Limits of one file.
+    pub limits: Limits,
+    /// Patience with the hosts that media are fetched from.
+    pub fetch: FetchLimits,
+    /// Most pictures, clips and recordings of one request.
+    pub max_items: usize,
+    /// Most frames of a clip that comes as pictures.
+    pub max_frames: usize,
+    /// Most bytes of all files of one request.
+    pub max_total_bytes: u64,
+    /// Most pixels of all pictures of one request, as they are stored.
+    pub max_total_pixels: u64,
+    /// Files fetched at the same time, for all requests together.
+    pub max_fetches: usize,
+}
+
+impl Default for MediaOptions {
+    fn default() -> Self {
+        Self {
+            policy: SourcePolicy::default(),
+            limits: Limits::default(),
+            fetch: FetchLimits::default(),
+            max_items: 128,
+            max_frames: 768,
+            max_total_bytes: 256 << 20,
+            max_total_pixels: 256 << 20,
+            max_fetches: 32,
+        }
+    }
 }
 
 impl Default for ServerOptions {
@@ -68,6 +109,7 @@ impl Default for ServerOptions {
             write_timeout: Duration::from_secs(60),
             sse_keep_alive: Duration::from_secs(15),
             max_choices: 128,
+            media: MediaOptions::default(),
         }
     }
 }

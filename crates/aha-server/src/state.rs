@@ -3,10 +3,13 @@
 use crate::auth::ApiKeys;
 use crate::error::ApiError;
 use crate::limits::HostRule;
+use crate::media::{FetchError, Fetcher};
 use crate::metrics::Metrics;
 use crate::model::{Models, ServedModel};
 use crate::options::ServerOptions;
 use crate::shutdown::Shutdown;
+use aha_engine::MediaReader;
+use aha_media::source::RemoteUrl;
 use std::ops::Deref;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -24,6 +27,11 @@ pub(crate) struct Shared {
     pub(crate) shutdown: Shutdown,
     /// Requests that parse, fill templates or tokenise at the same time: one a core.
     preparing: Arc<Semaphore>,
+    /// Files fetched at the same time. Apart from the preparing, which a slow host must not hold up.
+    fetching: Arc<Semaphore>,
+    fetcher: Fetcher,
+    /// Decodes media.
+    pub(crate) reader: MediaReader,
 }
 
 impl Deref for AppState {
@@ -49,17 +57,43 @@ impl AppState {
             metrics: Metrics::default(),
             shutdown,
             preparing: Arc::new(Semaphore::new(cores)),
+            fetching: Arc::new(Semaphore::new(options.media.max_fetches)),
+            fetcher: Fetcher::new(options.media.policy.clone(), options.media.fetch),
+            reader: MediaReader {
+                limits: options.media.limits,
+                ..MediaReader::default()
+            },
             options,
         }))
     }
 
-    /// Runs work that takes processor time (parsing, templates, tokenising) beside the runtime's
-    /// own threads.
+    /// Runs work that takes processor time (parsing, templates, tokenising, decoding) beside the
+    /// runtime's own threads.
     pub(crate) async fn prepare<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let permit = Arc::clone(&self.preparing)
+        self.beside(&self.preparing, work).await?
+    }
+
+    /// Fetches a file of at most `max_bytes`.
+    pub(crate) async fn fetch(
+        &self,
+        url: RemoteUrl,
+        max_bytes: u64,
+    ) -> Result<Result<Vec<u8>, FetchError>, ApiError> {
+        let fetcher = self.fetcher.clone();
+        self.beside(&self.fetching, move || fetcher.fetch(&url, max_bytes))
+            .await
+    }
+
+    /// Runs blocking work on a thread of its own, as many at once as there are places.
+    async fn beside<T: Send + 'static>(
+        &self,
+        places: &Arc<Semaphore>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let permit = Arc::clone(places)
             .acquire_owned()
             .await
             .map_err(|_| ApiError::shutting_down())?;
@@ -69,7 +103,7 @@ impl AppState {
             span.in_scope(work)
         });
         match task.await {
-            Ok(result) => result,
+            Ok(result) => Ok(result),
             Err(error) if error.is_panic() => {
                 self.metrics.count_panic();
                 Err(ApiError::internal("a panic while a request was prepared"))

@@ -46,8 +46,12 @@ impl VideoFormat {
     }
 }
 
-/// The container of a clip.
-pub(super) fn sniff(bytes: &[u8]) -> Result<VideoFormat, MediaError> {
+/// The container of a clip, taken from its bytes.
+///
+/// # Errors
+/// [`MediaError::UnknownFormat`], [`MediaError::UnsupportedFormat`] for pictures and containers that
+/// are not read.
+pub fn sniff(bytes: &[u8]) -> Result<VideoFormat, MediaError> {
     let format = match bytes {
         [b'G', b'I', b'F', b'8', ..] => VideoFormat::Gif,
         [b'R', b'I', b'F', b'F', _, _, _, _, kind @ ..] if kind.starts_with(b"WEBP") => {

@@ -4,7 +4,7 @@ mod container;
 mod ffmpeg;
 mod sampling;
 
-pub use container::VideoFormat;
+pub use container::{VideoFormat, sniff};
 pub use ffmpeg::Ffmpeg;
 pub use sampling::{FrameRate, FrameSampling, Spacing};
 
@@ -156,7 +156,7 @@ pub fn read(
     ffmpeg: Option<&Ffmpeg>,
 ) -> Result<Video, MediaError> {
     limits.check_video_bytes(bytes.len() as u64)?;
-    let format = container::sniff(bytes)?;
+    let format = sniff(bytes)?;
     match format {
         VideoFormat::Gif => decode_guarded(format.name(), || read_gif(bytes, sampling, limits)),
         VideoFormat::WebP => decode_guarded(format.name(), || read_webp(bytes, sampling, limits)),

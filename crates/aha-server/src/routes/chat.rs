@@ -4,6 +4,7 @@ use crate::answer::{ChatAnswer, GatheredMessage, Generations, refusal};
 use crate::context::{Deadline, longest, server_timing};
 use crate::error::ApiError;
 use crate::limits::JsonBody;
+use crate::media::Gathering;
 use crate::sse::{self, Chunks, StreamLimits};
 use crate::state::AppState;
 use crate::types::chat::{ChatRequest, Reasoning};
@@ -18,6 +19,48 @@ use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 
+/// A request whose model is found and has room for it, and whose media are still to be read.
+struct Draft {
+    model: String,
+    engine: Engine,
+    request: ChatRequest,
+    media: Gathering,
+}
+
+impl Draft {
+    fn read(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
+        let mut request = ChatRequest::parse(body, state.options.max_choices)?;
+        let model = state.models.find(request.model.as_deref())?;
+        let engine = model.text_engine()?;
+        // A full queue refuses before the work of media, templates and tokenising.
+        engine
+            .check_room()
+            .map_err(|error| refusal(error, request.n, "n"))?;
+        let parts = std::mem::take(&mut request.media);
+        let media = Gathering::open(parts, engine.processor(), &state.options.media)?;
+        Ok(Self {
+            model: model.id().to_owned(),
+            engine,
+            request,
+            media,
+        })
+    }
+
+    fn finish(mut self, state: &AppState) -> Result<Prepared, ApiError> {
+        let processor = self.engine.processor();
+        let chat = &mut self.request.chat;
+        self.media
+            .insert(chat, processor, &state.options.media, &state.reader)?;
+        let prompt = prepare(processor, chat)?;
+        Ok(Prepared {
+            model: self.model,
+            engine: self.engine,
+            request: self.request,
+            prompt,
+        })
+    }
+}
+
 /// A request whose prompt is ready.
 struct Prepared {
     model: String,
@@ -27,23 +70,6 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn read(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
-        let request = ChatRequest::parse(body, state.options.max_choices)?;
-        let model = state.models.find(request.model.as_deref())?;
-        let engine = model.text_engine()?;
-        // A full queue refuses before the work of templates and tokenising.
-        engine
-            .check_room()
-            .map_err(|error| refusal(error, request.n, "n"))?;
-        let prompt = prepare(engine.processor(), &request.chat)?;
-        Ok(Self {
-            model: model.id().to_owned(),
-            engine,
-            request,
-            prompt,
-        })
-    }
-
     fn answers(&self) -> Vec<ChatAnswer> {
         let in_place = self.request.reasoning == Reasoning::InPlace;
         let answer = |_| {
@@ -107,9 +133,10 @@ pub(crate) async fn create(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let shared = state.clone();
-    let prepared = state
-        .prepare(move || Prepared::read(&shared, &body))
-        .await?;
+    let mut draft = state.prepare(move || Draft::read(&shared, &body)).await?;
+    draft.media = draft.media.fetch(&state).await?;
+    let shared = state.clone();
+    let prepared = state.prepare(move || draft.finish(&shared)).await?;
     let answers = prepared.answers();
     let logprobs = prepared.request.output.logprobs.is_some();
     let streaming = prepared.request.streaming;
@@ -309,8 +336,8 @@ mod tests {
         let last = characters.pop().unwrap();
         let usage = aha_engine::Usage {
             prompt_tokens: 3,
-            cached_tokens: 0,
             completion_tokens: 9,
+            ..aha_engine::Usage::default()
         };
         let finished = Finished {
             reason: FinishReason::Stop,

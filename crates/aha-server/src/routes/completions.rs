@@ -296,6 +296,7 @@ mod tests {
                 prompt_tokens: 4,
                 cached_tokens: 1,
                 completion_tokens: 3,
+                ..aha_engine::Usage::default()
             },
             timings: Timings::default(),
         })

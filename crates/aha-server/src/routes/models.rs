@@ -3,6 +3,7 @@
 use crate::error::ApiError;
 use crate::model::{ModelState, ServedModel};
 use crate::state::AppState;
+use aha_engine::{MediaKind, Service};
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
@@ -18,6 +19,9 @@ pub(crate) struct ModelEntry {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_model_len: Option<usize>,
+    /// What a message may hold, once the model is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_modalities: Option<Vec<&'static str>>,
 }
 
 /// A list in OpenAI's shape.
@@ -29,9 +33,9 @@ pub(crate) struct List<T> {
 
 impl From<&ServedModel> for ModelEntry {
     fn from(model: &ServedModel) -> Self {
-        let (status, max_model_len) = match model.state() {
+        let (status, service) = match model.state() {
             ModelState::Loading => ("loading", None),
-            ModelState::Ready(engine) => ("ready", Some(engine.context_length())),
+            ModelState::Ready(service) => ("ready", Some(service)),
             ModelState::Failed(_) => ("failed", None),
         };
         Self {
@@ -41,9 +45,20 @@ impl From<&ServedModel> for ModelEntry {
             owned_by: model.owner().to_owned(),
             task: model.task().to_owned(),
             status,
-            max_model_len,
+            max_model_len: service.as_ref().map(Service::context_length),
+            input_modalities: service.as_ref().map(input_modalities),
         }
     }
+}
+
+fn input_modalities(service: &Service) -> Vec<&'static str> {
+    let mut kinds = vec!["text"];
+    if let Service::Text(engine) = service {
+        let taken = [MediaKind::Image, MediaKind::Video, MediaKind::Audio].into_iter();
+        let taken = taken.filter(|kind| engine.processor().takes(*kind));
+        kinds.extend(taken.map(MediaKind::name));
+    }
+    kinds
 }
 
 /// Lists the models.

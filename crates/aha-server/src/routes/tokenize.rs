@@ -3,10 +3,12 @@
 use super::chat::prepare;
 use crate::error::ApiError;
 use crate::limits::JsonBody;
+use crate::media::Gathering;
 use crate::state::AppState;
 use crate::types::tokenize::{
     DetokenizeRequest, DetokenizeResponse, TokenizeInput, TokenizeRequest, TokenizeResponse,
 };
+use aha_engine::{Chat, Engine};
 use axum::Json;
 use axum::extract::State;
 
@@ -16,29 +18,54 @@ pub(crate) async fn tokenize(
     JsonBody(body): JsonBody,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
     let shared = state.clone();
-    let work = move || {
+    let open = move || {
         let request = TokenizeRequest::parse(&body)?;
         let model = shared.models.find(request.model.as_deref())?;
         let service = model.service()?;
-        let tokens = match request.input {
-            TokenizeInput::Chat(chat) => {
-                prepare(model.text_engine()?.processor(), &chat)?.token_ids
+        let input = match request.input {
+            TokenizeInput::Chat(chat, parts) => {
+                let engine = model.text_engine()?;
+                let media = Gathering::open(parts, engine.processor(), &shared.options.media)?;
+                Input::Chat(Box::new((engine, chat, media)))
             }
             TokenizeInput::Text {
                 text,
                 add_special_tokens,
-            } => service
-                .tokenizer()
-                .encode(&text, add_special_tokens)
-                .map_err(|error| ApiError::invalid("prompt", error.to_string()))?,
+            } => Input::Tokens(
+                service
+                    .tokenizer()
+                    .encode(&text, add_special_tokens)
+                    .map_err(|error| ApiError::invalid("prompt", error.to_string()))?,
+            ),
         };
-        Ok(TokenizeResponse {
-            count: tokens.len(),
-            max_model_len: service.context_length(),
-            tokens,
-        })
+        Ok((service.context_length(), input))
     };
-    state.prepare(work).await.map(Json)
+    let (max_model_len, input) = state.prepare(open).await?;
+    let tokens = match input {
+        Input::Tokens(tokens) => tokens,
+        Input::Chat(parts) => {
+            let (engine, mut chat, media) = *parts;
+            let media = media.fetch(&state).await?;
+            let shared = state.clone();
+            let tokenise = move || {
+                let processor = engine.processor();
+                media.insert(&mut chat, processor, &shared.options.media, &shared.reader)?;
+                Ok(prepare(processor, &chat)?.token_ids)
+            };
+            state.prepare(tokenise).await?
+        }
+    };
+    Ok(Json(TokenizeResponse {
+        count: tokens.len(),
+        max_model_len,
+        tokens,
+    }))
+}
+
+/// What is left to do once the media are there.
+enum Input {
+    Tokens(Vec<u32>),
+    Chat(Box<(Engine, Chat, Gathering)>),
 }
 
 /// Token ids to text.

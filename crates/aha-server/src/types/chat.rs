@@ -5,7 +5,8 @@ use crate::types::fields::{Fields, wrong_type};
 use crate::types::generation::{
     Sampling, Streaming, TOP_LOGPROBS_LIMIT, choices, refuse_constraints, stop_params,
 };
-use crate::types::message::{messages, tools};
+use crate::types::media::{MediaPart, Wishes};
+use crate::types::message::{Messages, messages, tools};
 use aha_engine::{Chat, OutputParams, StopParams};
 use serde_json::{Map, Value};
 
@@ -26,6 +27,8 @@ pub(crate) enum Reasoning {
 pub(crate) struct ChatRequest {
     pub(crate) model: Option<String>,
     pub(crate) chat: Chat,
+    /// What is to be read and put into the chat.
+    pub(crate) media: Vec<MediaPart>,
     pub(crate) sampling: Sampling,
     pub(crate) stop: StopParams,
     pub(crate) output: OutputParams,
@@ -41,9 +44,11 @@ impl ChatRequest {
         let model = fields.string("model")?;
         refuse_constraints(fields)?;
         refuse_other_modalities(fields)?;
+        let (chat, media) = chat(fields)?;
         Ok(Self {
             model,
-            chat: chat(fields)?,
+            chat,
+            media,
             sampling: Sampling::read(fields)?,
             stop: stop_params(fields)?,
             output: output(fields)?,
@@ -54,8 +59,8 @@ impl ChatRequest {
     }
 }
 
-/// Reads the conversation itself; `POST /tokenize` takes the same fields.
-pub(crate) fn chat(fields: &mut Fields) -> Result<Chat, ApiError> {
+/// Reads the conversation itself, its media apart; `POST /tokenize` takes the same fields.
+pub(crate) fn chat(fields: &mut Fields) -> Result<(Chat, Vec<MediaPart>), ApiError> {
     let values = fields
         .array("messages")?
         .ok_or_else(|| ApiError::missing("messages", "'messages' is missing"))?;
@@ -70,13 +75,16 @@ pub(crate) fn chat(fields: &mut Fields) -> Result<Chat, ApiError> {
             "'continue_final_message' and 'add_generation_prompt' exclude each other",
         ));
     }
-    Ok(Chat {
-        messages: messages(values)?,
+    let wishes = Wishes::of_request(fields)?;
+    let Messages { messages, media } = messages(values, wishes)?;
+    let chat = Chat {
+        messages,
         tools: tools(fields)?,
         template_kwargs: template_kwargs(fields)?,
         add_generation_prompt,
         continue_final_message,
-    })
+    };
+    Ok((chat, media))
 }
 
 /// `chat_template_kwargs`, and the two switches that are taken at the top level too.
@@ -185,6 +193,7 @@ mod tests {
             ChatRequest {
                 model: None,
                 chat: Chat::user("hi"),
+                media: Vec::new(),
                 sampling: Sampling::default(),
                 stop: StopParams::default(),
                 output: OutputParams::default(),

@@ -2,14 +2,23 @@
 
 use crate::error::ApiError;
 use crate::types::fields::{Fields, wrong_type};
+use crate::types::media::{MediaPart, Read, Wishes, read_part};
 use aha_engine::{Message, Part, ToolCall};
 use serde_json::{Map, Value};
 
 /// The roles that a message can have.
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
-/// Reads the `messages` of a chat.
-pub(crate) fn messages(values: Vec<Value>) -> Result<Vec<Message>, ApiError> {
+/// Messages, and the media that are to be read and put into them.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Messages {
+    pub(crate) messages: Vec<Message>,
+    /// In the order of their places.
+    pub(crate) media: Vec<MediaPart>,
+}
+
+/// Reads the `messages` of a chat; `wishes` are the request's for all media.
+pub(crate) fn messages(values: Vec<Value>, wishes: Wishes) -> Result<Messages, ApiError> {
     if values.is_empty() {
         return Err(ApiError::invalid(
             "messages",
@@ -17,9 +26,11 @@ pub(crate) fn messages(values: Vec<Value>) -> Result<Vec<Message>, ApiError> {
         ));
     }
     let mut messages = Vec::with_capacity(values.len());
+    let mut media = Vec::new();
     let mut assistant_spoke = false;
     for (index, value) in values.into_iter().enumerate() {
-        let message = message(value, &format!("messages[{index}]"))?;
+        let place = (index, wishes);
+        let message = message(value, &format!("messages[{index}]"), place, &mut media)?;
         if message.role == "tool" && !assistant_spoke {
             return Err(ApiError::invalid(
                 format!("messages[{index}].role"),
@@ -29,10 +40,15 @@ pub(crate) fn messages(values: Vec<Value>) -> Result<Vec<Message>, ApiError> {
         assistant_spoke |= message.role == "assistant";
         messages.push(message);
     }
-    Ok(messages)
+    Ok(Messages { messages, media })
 }
 
-fn message(value: Value, path: &str) -> Result<Message, ApiError> {
+fn message(
+    value: Value,
+    path: &str,
+    place: (usize, Wishes),
+    media: &mut Vec<MediaPart>,
+) -> Result<Message, ApiError> {
     let mut fields = Fields::of(value, path.to_owned())?;
     let role_path = fields.path("role");
     let role = fields
@@ -52,7 +68,7 @@ fn message(value: Value, path: &str) -> Result<Message, ApiError> {
     let tool_calls = tool_calls(&mut fields)?;
     let content_path = fields.path("content");
     let content = match fields.take("content") {
-        Some(value) => content(value, &content_path)?,
+        Some(value) => content(value, &content_path, place, media)?,
         // An assistant that only called tools said nothing.
         None if role == "assistant" => Vec::new(),
         None => {
@@ -75,43 +91,71 @@ fn message(value: Value, path: &str) -> Result<Message, ApiError> {
     })
 }
 
-/// Content: a string, or an array of parts.
-fn content(value: Value, path: &str) -> Result<Vec<Part>, ApiError> {
-    match value {
-        Value::String(text) => Ok(vec![Part::Text(text)]),
-        Value::Array(parts) => parts
-            .into_iter()
-            .enumerate()
-            .map(|(index, value)| part(value, format!("{path}[{index}]")))
-            .collect(),
-        other => Err(wrong_type(
-            path,
-            "a string or an array of content parts",
-            &other,
-        )),
+/// Content: a string, or an array of parts. Media go to `media`, with the place that is left for them.
+fn content(
+    value: Value,
+    path: &str,
+    (message, wishes): (usize, Wishes),
+    media: &mut Vec<MediaPart>,
+) -> Result<Vec<Part>, ApiError> {
+    let parts = match value {
+        Value::String(text) => return Ok(vec![Part::Text(text)]),
+        Value::Array(parts) => parts,
+        other => {
+            return Err(wrong_type(
+                path,
+                "a string or an array of content parts",
+                &other,
+            ));
+        }
+    };
+    let mut texts = Vec::with_capacity(parts.len());
+    for (place, value) in parts.into_iter().enumerate() {
+        match part(value, format!("{path}[{place}]"), wishes)? {
+            Content::Text(text) => texts.push(Part::Text(text)),
+            Content::Media(read) => media.push(MediaPart {
+                message,
+                place,
+                path: read.path,
+                kind: read.kind,
+                form: read.form,
+                sources: read.sources,
+                wishes: read.wishes,
+            }),
+        }
     }
+    Ok(texts)
 }
 
-fn part(value: Value, path: String) -> Result<Part, ApiError> {
+enum Content {
+    Text(String),
+    Media(Read),
+}
+
+fn part(value: Value, path: String, wishes: Wishes) -> Result<Content, ApiError> {
     if let Value::String(text) = value {
-        return Ok(Part::Text(text));
+        return Ok(Content::Text(text));
     }
     let mut fields = Fields::of(value, path)?;
     let type_path = fields.path("type");
     let kind = fields
         .string("type")?
         .ok_or_else(|| ApiError::missing(&type_path, format!("'{type_path}' is missing")))?;
-    if kind != "text" {
+    if let Some(read) = read_part(&kind, &mut fields, wishes)? {
+        return Ok(Content::Media(read));
+    }
+    // Reasoning models' clients send earlier answers back as they came.
+    if !matches!(kind.as_str(), "text" | "input_text" | "output_text") {
         let shown: String = kind.chars().take(50).collect();
         return Err(ApiError::unsupported(
             &type_path,
-            format!("'{type_path}' is '{shown}', but this model takes text only"),
+            format!("'{type_path}' is '{shown}', which is no content part that this server knows"),
         ));
     }
     let text_path = fields.path("text");
     fields
         .string("text")?
-        .map(Part::Text)
+        .map(Content::Text)
         .ok_or_else(|| ApiError::missing(&text_path, format!("'{text_path}' is missing")))
 }
 
@@ -280,11 +324,15 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn read(value: Value) -> Result<Vec<Message>, ApiError> {
+    fn read_all(value: Value) -> Result<Messages, ApiError> {
         let Value::Array(values) = value else {
             panic!("not an array")
         };
-        messages(values)
+        messages(values, Wishes::default())
+    }
+
+    fn read(value: Value) -> Result<Vec<Message>, ApiError> {
+        read_all(value).map(|read| read.messages)
     }
 
     fn param(value: Value) -> String {
@@ -323,17 +371,9 @@ mod tests {
             param(json!([{"role": "user", "content": 1}])),
             "messages[0].content"
         );
-        let image = json!([{"role": "user", "content": [
-            {"type": "text", "text": "see"},
-            {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]);
-        assert_eq!(param(image.clone()), "messages[0].content[1].type");
-        assert!(
-            read(image)
-                .unwrap_err()
-                .body
-                .message
-                .contains("takes text only")
-        );
+        let unknown = json!([{"role": "user", "content": [
+            {"type": "text", "text": "see"}, {"type": "hologram", "hologram": "x"}]}]);
+        assert_eq!(param(unknown), "messages[0].content[1].type");
         assert_eq!(
             param(json!([{"role": "tool", "content": "3", "tool_call_id": "x"}])),
             "messages[0].role"
@@ -341,6 +381,33 @@ mod tests {
         assert_eq!(
             param(json!([{"role": "assistant", "tool_calls": [{"id": "a", "function": {}}]}])),
             "messages[0].tool_calls[0].function.name"
+        );
+    }
+
+    #[test]
+    fn media_are_kept_apart_with_their_places() {
+        let read = read_all(json!([
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": [
+                {"type": "text", "text": "a"},
+                {"type": "image_url", "image_url": {"url": "u"}},
+                {"type": "text", "text": "b"},
+                {"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}}]},
+        ]))
+        .unwrap();
+        let texts = vec![Part::Text("a".into()), Part::Text("b".into())];
+        assert_eq!(read.messages[1].content, texts);
+        let places: Vec<_> = read
+            .media
+            .iter()
+            .map(|part| (part.message, part.place, part.path.as_str()))
+            .collect();
+        assert_eq!(
+            places,
+            [
+                (1, 1, "messages[1].content[1].image_url"),
+                (1, 3, "messages[1].content[3].input_audio")
+            ]
         );
     }
 

@@ -66,10 +66,24 @@ pub(crate) struct Usage {
     pub(crate) completion_tokens_details: Option<CompletionTokensDetails>,
 }
 
-/// Where the prompt's tokens came from.
+/// Where the prompt's tokens came from. Counts of media are left out where there are none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct PromptTokensDetails {
     pub(crate) cached_tokens: usize,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) image_tokens: usize,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) video_tokens: usize,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) audio_tokens: usize,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// What the answer's tokens were.
@@ -84,7 +98,11 @@ impl Usage {
     pub(crate) fn add(&mut self, usage: &aha_engine::Usage, first: bool) {
         if first {
             self.prompt_tokens += usage.prompt_tokens;
-            self.prompt_tokens_details.cached_tokens += usage.cached_tokens;
+            let details = &mut self.prompt_tokens_details;
+            details.cached_tokens += usage.cached_tokens;
+            details.image_tokens += usage.media.image;
+            details.video_tokens += usage.media.video;
+            details.audio_tokens += usage.media.audio;
         }
         self.completion_tokens += usage.completion_tokens;
         self.total_tokens = self.prompt_tokens + self.completion_tokens;
@@ -293,6 +311,7 @@ mod tests {
             prompt_tokens: 10,
             cached_tokens: 4,
             completion_tokens: 3,
+            ..aha_engine::Usage::default()
         };
         let mut usage = Usage::default();
         usage.add(&one, true);

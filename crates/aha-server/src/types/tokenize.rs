@@ -3,6 +3,7 @@
 use crate::error::ApiError;
 use crate::types::chat::chat;
 use crate::types::fields::Fields;
+use crate::types::media::MediaPart;
 use aha_engine::Chat;
 use serde::Serialize;
 
@@ -15,8 +16,8 @@ pub(crate) enum TokenizeInput {
         /// Whether the tokenizer puts its own special tokens around the text (default true).
         add_special_tokens: bool,
     },
-    /// A conversation, through the chat template.
-    Chat(Chat),
+    /// A conversation, through the chat template, and the media that are to be read into it.
+    Chat(Chat, Vec<MediaPart>),
 }
 
 /// A request to tokenise.
@@ -31,9 +32,10 @@ impl TokenizeRequest {
         let mut fields = Fields::parse(body)?;
         let model = fields.string("model")?;
         if fields.has("messages") {
+            let (chat, media) = chat(&mut fields)?;
             return Ok(Self {
                 model,
-                input: TokenizeInput::Chat(chat(&mut fields)?),
+                input: TokenizeInput::Chat(chat, media),
             });
         }
         let mut text = None;
@@ -128,7 +130,7 @@ mod tests {
     fn messages_go_through_the_template() {
         let body = json!({"messages": [{"role": "user", "content": "hi"}],
                           "add_generation_prompt": false});
-        let TokenizeInput::Chat(chat) = parse(body).unwrap().input else {
+        let TokenizeInput::Chat(chat, _) = parse(body).unwrap().input else {
             panic!("not a chat")
         };
         assert!(!chat.add_generation_prompt);

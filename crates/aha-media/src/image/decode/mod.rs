@@ -37,6 +37,12 @@ impl DecodedImage {
         self.image
     }
 
+    /// The pixels in stored order, still held here.
+    #[must_use]
+    pub const fn stored(&self) -> &Image {
+        &self.image
+    }
+
     /// The orientation that the file names. TIFF is always upright, because Pillow turns it while
     /// loading.
     #[must_use]

@@ -1,0 +1,270 @@
+//! From the media that a request names to media that a model takes: refused early, fetched beside the runtime,
+//! decoded within limits.
+
+mod fetch;
+#[cfg(test)]
+mod tests;
+
+use crate::error::ApiError;
+use crate::options::MediaOptions;
+use crate::state::AppState;
+use crate::types::media::{Form, MediaPart, Source, Wishes};
+use aha_engine::{Chat, Media, MediaKind, MediaReader, Part, TextProcessor};
+use aha_media::MediaError;
+use aha_media::image::Limits;
+use aha_media::source::{MediaSource, RemoteUrl, SourcePolicy, decode_base64};
+use aha_media::video::{FrameRate, FrameSampling};
+use futures_util::stream::{self, StreamExt};
+use std::path::Path;
+use std::sync::Arc;
+
+pub use fetch::{FetchError, FetchLimits, Fetcher};
+
+/// Files of one request that are fetched at the same time.
+const FETCHES_OF_A_REQUEST: usize = 4;
+
+/// A file that a request names.
+enum File {
+    Here(Vec<u8>),
+    Remote(RemoteUrl),
+}
+
+/// Media of a request whose model takes them, on the way into the chat.
+#[derive(Default)]
+pub(crate) struct Gathering {
+    parts: Vec<MediaPart>,
+    /// The files of each part.
+    files: Vec<Vec<File>>,
+    budget: Budget,
+}
+
+/// The bytes that a request may still bring.
+#[derive(Default)]
+struct Budget {
+    left: u64,
+    limit: u64,
+}
+
+impl Budget {
+    fn spend(&mut self, bytes: usize) -> Result<(), MediaError> {
+        let bytes = bytes as u64;
+        match self.left.checked_sub(bytes) {
+            Some(left) => self.left = left,
+            None => {
+                return Err(MediaError::TooManyBytes {
+                    what: "whole of the request's media",
+                    bytes: self.limit - self.left + bytes,
+                    limit: self.limit,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Most bytes of a file of that part.
+fn file_limit(limits: &Limits, part: &MediaPart) -> u64 {
+    match (part.kind, part.form) {
+        (MediaKind::Image, _) | (_, Form::Frames) => limits.max_bytes,
+        (MediaKind::Video | MediaKind::Audio, Form::File) => limits.max_video_bytes,
+    }
+}
+
+impl Gathering {
+    /// Checks that the model takes the media and that they are not too many, and reads what needs no network. Nothing
+    /// is read for a model that would refuse it.
+    pub(crate) fn open(
+        mut parts: Vec<MediaPart>,
+        processor: &TextProcessor,
+        options: &MediaOptions,
+    ) -> Result<Self, ApiError> {
+        for part in &parts {
+            processor.check_takes(part.kind, &part.path)?;
+            if part.form == Form::Frames && part.sources.len() > options.max_frames {
+                let (found, limit) = (part.sources.len(), options.max_frames);
+                return Err(ApiError::invalid(
+                    &part.path,
+                    format!(
+                        "'{}' holds {found} frames, more than the limit of {limit}",
+                        part.path
+                    ),
+                ));
+            }
+        }
+        if parts.len() > options.max_items {
+            let (found, limit) = (parts.len(), options.max_items);
+            return Err(ApiError::invalid(
+                "messages",
+                format!("the messages hold {found} media, more than the limit of {limit}"),
+            ));
+        }
+        let mut budget = Budget {
+            left: options.max_total_bytes,
+            limit: options.max_total_bytes,
+        };
+        let mut files = Vec::with_capacity(parts.len());
+        for part in &mut parts {
+            let limit = file_limit(&options.limits, part);
+            let opened: Result<Vec<File>, MediaError> = std::mem::take(&mut part.sources)
+                .into_iter()
+                .map(|source| open(source, limit, &options.policy, &mut budget))
+                .collect();
+            files.push(opened.map_err(|error| ApiError::media(error, &part.path))?);
+        }
+        Ok(Self {
+            parts,
+            files,
+            budget,
+        })
+    }
+
+    /// Fetches what is on the web, a few files at a time.
+    pub(crate) async fn fetch(mut self, state: &AppState) -> Result<Self, ApiError> {
+        let limits = &state.options.media.limits;
+        let mut wanted = Vec::new();
+        for (part, files) in self.files.iter().enumerate() {
+            let limit = file_limit(limits, &self.parts[part]).min(self.budget.limit);
+            for (file, found) in files.iter().enumerate() {
+                if let File::Remote(url) = found {
+                    wanted.push((part, file, url.clone(), limit));
+                }
+            }
+        }
+        let mut fetched =
+            stream::iter(wanted)
+                .map(|(part, file, url, limit)| async move {
+                    (part, file, state.fetch(url, limit).await)
+                })
+                .buffered(FETCHES_OF_A_REQUEST);
+        while let Some((part, file, bytes)) = fetched.next().await {
+            let path = &self.parts[part].path;
+            let bytes = bytes?.map_err(|error| ApiError::fetch(error, path))?;
+            let spent = self.budget.spend(bytes.len());
+            spent.map_err(|error| ApiError::media(error, path))?;
+            self.files[part][file] = File::Here(bytes);
+        }
+        Ok(self)
+    }
+
+    /// Decodes all files and puts the media in their places.
+    pub(crate) fn insert(
+        self,
+        chat: &mut Chat,
+        processor: &TextProcessor,
+        options: &MediaOptions,
+        reader: &MediaReader,
+    ) -> Result<(), ApiError> {
+        let mut reader = reader.clone();
+        let mut pixels = options.max_total_pixels;
+        for (part, files) in self.parts.into_iter().zip(self.files) {
+            let fault = |error| ApiError::media(error, &part.path);
+            let files = here(files).map_err(fault)?;
+            reader.limits.max_pixels = options.limits.max_pixels.min(pixels);
+            reader.limits.max_video_pixels = options.limits.max_video_pixels.min(pixels);
+            let media = decode(&part, &files, processor, &reader).map_err(fault)?;
+            pixels = pixels.saturating_sub(media.pixels());
+            if let Some(message) = chat.messages.get_mut(part.message) {
+                // Parts come in the order of their places, so all before this one are there.
+                let place = part.place.min(message.content.len());
+                message.content.insert(place, Part::Media(Arc::new(media)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open(
+    source: Source,
+    limit: u64,
+    policy: &SourcePolicy,
+    budget: &mut Budget,
+) -> Result<File, MediaError> {
+    let bytes = match source {
+        Source::Base64(data) => decode_base64(&data, limit)?,
+        Source::Named(text) => match MediaSource::parse(&text, limit)? {
+            MediaSource::Bytes(bytes) => bytes,
+            MediaSource::Remote(url) => {
+                policy.check_url(&url)?;
+                return Ok(File::Remote(url));
+            }
+            MediaSource::File(path) => read_file(&policy.resolve_file(&path)?, limit)?,
+        },
+    };
+    budget.spend(bytes.len())?;
+    Ok(File::Here(bytes))
+}
+
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, MediaError> {
+    use std::io::Read;
+    let failed = |source| MediaError::Io {
+        what: "reading a media file",
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    let too_many = |bytes| MediaError::TooManyBytes {
+        what: "media file",
+        bytes,
+        limit,
+    };
+    if length > limit {
+        return Err(too_many(length));
+    }
+    let mut bytes = Vec::new();
+    // A file may grow while it is read.
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(too_many(bytes.len() as u64));
+    }
+    Ok(bytes)
+}
+
+/// The bytes of files that are all fetched.
+fn here(files: Vec<File>) -> Result<Vec<Vec<u8>>, MediaError> {
+    let bytes = |file| match file {
+        File::Here(bytes) => Ok(bytes),
+        File::Remote(_) => Err(MediaError::Empty { what: "media file" }),
+    };
+    files.into_iter().map(bytes).collect()
+}
+
+fn decode(
+    part: &MediaPart,
+    files: &[Vec<u8>],
+    processor: &TextProcessor,
+    reader: &MediaReader,
+) -> Result<Media, MediaError> {
+    let Wishes { pixels, fps, .. } = part.wishes;
+    match (part.kind, part.form, files) {
+        (MediaKind::Image, _, [file]) => reader.image(file, pixels),
+        (MediaKind::Video, Form::Frames, frames) => reader.frames(frames, fps, pixels),
+        (MediaKind::Video, Form::File, [file]) => {
+            let own = processor.media().map(|media| media.frame_sampling());
+            let sampling = sampling(own.unwrap_or(FrameSampling::QWEN3_VL), &part.wishes);
+            reader.video(file, &sampling, pixels)
+        }
+        (kind, ..) => Err(MediaError::UnsupportedFormat {
+            format: kind.name(),
+            what: "input",
+            supported: "pictures or clips",
+        }),
+    }
+}
+
+/// The model's way of choosing frames, with the request's wishes over it.
+fn sampling(own: FrameSampling, wishes: &Wishes) -> FrameSampling {
+    let rate = match (wishes.num_frames, wishes.fps) {
+        (Some(count), _) => FrameRate::Count(count),
+        (None, Some(fps)) => FrameRate::PerSecond(fps),
+        (None, None) => own.rate,
+    };
+    let max_frames = wishes.max_frames.unwrap_or(own.max_frames);
+    FrameSampling {
+        rate,
+        max_frames,
+        min_frames: own.min_frames.min(max_frames),
+        ..own
+    }
+}
