@@ -30,14 +30,14 @@ const RELEASE_NAMES: [(&str, &str); 9] = [
     // The final norm, in spite of its name.
     ("norm", "embedding_norm"),
     ("layers.{i}.input_layernorm", "layers.{i}.operator_norm"),
-    (
-        "layers.{i}.post_attention_layernorm",
-        "layers.{i}.ffn_norm",
-    ),
+    ("layers.{i}.post_attention_layernorm", "layers.{i}.ffn_norm"),
     ("layers.{i}.mlp.gate_proj", "layers.{i}.feed_forward.w1"),
     ("layers.{i}.mlp.up_proj", "layers.{i}.feed_forward.w3"),
     ("layers.{i}.mlp.down_proj", "layers.{i}.feed_forward.w2"),
-    ("layers.{i}.self_attn.o_proj", "layers.{i}.self_attn.out_proj"),
+    (
+        "layers.{i}.self_attn.o_proj",
+        "layers.{i}.self_attn.out_proj",
+    ),
     (
         "layers.{i}.self_attn.q_norm",
         "layers.{i}.self_attn.q_layernorm",

@@ -194,7 +194,9 @@ impl ImageSettings {
     /// preprocessor_config.json that knows no tiles. What one place leaves out the next may say.
     pub(super) fn read(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
         type Keys = Map<String, Value>;
-        let processor: Keys = checkpoint.json("processor_config.json")?.unwrap_or_default();
+        let processor: Keys = checkpoint
+            .json("processor_config.json")?
+            .unwrap_or_default();
         let own: Keys = checkpoint
             .json("preprocessor_config.json")?
             .unwrap_or_default();

@@ -19,7 +19,7 @@ const THUMBNAIL: &str = "<|img_thumbnail|>";
 
 /// A picture of extreme shape keeps its longer side where the shorter one cannot shrink; beyond this many times the
 /// pixels that the settings allow it is refused.
-const MOST_OVERSIZE: u64 = 16;
+const MOST_OVERSIZE: u64 = 4;
 
 /// Sizes, tiles and marks of LFM2-VL.
 #[derive(Debug, Clone)]

@@ -31,9 +31,8 @@ impl Projector {
     fn load(weights: &Weights, config: &Lfm2VlConfig, hidden_size: usize) -> WeightsResult<Self> {
         let joined = config.vision_config.block().hidden_size * config.downsample_factor.pow(2);
         let inner = config.projector_hidden_size;
-        let linear = |name, from, to| {
-            Linear::load(&weights.pp(name), from, to, config.projector_bias)
-        };
+        let linear =
+            |name, from, to| Linear::load(&weights.pp(name), from, to, config.projector_bias);
         let norm = || LayerNorm::load(&weights.pp("layer_norm"), joined, PROJECTOR_NORM_EPS);
         Ok(Self {
             norm: config.projector_use_layernorm.then(norm).transpose()?,
@@ -106,6 +105,11 @@ impl VisionTower {
         })
     }
 
+    /// Patches of all inputs and their grids, as [`Self::forward`] takes them.
+    pub fn pixels(&self, inputs: &[&EncoderInput]) -> Result<(Tensor, Vec<[usize; 3]>)> {
+        self.reader.read(inputs)
+    }
+
     /// `pixels` `[patches, patch * patch * 3]` of tiles with these grids (1, patches in height, in width), in blocks
     /// that become a token each, to `[tokens, hidden_size]`. `visit` sees the stages by their names.
     pub fn forward(
@@ -135,7 +139,7 @@ impl VisionTower {
 
 impl MediaEncoder for VisionTower {
     fn encode(&self, inputs: &[&EncoderInput]) -> Result<Vec<Tensor>> {
-        let (pixels, grids) = self.reader.read(inputs)?;
+        let (pixels, grids) = self.pixels(inputs)?;
         split_tokens(&self.forward(&pixels, &grids, |_, _| {})?, inputs)
     }
 }

@@ -70,7 +70,11 @@ pub fn decoder(checkpoint: &Checkpoint, weights: &Weights) -> Result<Decoder, Lo
     let attention = config.attention.clone();
     // Releases have the names of a text model; later copies keep it beside the tower.
     let later = weights.contains("model.language_model.embed_tokens.weight");
-    let model = if later { "model.language_model" } else { "model" };
+    let model = if later {
+        "model.language_model"
+    } else {
+        "model"
+    };
     Decoder::load_parts(
         &weights.pp(model),
         &weights.pp("lm_head"),
@@ -103,7 +107,9 @@ pub fn media_processor(
     let keys: VisionKeys = checkpoint.config_keys()?;
     let image = PreprocessorConfig::read(checkpoint, IMAGE_FILE)?;
     // Releases have one file for both.
-    let video = checkpoint.json(VIDEO_FILE)?.unwrap_or_else(|| image.clone());
+    let video = checkpoint
+        .json(VIDEO_FILE)?
+        .unwrap_or_else(|| image.clone());
     Ok(move |tokenizer: &Tokenizer| {
         QwenMedia::new(
             keys.ids.marks(tokenizer)?,

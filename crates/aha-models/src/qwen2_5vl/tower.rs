@@ -3,9 +3,7 @@
 use super::config::VisionConfig;
 use super::windows::WindowOrder;
 use crate::error::LoadError;
-use crate::vision::{
-    Mlp, PatchReader, VisionBlock, axial_rotation, patch_places, split_tokens,
-};
+use crate::vision::{Mlp, PatchReader, VisionBlock, axial_rotation, patch_places, split_tokens};
 use aha_engine::{EncoderInput, MediaEncoder};
 use aha_media::image::{Normalization, PatchOrder};
 use aha_nn::linear::Linear;
@@ -74,6 +72,11 @@ impl VisionTower {
         })
     }
 
+    /// Patches of all inputs and their grids, as [`Self::forward`] takes them.
+    pub fn pixels(&self, inputs: &[&EncoderInput]) -> Result<(Tensor, Vec<[usize; 3]>)> {
+        self.reader.read(inputs)
+    }
+
     /// `pixels` `[patches, 3 * frames * patch * patch]` of pictures with these grids (patches in time, height, width)
     /// to `[tokens, out_hidden_size]`. `visit` sees the stages by their names.
     pub fn forward(
@@ -128,7 +131,7 @@ impl VisionTower {
 
 impl MediaEncoder for VisionTower {
     fn encode(&self, inputs: &[&EncoderInput]) -> Result<Vec<Tensor>> {
-        let (pixels, grids) = self.reader.read(inputs)?;
+        let (pixels, grids) = self.pixels(inputs)?;
         split_tokens(&self.forward(&pixels, &grids, |_, _| {})?, inputs)
     }
 }

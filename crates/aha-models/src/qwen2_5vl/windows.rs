@@ -15,7 +15,10 @@ impl WindowOrder {
     /// Windows of `side` by `side` cells, those at the right and bottom edges smaller, row by row of each frame.
     /// `grids` are patches in time, height and width; cells have `merge` by `merge` of them.
     pub(super) fn new(grids: &[[usize; 3]], merge: usize, side: usize) -> Self {
-        let count = grids.iter().map(|[t, h, w]| t * (h / merge) * (w / merge)).sum();
+        let count = grids
+            .iter()
+            .map(|[t, h, w]| t * (h / merge) * (w / merge))
+            .sum();
         let (mut cells, mut lengths) = (Vec::with_capacity(count), Vec::new());
         let mut first = 0;
         for &[time, height, width] in grids {
@@ -25,7 +28,9 @@ impl WindowOrder {
                     for left in (0..columns).step_by(side) {
                         let (bottom, right) = ((top + side).min(rows), (left + side).min(columns));
                         for row in top..bottom {
-                            cells.extend((left..right).map(|at| (first + row * columns + at) as u32));
+                            cells.extend(
+                                (left..right).map(|at| (first + row * columns + at) as u32),
+                            );
                         }
                         lengths.push((bottom - top) * (right - left));
                     }

@@ -64,7 +64,10 @@ impl PatchReader {
             }
             grids.push(grid.map(|side| side as usize));
         }
-        let count = grids.iter().map(|grid| grid.iter().product::<usize>()).sum();
+        let count = grids
+            .iter()
+            .map(|grid| grid.iter().product::<usize>())
+            .sum();
         let width = pixels.len().checked_div(count).unwrap_or(0);
         let pixels = Tensor::from_vec(pixels, (count, width), &self.device)?;
         Ok((pixels.to_dtype(self.dtype)?, grids))
