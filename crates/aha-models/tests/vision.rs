@@ -8,7 +8,7 @@
 
 mod support;
 
-use aha_engine::{EncoderInput, EngineError, EngineOptions, MediaEncoder, PixelLimits, Prompt};
+use aha_engine::{EncoderInput, EngineError, EngineOptions, PixelLimits, Prompt};
 use aha_models::vision::patch_places;
 use aha_models::{Checkpoint, lfm2vl, qwen2_5vl};
 use aha_nn::weights::NameMap;
