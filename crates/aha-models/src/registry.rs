@@ -30,6 +30,8 @@ pub static FAMILIES: &[Family] = &[
     crate::lfm2::FAMILY,
     crate::qwen3_5::FAMILY,
     crate::qwen3vl::FAMILY,
+    crate::qwen2_5vl::FAMILY,
+    crate::lfm2vl::FAMILY,
     crate::qwen3_embedding::FAMILY,
     crate::qwen3_reranker::FAMILY,
     crate::minilm::FAMILY,

@@ -12,25 +12,12 @@ use aha_engine::{EngineError, EngineOptions};
 use aha_models::{Checkpoint, load};
 use serde_json::{Value, json};
 use std::path::Path;
+use support::copies::changed_copy;
 use support::{engine, f32_options, fixture, greedy, load_text, run};
 
 /// A copy of the usual fixture whose JSON file `name` was changed.
 fn changed(name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     changed_copy("llama/smol", name, change)
-}
-
-/// A copy of a fixture whose JSON file `name` was changed.
-fn changed_copy(source: &str, name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
-    let home = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(fixture(source)).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, home.path().join(path.file_name().unwrap())).unwrap();
-    }
-    let path = home.path().join(name);
-    let mut value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    change(&mut value);
-    std::fs::write(path, value.to_string()).unwrap();
-    home
 }
 
 fn refused(name: &str, change: impl FnOnce(&mut Value)) -> String {

@@ -8,14 +8,14 @@
 
 mod support;
 
-use aha_engine::{EngineOptions, FinishReason};
+use aha_engine::EngineOptions;
 use aha_models::decoder::Decoder;
 use aha_models::{Checkpoint, LoadError, LoadOptions, lfm2, llama, minicpm4, qwen3, qwen3_5};
 use aha_nn::batch::{Batch, SequenceSlice};
 use aha_nn::cache::Cache;
-use aha_nn::weights::{Placement, Weights};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use std::path::Path;
+use support::check::{Stages, check_answer, close, prompt_ids};
 use support::{chat, collect, engine, fixture, fixtures, golden, greedy};
 
 const TEXT_FAMILIES: [&str; 5] = ["qwen3", "llama", "minicpm4", "lfm2", "qwen3_5"];
@@ -33,13 +33,7 @@ fn prompts_equal_the_reference_token_by_token() {
                 expect["prompt_text"].as_str().unwrap(),
                 "{name}"
             );
-            let ids: Vec<u32> = expect["prompt_ids"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|id| id.as_u64().unwrap() as u32)
-                .collect();
-            assert_eq!(prompt.token_ids, ids, "{name}");
+            assert_eq!(prompt.token_ids, prompt_ids(expect), "{name}");
         }
     }
 }
@@ -50,54 +44,13 @@ fn greedy_answers_equal_the_reference_with_their_log_probabilities() {
         let engine = engine(&folder, EngineOptions::default());
         for case in golden(&folder)["cases"].as_array().unwrap() {
             let name = format!("{} {}", folder.display(), case["name"]);
-            let (request, expect) = (&case["request"], &case["expect"]);
+            let request = &case["request"];
             let prompt = engine.processor().prepare(&chat(request)).unwrap();
             let mut greedy = greedy(prompt, request["max_tokens"].as_u64().unwrap() as usize);
             greedy.stop.ignore_eos = request["ignore_eos"].as_bool().unwrap_or(false);
             let answer = collect(engine.submit(greedy).unwrap());
 
-            let steps = expect["steps"].as_array().unwrap();
-            assert_eq!(answer.tokens.len(), steps.len(), "{name}");
-            let tolerance = case["tolerance"]["logprob"].as_f64().unwrap();
-            for (token, step) in answer.tokens.iter().zip(steps) {
-                assert_eq!(
-                    u64::from(token.token_id),
-                    step["id"].as_u64().unwrap(),
-                    "{name}"
-                );
-                let logprob = token.logprob.as_ref().unwrap();
-                let bytes: Vec<u8> = step["bytes"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .map(|byte| byte.as_u64().unwrap() as u8)
-                    .collect();
-                assert_eq!(logprob.bytes, bytes, "{name}");
-                let gap = (f64::from(logprob.logprob) - step["logprob"].as_f64().unwrap()).abs();
-                assert!(gap <= tolerance, "{name}: log-probability differs by {gap}");
-                for (top, want) in token
-                    .top_logprobs
-                    .iter()
-                    .zip(step["top"].as_array().unwrap())
-                {
-                    let gap = (f64::from(top.logprob) - want[1].as_f64().unwrap()).abs();
-                    assert!(
-                        gap <= tolerance,
-                        "{name}: a top log-probability differs by {gap}"
-                    );
-                }
-            }
-            let stopped = expect["finish_reason"] == "stop";
-            assert_eq!(
-                answer.finished.reason == FinishReason::Stop,
-                stopped,
-                "{name}"
-            );
-            assert_eq!(
-                answer.finished.usage.completion_tokens,
-                steps.len() + usize::from(stopped),
-                "{name}"
-            );
+            check_answer(&answer, case, &name);
         }
     }
 }
@@ -125,16 +78,8 @@ fn hidden_states_equal_the_reference_layer_by_layer() {
 /// `hidden.0` are the embeddings, `hidden.i` the stream after layer i - 1, the last one after the final norm.
 fn check_stages(decoder: &Decoder, path: &Path, tolerance: f32) {
     use aha_engine::Generator;
-    let stages = Weights::open(path, Placement::cpu()).unwrap();
-    let stage = |name: &str| {
-        let stored = stages
-            .catalog()
-            .load(name)
-            .unwrap_or_else(|| panic!("no stage {name}"));
-        stored
-            .to_tensor(stored.stored().dtype().unwrap(), &Device::Cpu)
-            .unwrap()
-    };
+    let stages = Stages::open(path);
+    let stage = |name: &str| stages.get(name);
     let ids: Vec<u32> = stage("input_ids")
         .flatten_all()
         .unwrap()
@@ -182,19 +127,4 @@ fn check_stages(decoder: &Decoder, path: &Path, tolerance: f32) {
     let mut fresh = Cache::new(&decoder.cache_spec(), blocks, 16, 1, &Device::Cpu).unwrap();
     let logits = decoder.forward(&batch, &mut fresh).unwrap();
     close(&logits, &stage("logits_last"), 1e-3, "logits");
-}
-
-/// Compares relative to a value's own size or the usual one, whichever is larger.
-fn close(got: &Tensor, want: &Tensor, tolerance: f32, what: &str) {
-    let got: Vec<f32> = got.flatten_all().unwrap().to_vec1().unwrap();
-    let want: Vec<f32> = want.flatten_all().unwrap().to_vec1().unwrap();
-    assert_eq!(got.len(), want.len(), "{what}");
-    // Sums cancel: the error of a small value is that of the large ones around it.
-    let size = (want.iter().map(|value| value * value).sum::<f32>() / want.len() as f32).sqrt();
-    let worst = got
-        .iter()
-        .zip(&want)
-        .map(|(a, b)| (a - b).abs() / b.abs().max(size).max(1.0))
-        .fold(0.0, f32::max);
-    assert!(worst <= tolerance, "{what}: differs by {worst}");
 }

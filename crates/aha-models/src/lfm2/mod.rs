@@ -13,6 +13,7 @@ use crate::text::text_model;
 use aha_engine::{LoadedModel, Task};
 use aha_nn::weights::NameMap;
 pub use config::{LayerType, Lfm2Config};
+pub use model::language_model;
 
 /// The registry's entry.
 pub const FAMILY: Family = Family {
@@ -24,43 +25,37 @@ pub const FAMILY: Family = Family {
     load,
 };
 
-/// The release's names for what other decoders have too.
+/// The release's names for what other decoders have too, from where the decoder is.
 const RELEASE_NAMES: [(&str, &str); 9] = [
     // The final norm, in spite of its name.
-    ("model.norm", "model.embedding_norm"),
+    ("norm", "embedding_norm"),
+    ("layers.{i}.input_layernorm", "layers.{i}.operator_norm"),
+    ("layers.{i}.post_attention_layernorm", "layers.{i}.ffn_norm"),
+    ("layers.{i}.mlp.gate_proj", "layers.{i}.feed_forward.w1"),
+    ("layers.{i}.mlp.up_proj", "layers.{i}.feed_forward.w3"),
+    ("layers.{i}.mlp.down_proj", "layers.{i}.feed_forward.w2"),
     (
-        "model.layers.{i}.input_layernorm",
-        "model.layers.{i}.operator_norm",
+        "layers.{i}.self_attn.o_proj",
+        "layers.{i}.self_attn.out_proj",
     ),
     (
-        "model.layers.{i}.post_attention_layernorm",
-        "model.layers.{i}.ffn_norm",
+        "layers.{i}.self_attn.q_norm",
+        "layers.{i}.self_attn.q_layernorm",
     ),
     (
-        "model.layers.{i}.mlp.gate_proj",
-        "model.layers.{i}.feed_forward.w1",
-    ),
-    (
-        "model.layers.{i}.mlp.up_proj",
-        "model.layers.{i}.feed_forward.w3",
-    ),
-    (
-        "model.layers.{i}.mlp.down_proj",
-        "model.layers.{i}.feed_forward.w2",
-    ),
-    (
-        "model.layers.{i}.self_attn.o_proj",
-        "model.layers.{i}.self_attn.out_proj",
-    ),
-    (
-        "model.layers.{i}.self_attn.q_norm",
-        "model.layers.{i}.self_attn.q_layernorm",
-    ),
-    (
-        "model.layers.{i}.self_attn.k_norm",
-        "model.layers.{i}.self_attn.k_layernorm",
+        "layers.{i}.self_attn.k_norm",
+        "layers.{i}.self_attn.k_layernorm",
     ),
 ];
+
+/// The names of a release whose decoder is at `prefix`.
+pub fn release_names(prefix: &str) -> NameMap {
+    RELEASE_NAMES
+        .into_iter()
+        .fold(NameMap::identity(), |names, (common, own)| {
+            names.with_rule(&format!("{prefix}.{common}"), &format!("{prefix}.{own}"))
+        })
+}
 
 fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
     text_model(checkpoint, Box::new(decoder(checkpoint, options)?))
@@ -69,11 +64,6 @@ fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<LoadedModel, L
 /// Loads the tensors alone.
 pub fn decoder(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Decoder, LoadError> {
     let config = checkpoint.config(Lfm2Config::from_gguf)?;
-    let release = RELEASE_NAMES
-        .into_iter()
-        .fold(NameMap::identity(), |names, (common, own)| {
-            names.with_rule(common, own)
-        });
     let gguf = NameMap::identity()
         .with_rule("model.norm", "token_embd_norm")
         .with_rule("model.layers.{i}.conv.in_proj", "blk.{i}.shortconv.in_proj")
@@ -83,6 +73,8 @@ pub fn decoder(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Decoder
             "blk.{i}.shortconv.out_proj",
         )
         .with_rules_of(NameMap::decoder());
-    let weights = checkpoint.weights_named(release, gguf, options)?;
-    model::load(&weights, &config)
+    let weights = checkpoint.weights_named(release_names("model"), gguf, options)?;
+    let decoder = language_model(&weights.pp("model"), &weights.pp("lm_head"), &config)?;
+    weights.finish(decoder.ignorable())?;
+    Ok(decoder)
 }

@@ -65,33 +65,28 @@ impl TokenMixer for GatedShortConv {
     }
 }
 
-/// Loads the decoder from a view in which the common names hold.
-pub(super) fn load(
-    weights: &Weights,
+/// Loads the decoder at `model` and its head, from views in which the common names hold. The caller calls
+/// [`Weights::finish`] once all parts of the checkpoint are loaded.
+pub fn language_model(
+    model: &Weights,
+    lm_head: &Weights,
     config: &Lfm2Config,
 ) -> std::result::Result<Decoder, LoadError> {
     let decoder = config.decoder()?;
     let types = config.layer_types()?;
     let (kernel_size, bias) = config.conv()?;
     let attention = decoder.attention.clone();
-    let decoder = Decoder::load_parts(
-        &weights.pp("model"),
-        &weights.pp("lm_head"),
-        decoder,
-        |layer, index| {
-            Ok(match types[index] {
-                LayerType::Conv => Box::new(GatedShortConv::load(
-                    &layer.pp("conv"),
-                    attention.hidden_size,
-                    kernel_size,
-                    bias,
-                )?),
-                LayerType::FullAttention => {
-                    Box::new(SelfAttention::load(&layer.pp("self_attn"), &attention)?)
-                }
-            })
-        },
-    )?;
-    weights.finish(decoder.ignorable())?;
-    Ok(decoder)
+    Decoder::load_parts(model, lm_head, decoder, |layer, index| {
+        Ok(match types[index] {
+            LayerType::Conv => Box::new(GatedShortConv::load(
+                &layer.pp("conv"),
+                attention.hidden_size,
+                kernel_size,
+                bias,
+            )?),
+            LayerType::FullAttention => {
+                Box::new(SelfAttention::load(&layer.pp("self_attn"), &attention)?)
+            }
+        })
+    })
 }

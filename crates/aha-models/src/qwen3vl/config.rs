@@ -91,7 +91,7 @@ impl VisionConfig {
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,
             num_heads: self.num_heads,
-            layer_norm_eps: LAYER_NORM_EPS,
+            norm_eps: LAYER_NORM_EPS,
             activation: self.hidden_act,
         }
     }

@@ -3,10 +3,11 @@
 use super::config::VisionConfig;
 use crate::error::LoadError;
 use crate::vision::{
-    Interpolation, Mlp, VisionBlock, axial_rotation, interpolate_table, patch_places,
+    Interpolation, Mlp, PatchReader, VisionBlock, axial_rotation, learned_positions, patch_places,
+    split_tokens,
 };
-use aha_engine::{EncoderContent, EncoderInput, MediaEncoder};
-use aha_media::image::{Normalization, PatchOrder, patches};
+use aha_engine::{EncoderInput, MediaEncoder};
+use aha_media::image::{Normalization, PatchOrder};
 use aha_nn::linear::Linear;
 use aha_nn::mlp::Activation;
 use aha_nn::norm::LayerNorm;
@@ -37,7 +38,7 @@ impl PatchMerger {
             block.hidden_size
         };
         Ok(Self {
-            norm: LayerNorm::load(&weights.pp("norm"), normed, block.layer_norm_eps)?,
+            norm: LayerNorm::load(&weights.pp("norm"), normed, block.norm_eps)?,
             joined_norm,
             mlp: Mlp::load(
                 &weights.pp("linear_fc1"),
@@ -71,8 +72,7 @@ pub struct VisionTower {
     merger: PatchMerger,
     deepstack: Vec<(usize, PatchMerger)>,
     config: VisionConfig,
-    order: PatchOrder,
-    normalization: Normalization,
+    reader: PatchReader,
     device: Device,
     dtype: DType,
 }
@@ -87,23 +87,11 @@ impl VisionTower {
     ) -> std::result::Result<Self, LoadError> {
         config.validate()?;
         let sizes = [
-            ("patch_size", order.patch_size, config.patch_size),
-            ("merge_size", order.merge_size, config.spatial_merge_size),
-            (
-                "temporal_patch_size",
-                order.temporal_patch_size,
-                config.temporal_patch_size,
-            ),
+            config.patch_size,
+            config.spatial_merge_size,
+            config.temporal_patch_size,
         ];
-        for (key, prepared, own) in sizes {
-            if prepared as usize != own {
-                let reason = format!("it is {prepared}, but the tower's is {own}");
-                return Err(LoadError::config(
-                    format!("preprocessor_config.json: {key}"),
-                    reason,
-                ));
-            }
-        }
+        let reader = PatchReader::new(order, sizes, normalization, weights)?;
         let block = config.block();
         let patch = config.patch_size;
         let shape = [3, config.temporal_patch_size, patch, patch];
@@ -135,8 +123,7 @@ impl VisionTower {
             merger: PatchMerger::load(&weights.pp("merger"), &config, false)?,
             deepstack,
             config,
-            order,
-            normalization,
+            reader,
             device: weights.device().clone(),
             dtype: weights.dtype(),
         })
@@ -154,17 +141,8 @@ impl VisionTower {
         let (places, rows) = patch_places(grids, merge);
         let mut hidden = self.patch_embed.forward(pixels)?;
         visit("patch_embed", &hidden);
-        let mut tables = Vec::with_capacity(grids.len());
-        for &[time, height, width] in grids {
-            let table = interpolate_table(
-                &self.pos_embed,
-                (height, width),
-                Interpolation::AlignedCorners,
-            )?;
-            tables.extend(std::iter::repeat_n(table, time));
-        }
-        let rows = Tensor::new(rows, &self.device)?;
-        let positions = Tensor::cat(&tables, 0)?.index_select(&rows, 0)?;
+        let rule = Interpolation::AlignedCorners;
+        let positions = learned_positions(&self.pos_embed, grids, rows, rule)?;
         visit("pos_embed", &positions);
         hidden = (hidden + positions)?;
 
@@ -194,28 +172,7 @@ impl VisionTower {
 
 impl MediaEncoder for VisionTower {
     fn encode(&self, inputs: &[&EncoderInput]) -> Result<Vec<Tensor>> {
-        let (mut pixels, mut grids) = (Vec::new(), Vec::with_capacity(inputs.len()));
-        for input in inputs {
-            let EncoderContent::Frames(frames) = &input.content else {
-                candle_core::bail!("a vision tower takes pictures");
-            };
-            let (values, grid) = patches(frames, &self.order, &self.normalization)
-                .map_err(candle_core::Error::wrap)?;
-            pixels.extend(values);
-            grids.push(grid.map(|side| side as usize));
-        }
-        let width = 3 * self.config.temporal_patch_size * self.config.patch_size.pow(2);
-        let pixels = Tensor::from_vec(pixels.clone(), (pixels.len() / width, width), &self.device)?
-            .to_dtype(self.dtype)?;
-        let encoded = self.forward(&pixels, &grids, |_, _| {})?;
-        let mut start = 0;
-        inputs
-            .iter()
-            .map(|input| {
-                let rows = encoded.narrow(0, start, input.num_tokens)?;
-                start += input.num_tokens;
-                Ok(rows)
-            })
-            .collect()
+        let (pixels, grids) = self.reader.read(inputs)?;
+        split_tokens(&self.forward(&pixels, &grids, |_, _| {})?, inputs)
     }
 }

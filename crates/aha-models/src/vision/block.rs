@@ -1,8 +1,8 @@
 //! The pre-norm encoder block of vision transformers (arXiv 2010.11929).
 
 use aha_nn::linear::Linear;
-use aha_nn::mlp::Activation;
-use aha_nn::norm::LayerNorm;
+use aha_nn::mlp::{Activation, GatedMlp};
+use aha_nn::norm::{LayerNorm, RmsNorm};
 use aha_nn::ragged::{RaggedAttention, SequenceBounds};
 use aha_nn::rope::Rotation;
 use aha_nn::weights::{Result as WeightsResult, Weights};
@@ -48,8 +48,8 @@ pub struct VisionBlockConfig {
     pub intermediate_size: usize,
     /// Attention heads.
     pub num_heads: usize,
-    /// Epsilon of the layer norms.
-    pub layer_norm_eps: f64,
+    /// Epsilon of the norms.
+    pub norm_eps: f64,
     /// Activation of the MLP.
     pub activation: Activation,
 }
@@ -70,82 +70,119 @@ enum Projections {
     Separate([Linear; 3]),
 }
 
-/// `x += attention(norm1(x)); x += mlp(norm2(x))`, everything with biases.
+impl Projections {
+    fn fused(weights: &Weights, hidden_size: usize) -> WeightsResult<Self> {
+        let qkv = Linear::load(weights, hidden_size, 3 * hidden_size, true)?;
+        Ok(Self::Fused(qkv))
+    }
+
+    /// Queries, keys and values, `[tokens, hidden_size]` each.
+    fn forward(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+        Ok(match self {
+            Self::Fused(qkv) => {
+                let qkv = qkv.forward(x)?;
+                let width = qkv.dim(1)? / 3;
+                let part = |index: usize| qkv.narrow(1, index * width, width);
+                [part(0)?, part(1)?, part(2)?]
+            }
+            Self::Separate([q, k, v]) => [q.forward(x)?, k.forward(x)?, v.forward(x)?],
+        })
+    }
+}
+
+/// `x += attention(norm1(x)); x += mlp(norm2(x))`, everything with biases. `N` is the kind of the norms, `F` that of
+/// the MLP.
 #[derive(Debug)]
-pub struct VisionBlock {
-    norm1: LayerNorm,
-    norm2: LayerNorm,
+pub struct VisionBlock<N = LayerNorm, F = Mlp> {
+    norms: [N; 2],
     projections: Projections,
     output: Linear,
-    mlp: Mlp,
+    mlp: F,
     attention: RaggedAttention,
 }
 
 impl VisionBlock {
-    /// Qwen's names: `norm1`, `norm2`, `attn.qkv`, `attn.proj`, `mlp.linear_fc1`, `mlp.linear_fc2`.
+    /// Qwen3-VL's names: `norm1`, `norm2`, `attn.qkv`, `attn.proj`, `mlp.linear_fc1`, `mlp.linear_fc2`.
     pub fn load_fused(weights: &Weights, config: &VisionBlockConfig) -> WeightsResult<Self> {
-        let hidden = config.hidden_size;
-        let qkv = Linear::load(&weights.pp("attn.qkv"), hidden, 3 * hidden, true)?;
-        Self::load(
-            weights,
-            config,
-            Projections::Fused(qkv),
-            [
-                "norm1",
-                "norm2",
-                "attn.proj",
-                "mlp.linear_fc1",
-                "mlp.linear_fc2",
-            ],
-        )
+        Ok(Self {
+            norms: layer_norms(weights, config, ["norm1", "norm2"])?,
+            projections: Projections::fused(&weights.pp("attn.qkv"), config.hidden_size)?,
+            output: square(&weights.pp("attn.proj"), config)?,
+            mlp: plain_mlp(weights, config, ["mlp.linear_fc1", "mlp.linear_fc2"])?,
+            attention: attention(config),
+        })
     }
 
     /// SigLIP's names: `layer_norm1`, `layer_norm2`, `self_attn.{q,k,v,out}_proj`, `mlp.fc1`, `mlp.fc2`.
     pub fn load_separate(weights: &Weights, config: &VisionBlockConfig) -> WeightsResult<Self> {
-        let hidden = config.hidden_size;
-        let linear = |name| Linear::load(&weights.pp(name), hidden, hidden, true);
-        let projections = [
-            linear("self_attn.q_proj")?,
-            linear("self_attn.k_proj")?,
-            linear("self_attn.v_proj")?,
-        ];
-        Self::load(
-            weights,
-            config,
-            Projections::Separate(projections),
-            [
-                "layer_norm1",
-                "layer_norm2",
-                "self_attn.out_proj",
-                "mlp.fc1",
-                "mlp.fc2",
-            ],
-        )
-    }
-
-    fn load(
-        weights: &Weights,
-        config: &VisionBlockConfig,
-        projections: Projections,
-        [norm1, norm2, output, fc1, fc2]: [&str; 5],
-    ) -> WeightsResult<Self> {
-        let hidden = config.hidden_size;
-        let norm = |name| LayerNorm::load(&weights.pp(name), hidden, config.layer_norm_eps);
+        let linear = |name| square(&weights.pp(name), config);
         Ok(Self {
-            norm1: norm(norm1)?,
-            norm2: norm(norm2)?,
-            projections,
-            output: Linear::load(&weights.pp(output), hidden, hidden, true)?,
-            mlp: Mlp::load(
-                &weights.pp(fc1),
-                &weights.pp(fc2),
-                (hidden, config.intermediate_size, hidden),
-                config.activation,
-            )?,
-            attention: RaggedAttention::full(config.num_heads, config.head_dim()),
+            norms: layer_norms(weights, config, ["layer_norm1", "layer_norm2"])?,
+            projections: Projections::Separate([
+                linear("self_attn.q_proj")?,
+                linear("self_attn.k_proj")?,
+                linear("self_attn.v_proj")?,
+            ]),
+            output: linear("self_attn.out_proj")?,
+            mlp: plain_mlp(weights, config, ["mlp.fc1", "mlp.fc2"])?,
+            attention: attention(config),
         })
     }
+}
 
+impl VisionBlock<RmsNorm, GatedMlp> {
+    /// Qwen2.5-VL's names: `norm1`, `norm2`, `attn.qkv`, `attn.proj`, `mlp.{gate,up,down}_proj`.
+    pub fn load_gated(weights: &Weights, config: &VisionBlockConfig) -> WeightsResult<Self> {
+        let hidden = config.hidden_size;
+        let norm = |name| RmsNorm::load(&weights.pp(name), hidden, config.norm_eps);
+        Ok(Self {
+            norms: [norm("norm1")?, norm("norm2")?],
+            projections: Projections::fused(&weights.pp("attn.qkv"), hidden)?,
+            output: square(&weights.pp("attn.proj"), config)?,
+            mlp: GatedMlp::load(
+                &weights.pp("mlp"),
+                hidden,
+                config.intermediate_size,
+                config.activation,
+                true,
+            )?,
+            attention: attention(config),
+        })
+    }
+}
+
+fn layer_norms(
+    weights: &Weights,
+    config: &VisionBlockConfig,
+    [first, second]: [&str; 2],
+) -> WeightsResult<[LayerNorm; 2]> {
+    let norm = |name| LayerNorm::load(&weights.pp(name), config.hidden_size, config.norm_eps);
+    Ok([norm(first)?, norm(second)?])
+}
+
+fn square(weights: &Weights, config: &VisionBlockConfig) -> WeightsResult<Linear> {
+    Linear::load(weights, config.hidden_size, config.hidden_size, true)
+}
+
+fn plain_mlp(
+    weights: &Weights,
+    config: &VisionBlockConfig,
+    [fc1, fc2]: [&str; 2],
+) -> WeightsResult<Mlp> {
+    let hidden = config.hidden_size;
+    Mlp::load(
+        &weights.pp(fc1),
+        &weights.pp(fc2),
+        (hidden, config.intermediate_size, hidden),
+        config.activation,
+    )
+}
+
+fn attention(config: &VisionBlockConfig) -> RaggedAttention {
+    RaggedAttention::full(config.num_heads, config.head_dim())
+}
+
+impl<N: Module, F: Module> VisionBlock<N, F> {
     /// `hidden` is `[tokens, hidden_size]`; tokens see each other within `bounds`, at places of `rotation` if the
     /// tower has rotary positions.
     pub fn forward(
@@ -154,20 +191,8 @@ impl VisionBlock {
         rotation: Option<&Rotation>,
         bounds: &SequenceBounds,
     ) -> Result<Tensor> {
-        let normed = self.norm1.forward(hidden)?;
-        let [q, k, v] = match &self.projections {
-            Projections::Fused(qkv) => {
-                let qkv = qkv.forward(&normed)?;
-                let width = qkv.dim(1)? / 3;
-                let part = |index: usize| qkv.narrow(1, index * width, width);
-                [part(0)?, part(1)?, part(2)?]
-            }
-            Projections::Separate([q, k, v]) => [
-                q.forward(&normed)?,
-                k.forward(&normed)?,
-                v.forward(&normed)?,
-            ],
-        };
+        let [norm1, norm2] = &self.norms;
+        let [q, k, v] = self.projections.forward(&norm1.forward(hidden)?)?;
         let rotated = |x: Tensor| match rotation {
             None => Ok(x),
             Some(rotation) => {
@@ -179,7 +204,7 @@ impl VisionBlock {
             .attention
             .forward(&rotated(q)?, &rotated(k)?, &v, bounds)?;
         let hidden = (hidden + self.output.forward(&attended)?)?;
-        let fed = self.mlp.forward(&self.norm2.forward(&hidden)?)?;
+        let fed = self.mlp.forward(&norm2.forward(&hidden)?)?;
         hidden + fed
     }
 }

@@ -2,6 +2,8 @@
 
 use aha_nn::rope::Rotation;
 use candle_core::{DType, Device, Result, Tensor};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// How a table is stretched along an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +65,7 @@ fn covered(index: usize, count: usize, row: &mut [f32]) {
 }
 
 /// A table `[side * side, width]` stretched to `[rows * columns, width]`, row by row: two products, one an axis.
-pub fn interpolate_table(
+fn interpolate_table(
     table: &Tensor,
     (rows, columns): (usize, usize),
     rule: Interpolation,
@@ -87,6 +89,28 @@ pub fn interpolate_table(
         .matmul(&stretched)?
         .reshape((rows * columns, width))?
         .to_dtype(dtype)
+}
+
+/// Positions of the patches of pictures, `[patches, width]`, from a learned table `[side * side, width]` stretched to
+/// each picture's grid. `grids` are patches in time, height and width; `rows` as [`patch_places`] gives them.
+pub fn learned_positions(
+    table: &Tensor,
+    grids: &[[usize; 3]],
+    rows: Vec<u32>,
+    rule: Interpolation,
+) -> Result<Tensor> {
+    // Tiles of one size and frames of a clip share theirs.
+    let mut stretched: HashMap<(usize, usize), Tensor> = HashMap::new();
+    let mut tables = Vec::with_capacity(grids.len());
+    for &[time, height, width] in grids {
+        let positions = match stretched.entry((height, width)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(interpolate_table(table, (height, width), rule)?),
+        };
+        tables.extend(std::iter::repeat_n(positions.clone(), time));
+    }
+    let rows = Tensor::new(rows, table.device())?;
+    Tensor::cat(&tables, 0)?.index_select(&rows, 0)
 }
 
 /// Where the patches of pictures lie, in the order in which they come: blocks of `merge` by `merge`, row by row of

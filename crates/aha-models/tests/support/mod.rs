@@ -1,6 +1,10 @@
 //! What the tests of loaded models share: fixtures and short ways to run them.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod check;
+pub(crate) mod copies;
+pub(crate) mod media;
+
 use aha_engine::{
     Chat, Engine, EngineOptions, Event, Finished, Generation, GenerationRequest, LoadedModel,
     Message, OutputParams, Prompt, SamplingParams, StopParams, TextModel, TokenEvent,
