@@ -81,6 +81,10 @@ fn the_tower_of_qwen2_5_vl_equals_the_reference_stage_by_stage() {
     let prompt = first_picture(&folder);
     let axes = prompt.axes.as_ref().unwrap();
     let positions: Vec<Vec<Vec<i64>>> = stages.get("position_ids").to_vec3().unwrap();
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "positions are looked up, not owned"
+    )]
     for index in 0..prompt.token_ids.len() {
         let want = [0, 1, 2].map(|axis: usize| positions[axis][0][index] as u32);
         assert_eq!(axes.at(index), want, "token {index}");
@@ -361,7 +365,7 @@ fn settings_and_names_of_lfm2_vl_are_found_in_every_layout() {
         config["tile_size"] = json!(64);
     });
     edit(latest.path(), "config.json", |config| {
-        config["max_tiles"] = json!(2)
+        config["max_tiles"] = json!(2);
     });
     assert_eq!(answer(latest.path(), LFM).fingerprint(), expected);
     // And the settings matter.

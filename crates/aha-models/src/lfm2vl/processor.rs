@@ -49,7 +49,7 @@ impl Lfm2VlMedia {
         tokenizer: &Tokenizer,
     ) -> Result<Self, LoadError> {
         let factor = patch_size * settings.downsample_factor;
-        if settings.tile_size % factor != 0 {
+        if !settings.tile_size.is_multiple_of(factor) {
             let reason = format!("{} is no multiple of {factor}", settings.tile_size);
             return Err(LoadError::config("tile_size", reason));
         }
