@@ -47,6 +47,8 @@ pub use media_reader::MediaReader;
 pub use model::{GenerationDefaults, LoadedModel, Task, TextModel, UnknownTask};
 pub use pooled::{PooledBatch, PooledOutput};
 pub use processor::{ProcessorError, TextProcessor};
-pub use request::{GenerationRequest, OutputParams, Prompt, SamplingParams, StopParams};
+pub use request::{
+    GenerationRequest, NGRAM_LIMIT, NgramWindow, OutputParams, Prompt, SamplingParams, StopParams,
+};
 pub use rerank::{RerankEngine, RerankModel, RerankProcessor, Reranker};
 pub use service::Service;
