@@ -26,6 +26,7 @@ pub mod service;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
+pub mod transcription;
 mod worker;
 
 pub use chat::{Chat, Message, Part, ToolCall};
@@ -50,3 +51,4 @@ pub use processor::{ProcessorError, TextProcessor};
 pub use request::{GenerationRequest, OutputParams, Prompt, SamplingParams, StopParams};
 pub use rerank::{RerankEngine, RerankModel, RerankProcessor, Reranker};
 pub use service::Service;
+pub use transcription::{AudioInput, Transcriber, Transcript, TranscriptionOptions};

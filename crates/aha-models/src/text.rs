@@ -38,6 +38,7 @@ pub fn text_model(
         encoder: None,
         processor,
         defaults,
+        transcriber: None,
     }))
 }
 

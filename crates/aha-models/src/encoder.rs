@@ -1,4 +1,4 @@
-//! The pre-norm encoder block of vision transformers (arXiv 2010.11929).
+//! The pre-norm transformer block of encoders of pictures (arXiv 2010.11929) and sound (arXiv 2212.04356).
 
 use aha_nn::linear::Linear;
 use aha_nn::mlp::{Activation, GatedMlp};
@@ -41,7 +41,7 @@ impl Module for Mlp {
 
 /// Sizes of a block.
 #[derive(Debug, Clone, Copy)]
-pub struct VisionBlockConfig {
+pub struct EncoderBlockConfig {
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width inside the MLP.
@@ -54,11 +54,58 @@ pub struct VisionBlockConfig {
     pub activation: Activation,
 }
 
-impl VisionBlockConfig {
+impl EncoderBlockConfig {
     /// Values of a head.
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.num_heads.max(1)
     }
+}
+
+/// What a release calls the projections to queries, keys and values.
+#[derive(Debug, Clone, Copy)]
+pub enum ProjectionNames {
+    /// One matrix for all three.
+    Fused(&'static str),
+    /// One each.
+    Separate {
+        /// Queries, keys and values.
+        names: [&'static str; 3],
+        /// Whether the keys have a bias, which softmax does not see.
+        key_bias: bool,
+    },
+}
+
+/// What a release calls the parts of a block.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockNames {
+    /// The norms before attention and MLP.
+    pub norms: [&'static str; 2],
+    /// The projections into attention.
+    pub projections: ProjectionNames,
+    /// The projection out of attention.
+    pub output: &'static str,
+    /// The two layers of the MLP.
+    pub mlp: [&'static str; 2],
+}
+
+impl BlockNames {
+    /// Qwen3-VL's.
+    pub const QWEN3_VL: Self = Self {
+        norms: ["norm1", "norm2"],
+        projections: ProjectionNames::Fused("attn.qkv"),
+        output: "attn.proj",
+        mlp: ["mlp.linear_fc1", "mlp.linear_fc2"],
+    };
+    /// SigLIP's.
+    pub const SIGLIP: Self = Self {
+        norms: ["layer_norm1", "layer_norm2"],
+        projections: ProjectionNames::Separate {
+            names: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            key_bias: true,
+        },
+        output: "self_attn.out_proj",
+        mlp: ["mlp.fc1", "mlp.fc2"],
+    };
 }
 
 /// Projections to queries, keys and values, as releases store them.
@@ -71,9 +118,20 @@ enum Projections {
 }
 
 impl Projections {
-    fn fused(weights: &Weights, hidden_size: usize) -> WeightsResult<Self> {
-        let qkv = Linear::load(weights, hidden_size, 3 * hidden_size, true)?;
-        Ok(Self::Fused(qkv))
+    fn load(weights: &Weights, names: ProjectionNames, size: usize) -> WeightsResult<Self> {
+        Ok(match names {
+            ProjectionNames::Fused(name) => {
+                Self::Fused(Linear::load(&weights.pp(name), size, 3 * size, true)?)
+            }
+            ProjectionNames::Separate { names, key_bias } => {
+                let [q, k, v] = names.map(|name| weights.pp(name));
+                Self::Separate([
+                    Linear::load(&q, size, size, true)?,
+                    Linear::load(&k, size, size, key_bias)?,
+                    Linear::load(&v, size, size, true)?,
+                ])
+            }
+        })
     }
 
     /// Queries, keys and values, `[tokens, hidden_size]` each.
@@ -93,7 +151,7 @@ impl Projections {
 /// `x += attention(norm1(x)); x += mlp(norm2(x))`, everything with biases. `N` is the kind of the norms, `F` that of
 /// the MLP.
 #[derive(Debug)]
-pub struct VisionBlock<N = LayerNorm, F = Mlp> {
+pub struct EncoderBlock<N = LayerNorm, F = Mlp> {
     norms: [N; 2],
     projections: Projections,
     output: Linear,
@@ -101,43 +159,46 @@ pub struct VisionBlock<N = LayerNorm, F = Mlp> {
     attention: RaggedAttention,
 }
 
-impl VisionBlock {
-    /// Qwen3-VL's names: `norm1`, `norm2`, `attn.qkv`, `attn.proj`, `mlp.linear_fc1`, `mlp.linear_fc2`.
-    pub fn load_fused(weights: &Weights, config: &VisionBlockConfig) -> WeightsResult<Self> {
-        Ok(Self {
-            norms: layer_norms(weights, config, ["norm1", "norm2"])?,
-            projections: Projections::fused(&weights.pp("attn.qkv"), config.hidden_size)?,
-            output: square(&weights.pp("attn.proj"), config)?,
-            mlp: plain_mlp(weights, config, ["mlp.linear_fc1", "mlp.linear_fc2"])?,
-            attention: attention(config),
-        })
+impl EncoderBlock {
+    /// [`load`](Self::load) with Qwen3-VL's names.
+    pub fn load_fused(weights: &Weights, config: &EncoderBlockConfig) -> WeightsResult<Self> {
+        Self::load(weights, config, &BlockNames::QWEN3_VL)
     }
 
-    /// SigLIP's names: `layer_norm1`, `layer_norm2`, `self_attn.{q,k,v,out}_proj`, `mlp.fc1`, `mlp.fc2`.
-    pub fn load_separate(weights: &Weights, config: &VisionBlockConfig) -> WeightsResult<Self> {
-        let linear = |name| square(&weights.pp(name), config);
+    /// [`load`](Self::load) with SigLIP's names.
+    pub fn load_separate(weights: &Weights, config: &EncoderBlockConfig) -> WeightsResult<Self> {
+        Self::load(weights, config, &BlockNames::SIGLIP)
+    }
+
+    /// Loads a block whose parts have these names.
+    pub fn load(
+        weights: &Weights,
+        config: &EncoderBlockConfig,
+        names: &BlockNames,
+    ) -> WeightsResult<Self> {
+        let hidden = config.hidden_size;
+        let norm = |name| LayerNorm::load(&weights.pp(name), hidden, config.norm_eps);
+        let [first, second] = names.norms;
+        let [fc1, fc2] = names.mlp.map(|name| weights.pp(name));
+        let sizes = (hidden, config.intermediate_size, hidden);
         Ok(Self {
-            norms: layer_norms(weights, config, ["layer_norm1", "layer_norm2"])?,
-            projections: Projections::Separate([
-                linear("self_attn.q_proj")?,
-                linear("self_attn.k_proj")?,
-                linear("self_attn.v_proj")?,
-            ]),
-            output: linear("self_attn.out_proj")?,
-            mlp: plain_mlp(weights, config, ["mlp.fc1", "mlp.fc2"])?,
+            norms: [norm(first)?, norm(second)?],
+            projections: Projections::load(weights, names.projections, hidden)?,
+            output: square(&weights.pp(names.output), config)?,
+            mlp: Mlp::load(&fc1, &fc2, sizes, config.activation)?,
             attention: attention(config),
         })
     }
 }
 
-impl VisionBlock<RmsNorm, GatedMlp> {
+impl EncoderBlock<RmsNorm, GatedMlp> {
     /// Qwen2.5-VL's names: `norm1`, `norm2`, `attn.qkv`, `attn.proj`, `mlp.{gate,up,down}_proj`.
-    pub fn load_gated(weights: &Weights, config: &VisionBlockConfig) -> WeightsResult<Self> {
+    pub fn load_gated(weights: &Weights, config: &EncoderBlockConfig) -> WeightsResult<Self> {
         let hidden = config.hidden_size;
         let norm = |name| RmsNorm::load(&weights.pp(name), hidden, config.norm_eps);
         Ok(Self {
             norms: [norm("norm1")?, norm("norm2")?],
-            projections: Projections::fused(&weights.pp("attn.qkv"), hidden)?,
+            projections: Projections::load(weights, ProjectionNames::Fused("attn.qkv"), hidden)?,
             output: square(&weights.pp("attn.proj"), config)?,
             mlp: GatedMlp::load(
                 &weights.pp("mlp"),
@@ -151,40 +212,17 @@ impl VisionBlock<RmsNorm, GatedMlp> {
     }
 }
 
-fn layer_norms(
-    weights: &Weights,
-    config: &VisionBlockConfig,
-    [first, second]: [&str; 2],
-) -> WeightsResult<[LayerNorm; 2]> {
-    let norm = |name| LayerNorm::load(&weights.pp(name), config.hidden_size, config.norm_eps);
-    Ok([norm(first)?, norm(second)?])
-}
-
-fn square(weights: &Weights, config: &VisionBlockConfig) -> WeightsResult<Linear> {
+fn square(weights: &Weights, config: &EncoderBlockConfig) -> WeightsResult<Linear> {
     Linear::load(weights, config.hidden_size, config.hidden_size, true)
 }
 
-fn plain_mlp(
-    weights: &Weights,
-    config: &VisionBlockConfig,
-    [fc1, fc2]: [&str; 2],
-) -> WeightsResult<Mlp> {
-    let hidden = config.hidden_size;
-    Mlp::load(
-        &weights.pp(fc1),
-        &weights.pp(fc2),
-        (hidden, config.intermediate_size, hidden),
-        config.activation,
-    )
-}
-
-fn attention(config: &VisionBlockConfig) -> RaggedAttention {
+fn attention(config: &EncoderBlockConfig) -> RaggedAttention {
     RaggedAttention::full(config.num_heads, config.head_dim())
 }
 
-impl<N: Module, F: Module> VisionBlock<N, F> {
+impl<N: Module, F: Module> EncoderBlock<N, F> {
     /// `hidden` is `[tokens, hidden_size]`; tokens see each other within `bounds`, at places of `rotation` if the
-    /// tower has rotary positions.
+    /// encoder has rotary positions.
     pub fn forward(
         &self,
         hidden: &Tensor,
