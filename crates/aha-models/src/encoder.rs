@@ -1,5 +1,6 @@
 //! The pre-norm transformer block of encoders of pictures (arXiv 2010.11929) and sound (arXiv 2212.04356).
 
+use aha_engine::EncoderInput;
 use aha_nn::linear::Linear;
 use aha_nn::mlp::{Activation, GatedMlp};
 use aha_nn::norm::{LayerNorm, RmsNorm};
@@ -245,4 +246,21 @@ impl<N: Module, F: Module> EncoderBlock<N, F> {
         let fed = self.mlp.forward(&norm2.forward(&hidden)?)?;
         hidden + fed
     }
+}
+
+/// The rows of each input in `encoded` `[tokens, width]`, which holds those of all inputs end to end. They are copies:
+/// who keeps one of them does not keep the memory of all.
+pub fn split_tokens(encoded: &Tensor, inputs: &[&EncoderInput]) -> Result<Vec<Tensor>> {
+    if let [_] = inputs {
+        return Ok(vec![encoded.clone()]);
+    }
+    let mut start = 0;
+    inputs
+        .iter()
+        .map(|input| {
+            let rows = encoded.narrow(0, start, input.num_tokens)?;
+            start += input.num_tokens;
+            rows.copy()
+        })
+        .collect()
 }
