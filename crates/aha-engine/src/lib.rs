@@ -45,7 +45,7 @@ pub use media::{
     ContentHash, EncoderContent, EncoderInput, Media, MediaContent, MediaEncoder, MediaKind,
     MediaProcessor, MediaSpan, PixelLimits, ProcessedMedia,
 };
-pub use media_reader::MediaReader;
+pub use media_reader::{MediaReader, MediaWishes};
 pub use model::{GenerationDefaults, LoadedModel, Task, TextModel, UnknownTask};
 pub use ocr::{OcrBlock, OcrKind, OcrModel, OcrTask, PagePlace, PageSize};
 pub use pooled::{PooledBatch, PooledOutput};

@@ -49,11 +49,12 @@ pub use aha_engine::parser::{Delta, OutputParser};
 pub use aha_engine::{
     Chat, EmbeddingEngine, EmbeddingInput, EmbeddingOptions, Engine, EngineError, EngineOptions,
     EngineStatus, Event, FinishReason, Finished, Generation, GenerationDefaults, GenerationRequest,
-    Message, NgramWindow, OutputParams, Part, ProcessorError, Prompt, RerankEngine, SamplingParams,
-    Service, StopParams, Task, TextProcessor, Timings, TokenEvent, TokenLogprob, ToolCall,
-    Truncate, UnknownTask, Usage,
+    Media, MediaKind, MediaReader, MediaWishes, Message, NgramWindow, OutputParams, Part,
+    PixelLimits, ProcessorError, Prompt, RerankEngine, SamplingParams, Service, StopParams, Task,
+    TextProcessor, Timings, TokenEvent, TokenLogprob, ToolCall, Truncate, UnknownTask, Usage,
 };
 pub use aha_hub as hub;
+pub use aha_media::MediaError;
 pub use aha_models::{FAMILIES, Family, LoadError, releases};
 pub use aha_nn::weights::DtypeRequest as Dtype;
 

@@ -11,6 +11,7 @@ mod interrupted;
 mod local_hub;
 mod models;
 mod offline;
+mod pictures;
 mod pooled;
 mod running;
 mod server;
