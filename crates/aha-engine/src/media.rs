@@ -5,6 +5,7 @@
 //! keeps the result by content, and lays it in the place of the prompt's placeholder tokens.
 
 use crate::error::EngineError;
+use crate::transcription::AudioInput;
 use aha_media::image::{DecodedImage, Image};
 use aha_media::video::FrameSampling;
 use aha_nn::batch::AxisPositions;
@@ -85,13 +86,11 @@ pub enum MediaContent {
         /// What the request asks of their size.
         limits: PixelLimits,
     },
-    /// A recording.
+    /// A recording of one channel.
     Audio {
-        /// Interleaved samples in -1..1.
+        /// Samples, full scale at 1.
         samples: Vec<f32>,
-        /// Channels.
-        channels: usize,
-        /// Samples a second in each channel.
+        /// Samples a second.
         sample_rate: u32,
     },
 }
@@ -208,6 +207,11 @@ pub trait MediaProcessor: fmt::Debug + Send + Sync {
     /// Which frames of a clip the model sees, where the request does not choose.
     fn frame_sampling(&self) -> FrameSampling {
         FrameSampling::QWEN3_VL
+    }
+
+    /// How the model hears recordings.
+    fn audio_input(&self) -> AudioInput {
+        AudioInput::SPEECH
     }
 
     /// Prepares a medium. Errors say what is wrong with it.
@@ -383,7 +387,6 @@ mod tests {
     fn sound() -> Arc<Media> {
         let content = MediaContent::Audio {
             samples: Vec::new(),
-            channels: 1,
             sample_rate: 16_000,
         };
         Arc::new(Media::new(content, 1))

@@ -9,7 +9,7 @@ use crate::error::ApiError;
 use crate::options::MediaOptions;
 use crate::state::AppState;
 use crate::types::media::{Form, MediaPart, Source, Wishes};
-use aha_engine::{Chat, Media, MediaKind, MediaReader, Part, TextProcessor};
+use aha_engine::{AudioInput, Chat, Media, MediaKind, MediaReader, Part, TextProcessor};
 use aha_media::MediaError;
 use aha_media::image::Limits;
 use aha_media::source::{MediaSource, RemoteUrl, SourcePolicy, decode_base64};
@@ -245,10 +245,14 @@ fn decode(
             let sampling = sampling(own.unwrap_or(FrameSampling::QWEN3_VL), &part.wishes);
             reader.video(file, &sampling, pixels)
         }
+        (MediaKind::Audio, _, [file]) => {
+            let input = processor.media().map(|media| media.audio_input());
+            reader.audio(file, &input.unwrap_or(AudioInput::SPEECH))
+        }
         (kind, ..) => Err(MediaError::UnsupportedFormat {
             format: kind.name(),
             what: "input",
-            supported: "pictures or clips",
+            supported: "pictures, clips or recordings",
         }),
     }
 }

@@ -97,7 +97,7 @@ pub(crate) struct ModelArgs {
     /// GGUF file, which holds weights, tokenizer and template
     #[arg(long, value_name = "FILE", group = "which")]
     pub(crate) gguf_path: Option<PathBuf>,
-    /// What the model is for: chat, embed or rerank [default: what its files or name say]
+    /// What the model is for: chat, embed, rerank or transcribe [default: what its files or name say]
     #[arg(long, value_name = "TASK")]
     pub(crate) task: Option<Task>,
 }
