@@ -190,6 +190,23 @@ async fn more_tokens_than_the_context_holds_are_a_400_with_both_numbers() {
 }
 
 #[tokio::test]
+async fn small_pictures_cannot_be_blown_up_to_fill_the_memory() {
+    let options = EngineOptions {
+        context_length: Some(1000),
+        ..EngineOptions::default()
+    };
+    let app = serve(&start(text_model(CLIPS), options), ServerOptions::default());
+    let part = json!({"type": "image_url", "image_url": {"url": data_url(&bitmap(1, 1))},
+                      "min_pixels": 16 << 20, "max_pixels": 16 << 20});
+    let began = std::time::Instant::now();
+    let answer = ask(&app, &chat(json!(vec![part; 120]))).await;
+    assert_eq!(answer.status, 400, "{}", answer.text);
+    assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
+    // One of them is prepared, not all.
+    assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn marks_written_into_a_text_stand_for_no_picture() {
     let app = app(CLIPS);
     let picture = json!({"type": "image_url", "image_url": {"url": data_url(&bitmap(64, 64))}});
