@@ -74,7 +74,7 @@ async fn a_clip_is_an_animation_or_a_list_of_frames() {
         let answer = accepted(&ask(&app, &chat(json!([part, "What?"]))).await);
         let details = &answer["usage"]["prompt_tokens_details"];
         assert!(details["video_tokens"].as_u64() > Some(0), "{details}");
-        assert_eq!(details["image_tokens"], 0);
+        assert!(details["image_tokens"].is_null(), "{details}");
         let expected = expected.get_or_insert_with(|| answer["choices"].clone());
         assert_eq!(answer["choices"], *expected);
     }
