@@ -12,6 +12,7 @@ mod embed;
 mod failure;
 mod golden;
 mod input;
+mod jobs;
 mod list;
 mod logging;
 mod markdown;
