@@ -1,5 +1,6 @@
 //! What can go wrong with images, video and the addresses they come from.
 
+use crate::document::DocumentError;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,6 +71,9 @@ pub enum MediaError {
         /// The limit of their pixels together.
         limit: u64,
     },
+    /// Something about a document that images do not have.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
     /// Nothing was sent.
     #[error("the {what} is empty")]
     Empty {

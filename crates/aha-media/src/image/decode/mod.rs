@@ -118,6 +118,49 @@ pub fn decode_pages(
     Ok(())
 }
 
+/// Pages of a document: those of a TIFF, one of any other format. No pixel is decoded.
+///
+/// # Errors
+/// As [`decode_pages`], but for faults in the pixels.
+pub fn count_pages(bytes: &[u8], limits: &Limits) -> Result<usize, MediaError> {
+    limits.check_bytes("document", bytes.len() as u64)?;
+    if sniff(bytes)? != ImageFormat::Tiff {
+        return Ok(1);
+    }
+    guarded("TIFF", || {
+        let mut pages = tiff::Pages::new(bytes, *limits)?;
+        let mut count = 0;
+        while pages.advance()? {
+            count += 1;
+        }
+        Ok(count)
+    })
+}
+
+/// Decodes the page `index` (from 0) of a document: of a TIFF, or the one image of any other format.
+///
+/// # Errors
+/// As [`decode`], and [`MediaError::Malformed`] when there is no such page.
+pub fn decode_page(bytes: &[u8], index: usize, limits: &Limits) -> Result<DecodedImage, MediaError> {
+    if sniff(bytes)? != ImageFormat::Tiff {
+        return decode(bytes, limits);
+    }
+    limits.check_bytes("document", bytes.len() as u64)?;
+    let image = guarded("TIFF", || {
+        let mut pages = tiff::Pages::new(bytes, *limits)?;
+        for _ in 0..index {
+            pages.advance()?;
+        }
+        let page = pages.next_page()?;
+        page.ok_or_else(|| malformed("TIFF")("there are fewer pages"))
+    })?;
+    Ok(DecodedImage {
+        image,
+        orientation: Orientation::Upright,
+        format: ImageFormat::Tiff,
+    })
+}
+
 /// Runs a decoder so that a panic inside it is an error of the file that caused it.
 pub(crate) fn guarded<T>(
     format: &'static str,
