@@ -15,6 +15,7 @@ pub mod media;
 pub mod media_reader;
 mod memory;
 pub mod model;
+pub mod ocr;
 pub mod parser;
 pub mod pooled;
 pub mod processor;
@@ -45,6 +46,7 @@ pub use media::{
 };
 pub use media_reader::MediaReader;
 pub use model::{GenerationDefaults, LoadedModel, Task, TextModel, UnknownTask};
+pub use ocr::{OcrBlock, OcrKind, OcrModel, OcrTask, PagePlace, PageSize};
 pub use pooled::{PooledBatch, PooledOutput};
 pub use processor::{ProcessorError, TextProcessor};
 pub use request::{GenerationRequest, OutputParams, Prompt, SamplingParams, StopParams};

@@ -3,6 +3,7 @@
 use crate::chat::{Chat, Message};
 use crate::error::EngineError;
 use crate::media::{Media, MediaKind, MediaProcessor, expand_marks, find_spans};
+use crate::ocr::OcrModel;
 use crate::parser::{OutputParser, OutputSwitches, ParserOptions, control_tags};
 use crate::request::Prompt;
 use crate::template::{ChatTemplate, TemplateError};
@@ -28,6 +29,7 @@ pub struct TextProcessor {
     tokenizer: Arc<Tokenizer>,
     template: Option<Arc<ChatTemplate>>,
     media: Option<Arc<dyn MediaProcessor>>,
+    ocr: Option<Arc<dyn OcrModel>>,
 }
 
 impl TextProcessor {
@@ -37,6 +39,7 @@ impl TextProcessor {
             tokenizer: Arc::new(tokenizer),
             template: template.map(Arc::new),
             media: None,
+            ocr: None,
         }
     }
 
@@ -66,6 +69,18 @@ impl TextProcessor {
     /// How the model takes media, if it does.
     pub fn media(&self) -> Option<&dyn MediaProcessor> {
         self.media.as_deref()
+    }
+
+    /// The same for a model that reads documents.
+    #[must_use]
+    pub fn with_ocr(mut self, ocr: Arc<dyn OcrModel>) -> Self {
+        self.ocr = Some(ocr);
+        self
+    }
+
+    /// What the model can be asked of a page by name, if it reads documents.
+    pub fn ocr(&self) -> Option<&Arc<dyn OcrModel>> {
+        self.ocr.as_ref()
     }
 
     /// Whether the model takes media of that kind.
