@@ -23,6 +23,16 @@ pub struct DecodedImage {
 }
 
 impl DecodedImage {
+    /// Pixels that come from no file of their own, such as a rendered page: upright, and as good as a PNG.
+    #[must_use]
+    pub fn of(image: Image) -> Self {
+        Self {
+            image,
+            orientation: Orientation::Upright,
+            format: ImageFormat::Png,
+        }
+    }
+
     /// The image turned upright by its EXIF orientation. This is what vision-language and OCR
     /// references see: their loaders call Pillow's `exif_transpose` first.
     #[must_use]

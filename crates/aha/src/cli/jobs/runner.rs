@@ -118,13 +118,17 @@ type Told<V> = (usize, Outcome<Result<V, String>>, bool);
 /// Does what the journal lacks. Threads take the items in order; `work` runs on several of them, and says in a user's words
 /// why an item cannot come. What it panics with is such a reason too.
 ///
+/// `came` hears of each item, by its place, with all that came so far.
+///
 /// # Errors
-/// When the journal or an output cannot be written, or at the first signal: everything that is done is kept.
+/// When the journal or an output cannot be written, when `came` fails, or at the first signal: everything that is done is
+/// kept.
 pub(in crate::cli) fn run<V, F>(
     context: &Context,
     plan: &Plan<'_>,
     items: Vec<Item>,
     work: F,
+    mut came: impl FnMut(usize, &[Option<Result<V, String>>]) -> Outcome,
 ) -> Outcome<Report<V>>
 where
     V: Serialize + DeserializeOwned + Clone + Send + 'static,
@@ -155,19 +159,29 @@ where
     }
     drop(sender);
     let started = Instant::now();
-    let collected = collect(context, &shared, &receiver, total, plan.unit, started);
+    let mut collector = Collector {
+        receiver,
+        meter: &shared.meter,
+        unit: plan.unit,
+        started,
+        results: (0..total).map(|_| None).collect(),
+        before: 0,
+    };
+    let collected = collector.collect(context, &mut came);
     // Nobody writes any more once this is taken: the threads may end with the process.
     shared.stopped.store(true, Ordering::Relaxed);
     let journal = shared.journal().take();
-    let (results, before) = collected?;
+    collected?;
     let Some(journal) = journal else {
         return Err(Failure::message("the job lost its journal"));
     };
+    let missing = || Err("it did not come".to_owned());
+    let results = collector.results.into_iter();
     Ok(Report {
-        results,
+        results: results.map(|result| result.unwrap_or_else(missing)).collect(),
         journal,
         ids,
-        before,
+        before: collector.before,
         units: shared.meter.units(),
         elapsed: started.elapsed(),
         unit: plan.unit.to_owned(),
@@ -175,64 +189,69 @@ where
     })
 }
 
-/// Takes results as they come, under a bar, until all are there.
-fn collect<V, F>(
-    context: &Context,
-    shared: &Shared<V, F>,
-    receiver: &mpsc::Receiver<Told<V>>,
-    total: usize,
-    unit: &str,
-    started: Instant,
-) -> Outcome<(Vec<Result<V, String>>, usize)> {
-    let mut guard = context.signals.guard();
-    let bar = console::job_bar(total as u64);
-    let mut results: Vec<Option<Result<V, String>>> = Vec::new();
-    results.resize_with(total, || None);
-    let (mut came, mut before) = (0, 0);
-    while came < total {
-        if let Some(signal) = guard.heard() {
-            bar.finish_and_clear();
-            console::note(&format!(
-                "stopped with {came} of {total}: start it again to go on"
-            ));
-            return Err(Failure::Stopped(signal));
-        }
-        match receiver.recv_timeout(TICK) {
-            Ok((index, outcome, known)) => {
-                if let Some(place) = results.get_mut(index) {
-                    *place = Some(outcome?);
-                }
-                came += 1;
-                before += usize::from(known);
-                bar.inc(1);
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                return Err(Failure::message("the threads of the job broke off"));
-            }
-        }
-        show(&bar, &shared.meter, unit, started.elapsed(), came - before, total - came);
-    }
-    bar.finish_and_clear();
-    let missing = || Err("it did not come".to_owned());
-    let results = results
-        .into_iter()
-        .map(|result| result.unwrap_or_else(missing))
-        .collect();
-    Ok((results, before))
-}
-
 /// How often signals are looked for and the bar is drawn.
 const TICK: Duration = Duration::from_millis(100);
 
-fn show(bar: &ProgressBar, meter: &Meter, unit: &str, elapsed: Duration, done: usize, left: usize) {
-    let seconds = elapsed.as_secs_f64().max(1e-3);
-    let mut text = format!("{} {unit}", short(meter.units() / seconds));
-    if done > 0 {
-        let time = Duration::from_secs_f64((seconds / done as f64 * left as f64).min(1e9));
-        let _ = write!(text, ", {} left", span(time));
+/// Takes results as they come.
+struct Collector<'a, V> {
+    receiver: mpsc::Receiver<Told<V>>,
+    meter: &'a Meter,
+    unit: &'a str,
+    started: Instant,
+    results: Vec<Option<Result<V, String>>>,
+    /// Those that were known from before.
+    before: usize,
+}
+
+impl<V> Collector<'_, V> {
+    /// Shows a bar until all are there.
+    fn collect(
+        &mut self,
+        context: &Context,
+        came: &mut impl FnMut(usize, &[Option<Result<V, String>>]) -> Outcome,
+    ) -> Outcome {
+        let mut guard = context.signals.guard();
+        let total = self.results.len();
+        let bar = console::job_bar(total as u64);
+        let mut count = 0;
+        while count < total {
+            if let Some(signal) = guard.heard() {
+                bar.finish_and_clear();
+                console::note(&format!(
+                    "stopped with {count} of {total}: start it again to go on"
+                ));
+                return Err(Failure::Stopped(signal));
+            }
+            match self.receiver.recv_timeout(TICK) {
+                Ok((index, outcome, known)) => {
+                    if let Some(place) = self.results.get_mut(index) {
+                        *place = Some(outcome?);
+                    }
+                    count += 1;
+                    self.before += usize::from(known);
+                    bar.inc(1);
+                    came(index, &self.results)?;
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(Failure::message("the threads of the job broke off"));
+                }
+            }
+            self.show(&bar, count - self.before, total - count);
+        }
+        bar.finish_and_clear();
+        Ok(())
     }
-    bar.set_message(text);
+
+    fn show(&self, bar: &ProgressBar, done: usize, left: usize) {
+        let seconds = self.started.elapsed().as_secs_f64().max(1e-3);
+        let mut text = format!("{} {}", short(self.meter.units() / seconds), self.unit);
+        if done > 0 {
+            let time = Duration::from_secs_f64((seconds / done as f64 * left as f64).min(1e9));
+            let _ = write!(text, ", {} left", span(time));
+        }
+        bar.set_message(text);
+    }
 }
 
 /// A rate with as many digits as say something.
