@@ -126,6 +126,18 @@ impl Document {
         })
     }
 
+    /// The same with other limits of its pages' images.
+    #[must_use]
+    pub fn limited(&self, limits: &DocumentLimits) -> Self {
+        let mut document = self.clone();
+        document.limits.image.max_pixels = limits.image.max_pixels;
+        document.limits.image.max_side = limits.image.max_side;
+        if let Content::Pdf(file) = &mut document.content {
+            file.limit_images(&document.limits);
+        }
+        document
+    }
+
     /// How many pages it has; at least one.
     #[must_use]
     pub fn pages(&self) -> usize {

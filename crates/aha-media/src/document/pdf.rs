@@ -61,6 +61,10 @@ impl PdfFile {
         })
     }
 
+    pub(super) fn limit_images(&mut self, limits: &DocumentLimits) {
+        self.limits.image = limits.image;
+    }
+
     pub(super) fn pages(&self) -> usize {
         self.pdf.pages().len()
     }

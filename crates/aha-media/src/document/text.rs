@@ -159,9 +159,9 @@ impl Glyphs {
     pub(super) fn into_layer(self) -> TextLayer {
         let mut blocks: Vec<Block> = Vec::new();
         for glyph in &self.placed {
-            match blocks.last_mut() {
-                Some(block) if block.takes(glyph) => {}
-                _ => blocks.push(Block::of(glyph)),
+            let goes_on = blocks.last_mut().is_some_and(|block| block.takes(glyph));
+            if !goes_on {
+                blocks.push(Block::of(glyph));
             }
         }
         let blocks = blocks.into_iter().filter_map(Block::finish).collect();
