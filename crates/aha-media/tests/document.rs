@@ -85,12 +85,21 @@ fn rotation_and_crop_box_put_corners_where_readers_see_them() {
     assert_eq!(pixel(&upright, 195, 195), green);
     assert_eq!(pixel(&upright, 100, 100), white);
     let turned = page("/Rotate 90");
-    assert_eq!((pixel(&turned, 195, 5), pixel(&turned, 5, 195)), (red, green));
+    assert_eq!(
+        (pixel(&turned, 195, 5), pixel(&turned, 5, 195)),
+        (red, green)
+    );
     let turned = page("/Rotate -90");
-    assert_eq!((pixel(&turned, 5, 195), pixel(&turned, 195, 5)), (red, green));
+    assert_eq!(
+        (pixel(&turned, 5, 195), pixel(&turned, 195, 5)),
+        (red, green)
+    );
     let cropped = page("/CropBox [10 100 60 200]");
     assert_eq!((cropped.width(), cropped.height()), (50, 100));
-    assert_eq!((pixel(&cropped, 5, 5), pixel(&cropped, 15, 5)), (red, white));
+    assert_eq!(
+        (pixel(&cropped, 5, 5), pixel(&cropped, 15, 5)),
+        (red, white)
+    );
     let larger = open(Pdf::of(&[Page::drawing(content)]).bytes());
     let larger = larger.render(0, 144.0).unwrap();
     assert_eq!((larger.width(), pixel(&larger, 35, 35)), (400, red));
@@ -101,7 +110,11 @@ fn text_layers_read_in_their_order_with_places() {
     let document = open(fixture("plain.pdf"));
     let layer = document.text(0, 144.0).unwrap().unwrap();
     assert!(layer.is_usable());
-    let texts: Vec<&str> = layer.blocks.iter().map(|block| block.text.as_str()).collect();
+    let texts: Vec<&str> = layer
+        .blocks
+        .iter()
+        .map(|block| block.text.as_str())
+        .collect();
     assert_eq!(
         texts,
         [
@@ -115,8 +128,14 @@ fn text_layers_read_in_their_order_with_places() {
     );
     // The title begins 40 points from the left, its baseline 60 below the top, at two pixels a point.
     let [left, top, right, bottom] = layer.blocks[0].bbox;
-    assert!((79.0..83.0).contains(&left) && (420.0..560.0).contains(&right), "{left} {right}");
-    assert!((80.0..100.0).contains(&top) && (120.0..132.0).contains(&bottom), "{top} {bottom}");
+    assert!(
+        (79.0..83.0).contains(&left) && (420.0..560.0).contains(&right),
+        "{left} {right}"
+    );
+    assert!(
+        (80.0..100.0).contains(&top) && (120.0..132.0).contains(&bottom),
+        "{top} {bottom}"
+    );
     // Drawings and pictures have none.
     assert!(!document.text(1, 144.0).unwrap().unwrap().is_usable());
     let rotated = open(fixture("rotated.pdf")).text(0, 72.0).unwrap().unwrap();
@@ -127,16 +146,29 @@ fn text_layers_read_in_their_order_with_places() {
 #[test]
 fn text_that_is_filled_and_stroked_is_read_once() {
     let page = Page::drawing("BT 2 Tr /F1 20 Tf 20 100 Td (Bold) Tj ET");
-    let layer = open(Pdf::of(&[page]).bytes()).text(0, 72.0).unwrap().unwrap();
+    let layer = open(Pdf::of(&[page]).bytes())
+        .text(0, 72.0)
+        .unwrap()
+        .unwrap();
     assert_eq!((layer.text().as_str(), layer.glyphs), ("Bold", 4));
 }
 
 #[test]
 fn passwords_are_told_and_mere_restrictions_are_not() {
-    let error = refusal(Document::open(fixture("locked.pdf"), &DocumentLimits::default()));
+    let error = refusal(Document::open(
+        fixture("locked.pdf"),
+        &DocumentLimits::default(),
+    ));
     assert!(matches!(error, DocumentError::Encrypted), "{error}");
     let restricted = open(fixture("restricted.pdf"));
-    assert!(restricted.text(0, 72.0).unwrap().unwrap().text().starts_with("Quarterly report"));
+    assert!(
+        restricted
+            .text(0, 72.0)
+            .unwrap()
+            .unwrap()
+            .text()
+            .starts_with("Quarterly report")
+    );
 }
 
 #[test]
@@ -150,18 +182,25 @@ fn broken_files_are_mended_or_refused() {
     // Something before it, as servers leave it.
     let late = [b"HTTP/1.1 200 OK\r\n\r\n".as_slice(), &whole].concat();
     assert_eq!(open(late).pages(), 2);
-    for bytes in [&b"%PDF-1.7\n"[..], b"%PDF-1.7\nxref\n0 1\ntrailer <<>>\nstartxref\n9\n%%EOF"] {
+    for bytes in [
+        &b"%PDF-1.7\n"[..],
+        b"%PDF-1.7\nxref\n0 1\ntrailer <<>>\nstartxref\n9\n%%EOF",
+    ] {
         let result = Document::open(bytes, &DocumentLimits::default());
         let is_refused = matches!(
             &result,
-            Err(MediaError::Malformed { format: "PDF", .. } | MediaError::Document(DocumentError::NoPages))
+            Err(MediaError::Malformed { format: "PDF", .. }
+                | MediaError::Document(DocumentError::NoPages))
         );
         assert!(is_refused, "{result:?}");
     }
     let result = Document::open(Vec::new(), &DocumentLimits::default());
     assert!(matches!(result, Err(MediaError::Empty { .. })));
     let result = Document::open(&b"<html>"[..], &DocumentLimits::default());
-    assert!(matches!(result, Err(MediaError::UnsupportedFormat { format: "HTML", .. })));
+    assert!(matches!(
+        result,
+        Err(MediaError::UnsupportedFormat { format: "HTML", .. })
+    ));
     // Cut anywhere: never a panic, never a wait.
     for end in (0..whole.len()).step_by(37) {
         if let Ok(document) = Document::open(&whole[..end], &DocumentLimits::default()) {
@@ -172,7 +211,10 @@ fn broken_files_are_mended_or_refused() {
 
 #[test]
 fn a_document_without_pages_is_refused() {
-    let error = refusal(Document::open(Pdf::of(&[]).bytes(), &DocumentLimits::default()));
+    let error = refusal(Document::open(
+        Pdf::of(&[]).bytes(),
+        &DocumentLimits::default(),
+    ));
     assert!(matches!(error, DocumentError::NoPages), "{error}");
 }
 
@@ -197,7 +239,10 @@ fn a_giant_page_is_refused_with_a_resolution_that_fits() {
     };
     assert_eq!(page, 1);
     assert!((20.0..21.0).contains(&fits), "{fits}");
-    assert!(error.to_string().contains("10000 x 10000 mm") || error.to_string().contains("10000 x"), "{error}");
+    assert!(
+        error.to_string().contains("10000 x 10000 mm") || error.to_string().contains("10000 x"),
+        "{error}"
+    );
     let small = DocumentLimits {
         image: Limits {
             max_pixels: 1000,
@@ -206,9 +251,15 @@ fn a_giant_page_is_refused_with_a_resolution_that_fits() {
         ..DocumentLimits::default()
     };
     let document = Document::open(fixture("plain.pdf"), &small).unwrap();
-    assert!(matches!(refusal(document.render(0, 72.0)), DocumentError::PageTooLarge { .. }));
+    assert!(matches!(
+        refusal(document.render(0, 72.0)),
+        DocumentError::PageTooLarge { .. }
+    ));
     for dpi in [0.0, -5.0, f32::NAN, f32::INFINITY, 17.0, 1201.0] {
-        assert!(matches!(refusal(document.render(0, dpi)), DocumentError::InvalidDpi { .. }));
+        assert!(matches!(
+            refusal(document.render(0, dpi)),
+            DocumentError::InvalidDpi { .. }
+        ));
     }
 }
 
@@ -219,19 +270,35 @@ fn ten_thousand_pages_open_quickly_and_count_against_the_limit() {
     let started = Instant::now();
     let document = open(bytes.clone());
     assert_eq!(document.pages(), 10_000);
-    assert_eq!(document.text(9_999, 72.0).unwrap().unwrap().text(), "a page");
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert_eq!(
+        document.text(9_999, 72.0).unwrap().unwrap().text(),
+        "a page"
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        started.elapsed()
+    );
     let limits = DocumentLimits {
         max_pages: 100,
         ..DocumentLimits::default()
     };
     let document = Document::open(bytes, &limits).unwrap();
     let all = refusal(document.select(&PageSelection::default()));
-    assert!(matches!(all, DocumentError::TooManyPages { pages: 10_000, limit: 100 }));
+    assert!(matches!(
+        all,
+        DocumentError::TooManyPages {
+            pages: 10_000,
+            limit: 100
+        }
+    ));
     let some = document.select(&"9901-".parse().unwrap()).unwrap();
     assert_eq!((some.len(), some[0]), (100, 9900));
     let none = refusal(document.render(10_000, 72.0));
-    assert!(matches!(none, DocumentError::NoSuchPage { page: 10_001, .. }));
+    assert!(matches!(
+        none,
+        DocumentError::NoSuchPage { page: 10_001, .. }
+    ));
 }
 
 #[test]
@@ -246,7 +313,10 @@ fn a_hostile_page_ends_at_its_time_limit() {
         );
         pdf.stream(&entries, "/X Do ".repeat(10).as_bytes());
     }
-    pdf.stream("/Type /XObject /Subtype /Form /BBox [0 0 9 9]", b"0 0 5 5 re f");
+    pdf.stream(
+        "/Type /XObject /Subtype /Form /BBox [0 0 9 9]",
+        b"0 0 5 5 re f",
+    );
     let limits = DocumentLimits {
         page_time: Duration::from_millis(300),
         ..DocumentLimits::default()
@@ -257,10 +327,16 @@ fn a_hostile_page_ends_at_its_time_limit() {
         // More often than threads may be left over: each has to end.
         let error = refusal(document.render(0, 72.0));
         assert!(matches!(error, DocumentError::Timeout { .. }), "{error}");
-        assert!(error.to_string().starts_with("page 1 took more than 0.3 s"), "{error}");
+        assert!(
+            error.to_string().starts_with("page 1 took more than 0.3 s"),
+            "{error}"
+        );
     }
     assert!(started.elapsed() < Duration::from_secs(20));
-    assert!(matches!(refusal(document.text(0, 72.0)), DocumentError::Timeout { .. }));
+    assert!(matches!(
+        refusal(document.text(0, 72.0)),
+        DocumentError::Timeout { .. }
+    ));
 }
 
 fn deflated(bytes: &[u8]) -> Vec<u8> {
@@ -281,7 +357,10 @@ fn what_unpacks_without_end_is_refused_before_it_is_unpacked() {
     };
     let zeros = deflated(&vec![b' '; 16 << 20]);
     let mut once = Pdf::of(&[Page::drawing("/X0 Do")]);
-    once.stream("/Type /XObject /Subtype /Form /BBox [0 0 9 9] /Filter /FlateDecode", &zeros);
+    once.stream(
+        "/Type /XObject /Subtype /Form /BBox [0 0 9 9] /Filter /FlateDecode",
+        &zeros,
+    );
     is_bomb(&once);
     let twice = deflated(&zeros);
     let mut nested = Pdf::of(&[Page::drawing("")]);
@@ -300,7 +379,10 @@ fn what_unpacks_without_end_is_refused_before_it_is_unpacked() {
         &deflated(b"1 0 0 rg 0 0 200 200 re f"),
     );
     let document = Document::open(fine.bytes(), &limits).unwrap();
-    assert_eq!(pixel(&document.render(0, 72.0).unwrap(), 100, 100), [255, 0, 0]);
+    assert_eq!(
+        pixel(&document.render(0, 72.0).unwrap(), 100, 100),
+        [255, 0, 0]
+    );
     let small = DocumentLimits {
         max_bytes: 100,
         ..DocumentLimits::default()
@@ -315,7 +397,10 @@ fn what_unpacks_without_end_is_refused_before_it_is_unpacked() {
 fn images_inside_the_content_are_counted_too() {
     let inline = "q 100 0 0 100 0 0 cm BI /W 60000 /H 60000 /BPC 1 /CS /G ID x EI Q";
     let document = open(Pdf::of(&[Page::drawing(inline)]).bytes());
-    assert!(matches!(refusal(document.render(0, 72.0)), DocumentError::Bomb { .. }));
+    assert!(matches!(
+        refusal(document.render(0, 72.0)),
+        DocumentError::Bomb { .. }
+    ));
 }
 
 fn tiff(sizes: &[[u32; 2]]) -> Vec<u8> {
@@ -324,7 +409,9 @@ fn tiff(sizes: &[[u32; 2]]) -> Vec<u8> {
     let mut encoder = TiffEncoder::new(&mut file).unwrap();
     for (page, &[width, height]) in sizes.iter().enumerate() {
         let samples = vec![page as u8 * 50; (width * height) as usize];
-        encoder.write_image::<Gray8>(width, height, &samples).unwrap();
+        encoder
+            .write_image::<Gray8>(width, height, &samples)
+            .unwrap();
     }
     file.into_inner()
 }
@@ -336,9 +423,15 @@ fn images_are_documents_and_tiffs_have_pages() {
     assert_eq!(document.size(1, 300.0).unwrap(), [5, 2]);
     let page = document.render(1, 300.0).unwrap();
     assert_eq!((page.width(), page.height(), page.row(0)[0]), (5, 2, 50));
-    assert!(matches!(refusal(document.render(3, 72.0)), DocumentError::NoSuchPage { page: 4, pages: 3 }));
+    assert!(matches!(
+        refusal(document.render(3, 72.0)),
+        DocumentError::NoSuchPage { page: 4, pages: 3 }
+    ));
     let single = open(fixture("plain-1.png"));
-    assert_eq!((single.pages(), single.render(0, 72.0).unwrap().width()), (1, 420));
+    assert_eq!(
+        (single.pages(), single.render(0, 72.0).unwrap().width()),
+        (1, 420)
+    );
     assert!(is_document(&fixture("plain.pdf")) && is_document(&tiff(&[[1, 1]])));
     assert!(!is_document(b"text") && !is_document(b""));
 }

@@ -3,8 +3,8 @@
 use crate::media::FetchError;
 use aha_engine::{EngineError, Task};
 use aha_media::MediaError;
-use aha_media::document::DocumentError;
 use aha_media::audio::AudioError;
+use aha_media::document::DocumentError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};

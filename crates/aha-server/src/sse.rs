@@ -56,10 +56,7 @@ pub(crate) fn respond(
     let running = unfold(Some((chunks, generations)), |running| async move {
         let (mut chunks, mut generations) = running?;
         Some(match generations.next().await {
-            Some((choice, event)) => (
-                chunks.event(choice, event),
-                Some((chunks, generations)),
-            ),
+            Some((choice, event)) => (chunks.event(choice, event), Some((chunks, generations))),
             None => (Ok(chunks.closing()), None),
         })
     });

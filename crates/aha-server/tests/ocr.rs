@@ -58,21 +58,38 @@ async fn ocr(app: &Router, body: &Value) -> Answer {
 async fn pages_of_a_pdf_have_blocks_and_counts() {
     let app = app();
     let answer = accepted(&ocr(&app, &request(&pages(3), json!({}))).await);
-    assert_eq!((&answer["object"], &answer["model"]), (&json!("ocr"), &json!("model")));
+    assert_eq!(
+        (&answer["object"], &answer["model"]),
+        (&json!("ocr"), &json!("model"))
+    );
     assert_eq!(answer["task"], "prompt");
     assert!(answer["id"].as_str().unwrap().starts_with("ocr-"));
     let found = answer["pages"].as_array().unwrap();
     assert_eq!(found.len(), 3);
     for (index, page) in found.iter().enumerate() {
         assert_eq!(page["page"], index + 1);
-        assert_eq!((&page["width"], &page["height"]), (&json!(100), &json!(100)));
-        assert_eq!((&page["source"], &page["truncated"]), (&json!("model"), &json!(true)));
+        assert_eq!(
+            (&page["width"], &page["height"]),
+            (&json!(100), &json!(100))
+        );
+        assert_eq!(
+            (&page["source"], &page["truncated"]),
+            (&json!("model"), &json!(true))
+        );
         let block = &page["blocks"][0];
-        assert_eq!((&block["page"], &block["kind"]), (&json!(index + 1), &json!("text")));
+        assert_eq!(
+            (&block["page"], &block["kind"]),
+            (&json!(index + 1), &json!("text"))
+        );
         assert!(!block["text"].as_str().unwrap().is_empty());
     }
     assert_eq!(answer["usage"]["completion_tokens"], 36);
-    assert!(answer["usage"]["prompt_tokens_details"]["image_tokens"].as_u64().unwrap() > 0);
+    assert!(
+        answer["usage"]["prompt_tokens_details"]["image_tokens"]
+            .as_u64()
+            .unwrap()
+            > 0
+    );
     // Some of them, alone, read the same.
     let some = accepted(&ocr(&app, &request(&pages(3), json!({"pages": "2-"}))).await);
     assert_eq!(some["pages"].as_array().unwrap()[..], found[1..]);
@@ -99,18 +116,32 @@ async fn markdown_is_given_to_those_who_accept_it() {
     let app = app();
     let body = request(&pages(2), json!({}));
     let json = accepted(&ocr(&app, &body).await);
-    let text = |page: usize| json["pages"][page]["blocks"][0]["text"].as_str().unwrap().to_owned();
+    let text = |page: usize| {
+        json["pages"][page]["blocks"][0]["text"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
     let wanted = format!(
         "<a id=\"page-1\"></a>\n\n{}\n\n<a id=\"page-2\"></a>\n\n{}\n",
         text(0),
         text(1)
     );
     let mut asked = post(OCR, &body);
-    asked.headers_mut().insert("accept", "text/markdown".parse().unwrap());
+    asked
+        .headers_mut()
+        .insert("accept", "text/markdown".parse().unwrap());
     let answer = send(&app, asked).await;
-    assert_eq!(answer.header("content-type"), "text/markdown; charset=utf-8");
+    assert_eq!(
+        answer.header("content-type"),
+        "text/markdown; charset=utf-8"
+    );
     assert_eq!(answer.text, wanted);
-    let answer = ocr(&app, &request(&pages(2), json!({"response_format": "markdown"}))).await;
+    let answer = ocr(
+        &app,
+        &request(&pages(2), json!({"response_format": "markdown"})),
+    )
+    .await;
     assert_eq!(answer.text, wanted);
 }
 
@@ -118,18 +149,29 @@ async fn markdown_is_given_to_those_who_accept_it() {
 async fn streams_tell_of_each_page() {
     let app = app();
     let whole = accepted(&ocr(&app, &request(&pages(3), json!({}))).await);
-    let events = ocr(&app, &request(&pages(3), json!({"stream": true}))).await.events();
+    let events = ocr(&app, &request(&pages(3), json!({"stream": true})))
+        .await
+        .events();
     assert_eq!(events.len(), 4);
     for (index, event) in events[..3].iter().enumerate() {
-        assert_eq!((&event["object"], &event["page"]), (&json!("ocr.page"), &json!(index + 1)));
+        assert_eq!(
+            (&event["object"], &event["page"]),
+            (&json!("ocr.page"), &json!(index + 1))
+        );
         let page = &whole["pages"][index];
         assert_eq!(event["blocks"], page["blocks"]);
         assert_eq!(event["markdown"], page["blocks"][0]["text"]);
         assert_eq!(event["id"], events[0]["id"]);
     }
     let end = &events[3];
-    assert_eq!((&end["object"], &end["num_pages"]), (&json!("ocr.done"), &json!(3)));
-    assert_eq!((&end["failed_pages"], &end["usage"]), (&json!(0), &whole["usage"]));
+    assert_eq!(
+        (&end["object"], &end["num_pages"]),
+        (&json!("ocr.done"), &json!(3))
+    );
+    assert_eq!(
+        (&end["failed_pages"], &end["usage"]),
+        (&json!(0), &whole["usage"])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +180,10 @@ async fn a_pdfs_own_text_needs_no_model() {
     let body = request(&pages(1), json!({"prefer_text": true}));
     let answer = accepted(&ocr(&app, &body).await);
     assert_eq!(answer["pages"][0]["source"], "text_layer");
-    assert_eq!(answer["pages"][0]["blocks"][0]["text"], "A page\nwith number 1");
+    assert_eq!(
+        answer["pages"][0]["blocks"][0]["text"],
+        "A page\nwith number 1"
+    );
     assert_eq!(answer["usage"]["total_tokens"], 0);
 }
 
@@ -156,7 +201,9 @@ async fn a_page_that_fails_does_not_take_the_others_with_it() {
     let error = found[1]["error"].as_str().unwrap();
     assert!(error.contains("page 2") && error.contains("DPI"), "{error}");
     assert!(found[0].get("error").is_none() && found[2].get("error").is_none());
-    let events = ocr(&app, &request(&bytes, json!({"stream": true}))).await.events();
+    let events = ocr(&app, &request(&bytes, json!({"stream": true})))
+        .await
+        .events();
     assert_eq!(events[1]["error"], found[1]["error"]);
     assert_eq!(events[3]["failed_pages"], 1);
     // Alone it is a fault of the request.
@@ -175,7 +222,10 @@ async fn more_pages_than_the_queue_holds_are_read_in_turn() {
     let app = serve(&engine, ServerOptions::default());
     let answer = accepted(&ocr(&app, &request(&pages(6), json!({}))).await);
     let pages = answer["pages"].as_array().unwrap();
-    assert!(pages.len() == 6 && pages.iter().all(|page| page.get("error").is_none()), "{answer}");
+    assert!(
+        pages.len() == 6 && pages.iter().all(|page| page.get("error").is_none()),
+        "{answer}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,18 +251,46 @@ async fn faults_are_told_with_their_fields() {
     for (body, param, told) in [
         (without("file"), "file", "missing"),
         (without("prompt"), "prompt", "no OCR tasks"),
-        (with(json!({"prompt": null, "task": "table"})), "task", "no OCR tasks"),
+        (
+            with(json!({"prompt": null, "task": "table"})),
+            "task",
+            "no OCR tasks",
+        ),
         (with(json!({"task": "table"})), "prompt", "not both"),
         (with(json!({"pages": "3"})), "pages", "2 pages"),
         (with(json!({"pages": "x"})), "pages", "3-9,12,20-"),
         (with(json!({"dpi": 5})), "dpi", "18"),
-        (with(json!({"file": "data:application/pdf;base64,AAAA"})), "file", "no known format"),
+        (
+            with(json!({"file": "data:application/pdf;base64,AAAA"})),
+            "file",
+            "no known format",
+        ),
         (with(json!({"file": "ftp://a/b"})), "file", "ftp"),
-        (with(json!({"file": "http://127.0.0.1/x.pdf"})), "file", "refused"),
-        (with(json!({"file": data_url(&fixture("locked.pdf"))})), "file", "encrypted"),
-        (with(json!({"file": data_url(&Pdf::of(&[]).bytes())})), "file", "no pages"),
-        (with(json!({"file": data_url(b"%PDF-1.7 broken")})), "file", ""),
-        (with(json!({"file": data_url(&pages(5))})), "pages", "limit of 4"),
+        (
+            with(json!({"file": "http://127.0.0.1/x.pdf"})),
+            "file",
+            "refused",
+        ),
+        (
+            with(json!({"file": data_url(&fixture("locked.pdf"))})),
+            "file",
+            "encrypted",
+        ),
+        (
+            with(json!({"file": data_url(&Pdf::of(&[]).bytes())})),
+            "file",
+            "no pages",
+        ),
+        (
+            with(json!({"file": data_url(b"%PDF-1.7 broken")})),
+            "file",
+            "",
+        ),
+        (
+            with(json!({"file": data_url(&pages(5))})),
+            "pages",
+            "limit of 4",
+        ),
     ] {
         let answer = ocr(&app, &body).await;
         let message = refused(&answer, 400, param);
@@ -225,13 +303,17 @@ async fn faults_are_told_with_their_fields() {
     let plain = Request::post(OCR).header("content-type", "text/plain");
     let answer = send(&app, plain.body(Body::from("x")).unwrap()).await;
     assert_eq!(answer.status, 415, "{}", answer.text);
-    let blind = serve(&start(text_model("llama/smol"), EngineOptions::default()), ServerOptions::default());
+    let blind = serve(
+        &start(text_model("llama/smol"), EngineOptions::default()),
+        ServerOptions::default(),
+    );
     let message = refused(&ocr(&blind, &with(json!({}))).await, 400, "model");
     assert!(message.contains("does not take image input"), "{message}");
 }
 
 fn chat(part: Value) -> Value {
-    let content = json!([{"type": "text", "text": "before"}, part, {"type": "text", "text": "after"}]);
+    let content =
+        json!([{"type": "text", "text": "before"}, part, {"type": "text", "text": "after"}]);
     json!({"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 6})
 }
 
@@ -242,7 +324,9 @@ async fn documents_in_chats_are_their_pages_as_pictures() {
     let file = data_url(&pages(3));
     let part = |extra: Value| {
         let mut file = json!({"file_data": file, "filename": "a.pdf", "dpi": 36});
-        file.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        file.as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
         json!({"type": "file", "file": file})
     };
     let all = accepted(&ask(&chat(part(json!({})))).await);
@@ -276,12 +360,36 @@ async fn documents_in_chats_are_their_pages_as_pictures() {
     assert_eq!(pictures["choices"], all["choices"]);
 
     for (part, param, told) in [
-        (json!({"type": "file"}), "messages[0].content[1].file", "missing"),
-        (json!({"type": "file", "file": {}}), "messages[0].content[1].file.file_data", "missing"),
-        (json!({"type": "file", "file": {"file_id": "f"}}), "messages[0].content[1].file.file_id", "not supported"),
-        (part(json!({"pages": "9"})), "messages[0].content[1].file.file_data", "3 pages"),
-        (part(json!({"dpi": 1})), "messages[0].content[1].file.dpi", "18"),
-        (part(json!({"file_data": data_url(&fixture("locked.pdf"))})), "messages[0].content[1].file.file_data", "encrypted"),
+        (
+            json!({"type": "file"}),
+            "messages[0].content[1].file",
+            "missing",
+        ),
+        (
+            json!({"type": "file", "file": {}}),
+            "messages[0].content[1].file.file_data",
+            "missing",
+        ),
+        (
+            json!({"type": "file", "file": {"file_id": "f"}}),
+            "messages[0].content[1].file.file_id",
+            "not supported",
+        ),
+        (
+            part(json!({"pages": "9"})),
+            "messages[0].content[1].file.file_data",
+            "3 pages",
+        ),
+        (
+            part(json!({"dpi": 1})),
+            "messages[0].content[1].file.dpi",
+            "18",
+        ),
+        (
+            part(json!({"file_data": data_url(&fixture("locked.pdf"))})),
+            "messages[0].content[1].file.file_data",
+            "encrypted",
+        ),
     ] {
         let message = refused(&ask(&chat(part)).await, 400, param);
         assert!(message.contains(told), "{message}");
@@ -299,12 +407,21 @@ async fn documents_count_against_the_media_of_a_chat() {
         ..ServerOptions::default()
     };
     let app = serve(&engine(), options);
-    let part = |count| json!({"type": "file", "file": {"file_data": data_url(&pages(count)), "dpi": 36}});
+    let part =
+        |count| json!({"type": "file", "file": {"file_data": data_url(&pages(count)), "dpi": 36}});
     let ask = async |part: Value| send(&app, post("/v1/chat/completions", &chat(part))).await;
-    let message = refused(&ask(part(4)).await, 400, "messages[0].content[1].file.file_data");
+    let message = refused(
+        &ask(part(4)).await,
+        400,
+        "messages[0].content[1].file.file_data",
+    );
     assert!(message.contains("limit of 3"), "{message}");
     // Three pages of 10 000 pixels each.
-    let message = refused(&ask(part(3)).await, 400, "messages[0].content[1].file.file_data");
+    let message = refused(
+        &ask(part(3)).await,
+        400,
+        "messages[0].content[1].file.file_data",
+    );
     assert!(message.contains("page 3"), "{message}");
     accepted(&ask(part(2)).await);
 }

@@ -42,7 +42,8 @@ impl OcrPage {
         let bound = |at: f32, side: u32| (at.clamp(0.0, side as f32)) as u32;
         let blocks = self.blocks.iter().enumerate();
         blocks.filter_map(move |(index, block)| {
-            let [left, top, right, bottom] = block.bbox.filter(|_| block.kind == OcrKind::Figure)?;
+            let [left, top, right, bottom] =
+                block.bbox.filter(|_| block.kind == OcrKind::Figure)?;
             let [left, right] = [left.floor(), right.ceil()].map(|x| bound(x, self.width));
             let [top, bottom] = [top.floor(), bottom.ceil()].map(|y| bound(y, self.height));
             let size = [right.saturating_sub(left), bottom.saturating_sub(top)];
@@ -232,7 +233,9 @@ impl OcrDocument<'_> {
                     html::escape(reason)
                 ),
             };
-            text.push_str(&format!("<section id=\"page-{number}\">\n{content}</section>\n"));
+            text.push_str(&format!(
+                "<section id=\"page-{number}\">\n{content}</section>\n"
+            ));
         }
         text.push_str("</body>\n</html>\n");
         text
@@ -262,7 +265,10 @@ mod tests {
             blocks: vec![
                 OcrBlock::new(OcrKind::Title, "# One & two"),
                 figure,
-                OcrBlock::new(OcrKind::Table, "<table><tr><td>a</td><td>b</td></tr></table>"),
+                OcrBlock::new(
+                    OcrKind::Table,
+                    "<table><tr><td>a</td><td>b</td></tr></table>",
+                ),
             ],
         }
     }
@@ -303,11 +309,17 @@ mod tests {
     fn json_has_one_schema() {
         let page = page();
         let value = document(&page).json();
-        assert_eq!(value["pages"][0]["blocks"][0], json!({"page": 2, "kind": "title", "text": "# One & two"}));
+        assert_eq!(
+            value["pages"][0]["blocks"][0],
+            json!({"page": 2, "kind": "title", "text": "# One & two"})
+        );
         let figure = &value["pages"][0]["blocks"][1];
         assert_eq!(figure["image"], "a_assets/page-2-figure-2.png");
         assert_eq!(figure["bbox"].as_array().unwrap().len(), 4);
-        assert_eq!(value["pages"][1], json!({"page": 3, "error": "it is --> broken"}));
+        assert_eq!(
+            value["pages"][1],
+            json!({"page": 3, "error": "it is --> broken"})
+        );
         // What a journal keeps is what it gives back.
         let kept: OcrPage = serde_json::from_str(&serde_json::to_string(&page).unwrap()).unwrap();
         assert_eq!(kept, page);
@@ -318,7 +330,10 @@ mod tests {
         let page = page();
         let html = document(&page).format(DocumentFormat::Html);
         assert!(html.contains("<title>a &lt;b&gt;.pdf</title>"), "{html}");
-        assert!(html.contains("<section id=\"page-2\">\n<h1>One &amp; two</h1>"), "{html}");
+        assert!(
+            html.contains("<section id=\"page-2\">\n<h1>One &amp; two</h1>"),
+            "{html}"
+        );
         assert!(html.contains("<td>a</td><td>b</td>") && html.contains("it is --&gt; broken"));
         let text = document(&page).format(DocumentFormat::Text);
         assert_eq!(text, "# One & two\n\na\tb\n\u{c}");

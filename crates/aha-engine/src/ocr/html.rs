@@ -4,8 +4,8 @@ use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, html};
 
 /// Tags that stay as they are written.
 const KEPT: [&str; 21] = [
-    "table", "thead", "tbody", "tfoot", "tr", "td", "th", "caption", "colgroup", "col", "br", "b", "i", "u", "s",
-    "sub", "sup", "strong", "em", "p", "div",
+    "table", "thead", "tbody", "tfoot", "tr", "td", "th", "caption", "colgroup", "col", "br", "b",
+    "i", "u", "s", "sub", "sup", "strong", "em", "p", "div",
 ];
 
 /// Attributes that stay, with values of digits and letters.
@@ -32,13 +32,23 @@ pub(super) fn of_markdown(markdown: &str) -> String {
     let events = Parser::new_ext(markdown, options).map(|event| match event {
         Event::Html(text) => Event::Html(CowStr::from(kept(&text))),
         Event::InlineHtml(text) => Event::InlineHtml(CowStr::from(kept(&text))),
-        Event::Start(Tag::Link { dest_url, title, id, link_type }) => Event::Start(Tag::Link {
+        Event::Start(Tag::Link {
+            dest_url,
+            title,
+            id,
+            link_type,
+        }) => Event::Start(Tag::Link {
             dest_url: harmless(dest_url),
             title,
             id,
             link_type,
         }),
-        Event::Start(Tag::Image { dest_url, title, id, link_type }) => Event::Start(Tag::Image {
+        Event::Start(Tag::Image {
+            dest_url,
+            title,
+            id,
+            link_type,
+        }) => Event::Start(Tag::Image {
             dest_url: harmless(dest_url),
             title,
             id,
@@ -58,8 +68,13 @@ fn harmless(url: CowStr<'_>) -> CowStr<'_> {
         .filter(|c| !c.is_whitespace() && !c.is_control())
         .take_while(|&c| c != ':' && c != '/')
         .collect();
-    let is_plain = !url.contains(':') || ["http", "https", "mailto"].contains(&scheme.to_lowercase().as_str());
-    if is_plain || url.split_once(':').is_some_and(|(head, _)| head.contains('/')) {
+    let is_plain =
+        !url.contains(':') || ["http", "https", "mailto"].contains(&scheme.to_lowercase().as_str());
+    if is_plain
+        || url
+            .split_once(':')
+            .is_some_and(|(head, _)| head.contains('/'))
+    {
         url
     } else {
         CowStr::from("#")
@@ -91,7 +106,10 @@ fn kept(html: &str) -> String {
 
 /// A tag that is kept, with the attributes that are.
 fn kept_tag(tag: &str) -> Option<String> {
-    let inner = tag.strip_prefix('<')?.strip_suffix('>')?.trim_end_matches('/');
+    let inner = tag
+        .strip_prefix('<')?
+        .strip_suffix('>')?
+        .trim_end_matches('/');
     let (slash, inner) = match inner.strip_prefix('/') {
         Some(inner) => ("/", inner),
         None => ("", inner),
@@ -138,8 +156,14 @@ pub(super) fn plain(html: &str) -> String {
         rest = &rest[end..];
     }
     text.push_str(rest);
-    let text = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"");
-    text.replace("&nbsp;", " ").replace("&amp;", "&").trim().to_owned()
+    let text = text
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&quot;", "\"");
+    text.replace("&nbsp;", " ")
+        .replace("&amp;", "&")
+        .trim()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -167,15 +191,26 @@ mod tests {
             }
         }
         assert!(of_markdown("[x](javascript:alert(1))").contains("href=\"#\""));
-        assert!(of_markdown("[x](JaVa\tScript:alert(1))").to_lowercase().find("href=\"java").is_none());
-        assert!(of_markdown("[x](https://example.com/a:b)").contains("href=\"https://example.com/a:b\""));
+        assert!(
+            of_markdown("[x](JaVa\tScript:alert(1))")
+                .to_lowercase()
+                .find("href=\"java")
+                .is_none()
+        );
+        assert!(
+            of_markdown("[x](https://example.com/a:b)")
+                .contains("href=\"https://example.com/a:b\"")
+        );
         assert!(of_markdown("![](<a_assets/b c.png>)").contains("src=\"a_assets/b%20c.png\""));
     }
 
     #[test]
     fn markdown_becomes_elements() {
         let html = of_markdown("# A\n\n| a | b |\n|---|---|\n| 1 | <2> |\n\nx < y & z");
-        assert!(html.contains("<h1>A</h1>") && html.contains("<td>1</td>"), "{html}");
+        assert!(
+            html.contains("<h1>A</h1>") && html.contains("<td>1</td>"),
+            "{html}"
+        );
         assert!(html.contains("x &lt; y &amp; z"), "{html}");
     }
 

@@ -70,7 +70,8 @@ impl PageReader {
             }
             (name, None, None) => {
                 let param = if name.is_some() { "task" } else { "prompt" };
-                let message = "this model has no OCR tasks: say in a prompt what it shall do with a page";
+                let message =
+                    "this model has no OCR tasks: say in a prompt what it shall do with a page";
                 return Err(EngineError::invalid(param, message));
             }
         };
@@ -225,8 +226,7 @@ fn of_layer(index: usize, size: PageSize, layer: TextLayer) -> OcrPage {
                 y.clamp(0.0, size.height as f32),
             ]
         };
-        OcrBlock::new(OcrKind::Text, block.text)
-            .at(vec![corner(left, top), corner(right, bottom)])
+        OcrBlock::new(OcrKind::Text, block.text).at(vec![corner(left, top), corner(right, bottom)])
     });
     OcrPage {
         page: index + 1,

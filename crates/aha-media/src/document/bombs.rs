@@ -65,7 +65,10 @@ pub(super) fn check_stream(stream: &Stream<'_>, limits: &DocumentLimits) -> Resu
     let dict = stream.dict();
     let filters = stream.filters();
     let mut data = stream.raw_data();
-    if dict.get::<Name<'_>>(SUBTYPE).is_some_and(|name| *name == *IMAGE) {
+    if dict
+        .get::<Name<'_>>(SUBTYPE)
+        .is_some_and(|name| *name == *IMAGE)
+    {
         let side = |key: &[u8]| u64::from(dict.get::<u32>(key).unwrap_or(0));
         let declared = side(WIDTH).saturating_mul(side(HEIGHT));
         let stored = match filters.first() {
@@ -141,7 +144,9 @@ fn ascii85(text: &[u8]) -> Vec<u8> {
         match character {
             b'z' if digits == 0 => bytes.extend([0; 4]),
             b'!'..=b'u' => {
-                group = group.wrapping_mul(85).wrapping_add(u32::from(character - b'!'));
+                group = group
+                    .wrapping_mul(85)
+                    .wrapping_add(u32::from(character - b'!'));
                 digits += 1;
                 if digits == 5 {
                     bytes.extend(group.to_be_bytes());
@@ -221,7 +226,10 @@ fn jpeg_pixels(bytes: &[u8]) -> u64 {
             (0xff, _) => rest = &rest[1..],
             (0x01 | 0xd0..=0xd8, _) => rest = tail,
             // Frames of all kinds; the others in this row are tables.
-            (0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf, [_, _, _, h1, h0, w1, w0, ..]) => {
+            (
+                0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf,
+                [_, _, _, h1, h0, w1, w0, ..],
+            ) => {
                 let side = |high: u8, low: u8| u64::from(u16::from_be_bytes([high, low]));
                 return side(*h1, *h0) * side(*w1, *w0);
             }
@@ -242,7 +250,11 @@ fn jpeg2000_pixels(bytes: &[u8]) -> u64 {
         return 0;
     };
     let (numbers, _) = bytes.get(at + 8..).unwrap_or_default().as_chunks::<4>();
-    let number = |index: usize| numbers.get(index).map_or(0, |&four| u64::from(u32::from_be_bytes(four)));
+    let number = |index: usize| {
+        numbers
+            .get(index)
+            .map_or(0, |&four| u64::from(u32::from_be_bytes(four)))
+    };
     let side = |index: usize| number(index).saturating_sub(number(index + 2));
     side(0).saturating_mul(side(1))
 }
@@ -282,14 +294,22 @@ mod tests {
         assert_eq!(ascii85(b"9jqo^F*2M7\n/c~>"), b"Man sure.");
         assert_eq!(ascii85(b"zz~>"), [0; 8]);
         // The example of the PDF standard: 45 45 45 45 45 65 45 45 45 66.
-        assert_eq!(lzw_length(&[0x80, 0x0b, 0x60, 0x50, 0x22, 0x0c, 0x0c, 0x85, 0x01]), 10);
-        assert_eq!(run_length(&[2, 1, 2, 3, 255, 7, 129, 7, 128, 0, 0]), 3 + 2 + 128);
+        assert_eq!(
+            lzw_length(&[0x80, 0x0b, 0x60, 0x50, 0x22, 0x0c, 0x0c, 0x85, 0x01]),
+            10
+        );
+        assert_eq!(
+            run_length(&[2, 1, 2, 3, 255, 7, 129, 7, 128, 0, 0]),
+            3 + 2 + 128
+        );
         assert_eq!(run_length(&[200]), 57);
     }
 
     #[test]
     fn sizes_of_images_are_read_from_their_heads() {
-        let jpeg = [0xff, 0xd8, 0xff, 0xe0, 0, 4, 1, 2, 0xff, 0xc2, 0, 9, 8, 0x10, 0, 0x20, 0, 3];
+        let jpeg = [
+            0xff, 0xd8, 0xff, 0xe0, 0, 4, 1, 2, 0xff, 0xc2, 0, 9, 8, 0x10, 0, 0x20, 0, 3,
+        ];
         assert_eq!(jpeg_pixels(&jpeg), 0x1000 * 0x2000);
         assert_eq!(jpeg_pixels(&jpeg[..12]), 0);
         let mut codestream = vec![0xff, 0x4f, 0xff, 0x51, 0, 41, 0, 0];

@@ -24,7 +24,9 @@ pub enum DocumentError {
         pages: usize,
     },
     /// A list of pages that cannot be read.
-    #[error("the pages {text:?} cannot be read: write numbers and ranges from 1, such as 3-9,12,20-")]
+    #[error(
+        "the pages {text:?} cannot be read: write numbers and ranges from 1, such as 3-9,12,20-"
+    )]
     InvalidSelection {
         /// The list.
         text: String,

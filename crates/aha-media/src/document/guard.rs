@@ -32,7 +32,10 @@ struct Late;
 
 /// Unwinds the thread if it is behind its deadline.
 pub(super) fn check_deadline() {
-    if DEADLINE.get().is_some_and(|deadline| Instant::now() > deadline) {
+    if DEADLINE
+        .get()
+        .is_some_and(|deadline| Instant::now() > deadline)
+    {
         // Once: cleaning up may look things up as well.
         DEADLINE.set(None);
         resume_unwind(Box::new(Late));
@@ -110,7 +113,10 @@ mod tests {
             Ok(())
         });
         let error = outcome.unwrap_err().to_string();
-        assert!(error.starts_with("counting took more than 0.1 s"), "{error}");
+        assert!(
+            error.starts_with("counting took more than 0.1 s"),
+            "{error}"
+        );
         // The thread has ended, not only been left behind.
         ended.recv_timeout(Duration::from_secs(5)).unwrap();
     }
@@ -134,7 +140,10 @@ mod tests {
             Err(MediaError::Document(DocumentError::Timeout { .. }))
         ));
         let outcome: Result<(), _> = guarded("x", SHORT, || resume_unwind(Box::new("bug")));
-        assert!(matches!(outcome, Err(MediaError::Malformed { format: "PDF", .. })));
+        assert!(matches!(
+            outcome,
+            Err(MediaError::Malformed { format: "PDF", .. })
+        ));
         assert_eq!(guarded("x", SHORT, || Ok(7)).unwrap(), 7);
     }
 }

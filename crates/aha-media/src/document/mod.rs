@@ -88,7 +88,10 @@ pub struct Document {
 enum Content {
     Pdf(PdfFile),
     /// An image file and its pages.
-    Images { bytes: Arc<[u8]>, pages: usize },
+    Images {
+        bytes: Arc<[u8]>,
+        pages: usize,
+    },
 }
 
 impl Document {
@@ -200,7 +203,9 @@ impl Document {
 }
 
 /// Endings of the files that [`Document::open`] reads.
-pub const ENDINGS: &[&str] = &["pdf", "tif", "tiff", "png", "jpg", "jpeg", "webp", "gif", "bmp"];
+pub const ENDINGS: &[&str] = &[
+    "pdf", "tif", "tiff", "png", "jpg", "jpeg", "webp", "gif", "bmp",
+];
 
 /// Whether the bytes begin like a file that [`Document::open`] reads.
 #[must_use]

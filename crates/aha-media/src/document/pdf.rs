@@ -71,20 +71,26 @@ impl PdfFile {
 
     pub(super) fn render(&self, index: usize, scale: PageScale) -> Result<Image, MediaError> {
         let file = self.clone();
-        guarded(format!("page {}", index + 1), self.limits.page_time, move || {
-            let page = file.page(index)?;
-            let [width, height] = pixels(page, index, scale, &file.limits)?;
-            // Cheap beside the drawing, and finds images that are too large before they are unpacked.
-            file.read(page, scale)?;
-            draw(page, scale, width, height)
-        })
+        guarded(
+            format!("page {}", index + 1),
+            self.limits.page_time,
+            move || {
+                let page = file.page(index)?;
+                let [width, height] = pixels(page, index, scale, &file.limits)?;
+                // Cheap beside the drawing, and finds images that are too large before they are unpacked.
+                file.read(page, scale)?;
+                draw(page, scale, width, height)
+            },
+        )
     }
 
     pub(super) fn text(&self, index: usize, scale: PageScale) -> Result<TextLayer, MediaError> {
         let file = self.clone();
-        guarded(format!("page {}", index + 1), self.limits.page_time, move || {
-            Ok(file.read(file.page(index)?, scale)?.into_layer())
-        })
+        guarded(
+            format!("page {}", index + 1),
+            self.limits.page_time,
+            move || Ok(file.read(file.page(index)?, scale)?.into_layer()),
+        )
     }
 
     /// Width and height of a page in pixels.
@@ -106,7 +112,12 @@ impl PdfFile {
         let cache = InterpreterCache::new();
         let mut context = Context::new(
             transform(page, scale),
-            Rect::new(0.0, 0.0, f64::from(width) * scale.0, f64::from(height) * scale.0),
+            Rect::new(
+                0.0,
+                0.0,
+                f64::from(width) * scale.0,
+                f64::from(height) * scale.0,
+            ),
             &cache,
             page.xref(),
             InterpreterSettings::default(),
@@ -182,8 +193,15 @@ fn draw<'a>(
     context.render_with(&mut pixmap, &mut Resources::default(), on_white);
     // On white nothing is left transparent.
     let (pixels, _) = pixmap.data_as_u8_slice().as_chunks::<4>();
-    let samples = pixels.iter().flat_map(|&[red, green, blue, _]| [red, green, blue]);
-    Image::new(width.into(), height.into(), Channels::Rgb, samples.collect())
+    let samples = pixels
+        .iter()
+        .flat_map(|&[red, green, blue, _]| [red, green, blue]);
+    Image::new(
+        width.into(),
+        height.into(),
+        Channels::Rgb,
+        samples.collect(),
+    )
 }
 
 fn refusal(error: LoadPdfError) -> MediaError {

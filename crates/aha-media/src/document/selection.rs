@@ -63,8 +63,12 @@ mod tests {
     use super::*;
 
     fn chosen(text: &str, pages: usize) -> Result<Vec<usize>, String> {
-        let selection: PageSelection = text.parse().map_err(|error: MediaError| error.to_string())?;
-        selection.resolve(pages, 100).map_err(|error| error.to_string())
+        let selection: PageSelection = text
+            .parse()
+            .map_err(|error: MediaError| error.to_string())?;
+        selection
+            .resolve(pages, 100)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -73,18 +77,39 @@ mod tests {
         assert_eq!(chosen(" 4-5, 1,4", 5).unwrap(), [0, 3, 4]);
         assert_eq!(chosen("4-", 5).unwrap(), [3, 4]);
         assert_eq!(PageSelection::default().resolve(2, 2).unwrap(), [0, 1]);
-        for wrong in ["", "0", "a", "3-1", "1-2-3", "-2", "1,,2", "99999999999999999999"] {
-            assert!(chosen(wrong, 5).unwrap_err().contains("3-9,12,20-"), "{wrong}");
+        for wrong in [
+            "",
+            "0",
+            "a",
+            "3-1",
+            "1-2-3",
+            "-2",
+            "1,,2",
+            "99999999999999999999",
+        ] {
+            assert!(
+                chosen(wrong, 5).unwrap_err().contains("3-9,12,20-"),
+                "{wrong}"
+            );
         }
     }
 
     #[test]
     fn pages_behind_the_end_and_too_many_are_refused() {
-        for (text, page) in [("6", "page 6"), ("2-7", "page 7"), ("8-", "page 8"), ("18446744073709551615-", "page 184")] {
+        for (text, page) in [
+            ("6", "page 6"),
+            ("2-7", "page 7"),
+            ("8-", "page 8"),
+            ("18446744073709551615-", "page 184"),
+        ] {
             let error = chosen(text, 5).unwrap_err();
             assert!(error.contains(page) && error.contains("5 pages"), "{error}");
         }
-        assert!(chosen("1-101", 200).unwrap_err().contains("more than the limit of 100"));
+        assert!(
+            chosen("1-101", 200)
+                .unwrap_err()
+                .contains("more than the limit of 100")
+        );
         assert_eq!(chosen("5-", 200).unwrap_err().contains("196 pages"), true);
     }
 }

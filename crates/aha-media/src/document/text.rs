@@ -56,7 +56,11 @@ impl TextLayer {
     /// All blocks, an empty line between them.
     #[must_use]
     pub fn text(&self) -> String {
-        let texts: Vec<&str> = self.blocks.iter().map(|block| block.text.as_str()).collect();
+        let texts: Vec<&str> = self
+            .blocks
+            .iter()
+            .map(|block| block.text.as_str())
+            .collect();
         texts.join("\n\n")
     }
 }
@@ -99,9 +103,14 @@ impl<'a> Device<'a> for Glyphs {
 
     fn draw_glyph_run(&mut self, run: &GlyphRun<'_, 'a>, props: DrawProps<'a>, mode: &DrawMode) {
         check_deadline();
-        let place = run.glyphs().first().map(|first| props.transform * first.transform());
+        let place = run
+            .glyphs()
+            .first()
+            .map(|first| props.transform * first.transform());
         // Text that is filled and stroked comes twice.
-        if std::mem::replace(&mut self.last_run, place) == place && matches!(mode, DrawMode::Stroke(_)) {
+        if std::mem::replace(&mut self.last_run, place) == place
+            && matches!(mode, DrawMode::Stroke(_))
+        {
             return;
         }
         let vertical = run.writing_mode() == WritingMode::Vertical;
@@ -136,7 +145,11 @@ impl Glyphs {
             }
         };
         let [a, b, c, d, x, y] = to_page.as_coeffs();
-        let way = if vertical { -Vec2::new(c, d) } else { Vec2::new(a, b) };
+        let way = if vertical {
+            -Vec2::new(c, d)
+        } else {
+            Vec2::new(a, b)
+        };
         let unit = way.hypot();
         let text: String = text.chars().filter(|c| !c.is_control()).collect();
         if text.is_empty() || !unit.is_normal() || !x.is_finite() || !y.is_finite() {
@@ -210,8 +223,7 @@ impl Block {
         let gap = glyph.origin - self.end;
         let (ahead, below) = (gap.dot(self.along), gap.dot(across));
         let is_same_way = self.along.dot(glyph.along) > 0.99;
-        let is_same_line =
-            below.abs() < SAME_LINE * size && ahead > -size && ahead < FAR * size;
+        let is_same_line = below.abs() < SAME_LINE * size && ahead > -size && ahead < FAR * size;
         let from_start = (glyph.origin - self.line).dot(self.along);
         let is_next_line = (SAME_LINE * size..NEXT_LINE * size).contains(&below)
             && from_start.abs() < 4.0 * FAR * size

@@ -33,11 +33,19 @@ mod tests {
 
     #[test]
     fn what_is_encoded_is_decoded_again() {
-        for channels in [Channels::Gray, Channels::GrayAlpha, Channels::Rgb, Channels::Rgba] {
+        for channels in [
+            Channels::Gray,
+            Channels::GrayAlpha,
+            Channels::Rgb,
+            Channels::Rgba,
+        ] {
             let samples = (0..3 * 2 * channels.count()).map(|sample| (sample * 9) as u8);
             let image = Image::new(3, 2, channels, samples.collect()).unwrap();
             let bytes = encode_png(&image).unwrap();
-            assert_eq!(decode(&bytes, &Limits::default()).unwrap().as_stored(), image);
+            assert_eq!(
+                decode(&bytes, &Limits::default()).unwrap().as_stored(),
+                image
+            );
             assert_eq!(encode_png(&image).unwrap(), bytes);
         }
     }

@@ -18,7 +18,10 @@ impl Page {
     /// A page that says `lines`, one below the other.
     pub fn text(lines: &[&str]) -> Self {
         let shown: Vec<String> = lines.iter().map(|line| format!("({line}) Tj T*")).collect();
-        Self::drawing(&format!("BT /F1 14 Tf 18 TL 20 170 Td {} ET", shown.join(" ")))
+        Self::drawing(&format!(
+            "BT /F1 14 Tf 18 TL 20 170 Td {} ET",
+            shown.join(" ")
+        ))
     }
 
     /// A page of these operators.
@@ -44,12 +47,18 @@ impl Pdf {
 
     /// The same with entries of the catalog.
     pub fn with(pages: &[Page], catalog: &str) -> Self {
-        let kids: Vec<String> = (0..pages.len()).map(|page| format!("{} 0 R", 4 + 2 * page)).collect();
+        let kids: Vec<String> = (0..pages.len())
+            .map(|page| format!("{} 0 R", 4 + 2 * page))
+            .collect();
         let mut pdf = Self {
             objects: vec![
                 format!("<< /Type /Catalog /Pages 2 0 R {catalog} >>").into_bytes(),
-                format!("<< /Type /Pages /Kids [{}] /Count {} >>", kids.join(" "), pages.len())
-                    .into_bytes(),
+                format!(
+                    "<< /Type /Pages /Kids [{}] /Count {} >>",
+                    kids.join(" "),
+                    pages.len()
+                )
+                .into_bytes(),
                 b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>".to_vec(),
             ],
         };

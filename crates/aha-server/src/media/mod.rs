@@ -9,7 +9,9 @@ use crate::error::ApiError;
 use crate::options::MediaOptions;
 use crate::state::AppState;
 use crate::types::media::{Form, MediaPart, RequestMedia, Source, Wishes};
-use aha_engine::{AudioInput, Chat, Media, MediaContent, MediaKind, MediaReader, Part, TextProcessor};
+use aha_engine::{
+    AudioInput, Chat, Media, MediaContent, MediaKind, MediaReader, Part, TextProcessor,
+};
 use aha_media::MediaError;
 use aha_media::document::{DEFAULT_DPI, Document, DocumentLimits};
 use aha_media::image::DecodedImage;
@@ -168,7 +170,9 @@ impl Gathering {
         let mut reader = reader.clone();
         let single = |part: &&MediaPart| part.form != Form::Document;
         let mut room = Room {
-            items: options.max_items.saturating_sub(self.parts.iter().filter(single).count()),
+            items: options
+                .max_items
+                .saturating_sub(self.parts.iter().filter(single).count()),
             pixels: options.max_total_pixels,
         };
         // The message of the last part, and how many more media it got than parts.
@@ -195,9 +199,9 @@ impl Gathering {
             more += media.len().saturating_sub(1);
             let pixels: u64 = media.iter().map(Media::pixels).sum();
             room.pixels = room.pixels.saturating_sub(pixels);
-            let media = media.into_iter().map(|media| {
-                Part::Media(Arc::new(media.with_settings(self.settings.clone())))
-            });
+            let media = media
+                .into_iter()
+                .map(|media| Part::Media(Arc::new(media.with_settings(self.settings.clone()))));
             into.content.splice(place..place, media);
         }
         Ok(())

@@ -116,7 +116,9 @@ async fn answer(
 
 /// What the `Accept` header prefers: Markdown only where it is named.
 fn accepted(headers: &HeaderMap) -> OcrAnswer {
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok());
     let names = |kind: &str| {
         let mut kinds = accept.unwrap_or_default().split(',');
         kinds.position(|found| {
@@ -146,7 +148,8 @@ impl Job {
         loop {
             // The request was let in: its further pages wait for room as long as the request may take.
             if self.reader.engine().check_room().is_ok() {
-                let (reader, document, read) = (self.reader.clone(), self.document.clone(), self.read);
+                let (reader, document, read) =
+                    (self.reader.clone(), self.document.clone(), self.read);
                 let begun = self
                     .state
                     .prepare(move || match reader.begin(&document, index, read) {
@@ -214,37 +217,46 @@ impl Job {
         let envelope = Envelope::new("ocr", "ocr.page", &self.model);
         let total = self.pages.len();
         let state = (self.outcomes(), Usage::default(), 0, false);
-        let events = stream::unfold(state, move |(mut outcomes, mut usage, mut failed, ended)| {
-            let envelope = envelope.clone();
-            async move {
-                if ended {
-                    return None;
-                }
-                let Some((number, outcome)) = outcomes.next().await else {
-                    let mut last = json!(Envelope { object: "ocr.done", ..envelope });
-                    last["num_pages"] = total.into();
-                    last["failed_pages"] = failed.into();
-                    last["usage"] = json!(usage);
-                    return Some((Ok(vec![last.to_string()]), (outcomes, usage, failed, true)));
-                };
-                let mut event = json!(envelope);
-                let page = match outcome {
-                    Ok((page, used)) => {
-                        usage.add(&used, true);
-                        event["markdown"] = page.markdown(None).into();
-                        page.json(None)
+        let events = stream::unfold(
+            state,
+            move |(mut outcomes, mut usage, mut failed, ended)| {
+                let envelope = envelope.clone();
+                async move {
+                    if ended {
+                        return None;
                     }
-                    Err(error) => {
-                        failed += 1;
-                        json!({"page": number, "error": error.body.message})
+                    let Some((number, outcome)) = outcomes.next().await else {
+                        let mut last = json!(Envelope {
+                            object: "ocr.done",
+                            ..envelope
+                        });
+                        last["num_pages"] = total.into();
+                        last["failed_pages"] = failed.into();
+                        last["usage"] = json!(usage);
+                        return Some((Ok(vec![last.to_string()]), (outcomes, usage, failed, true)));
+                    };
+                    let mut event = json!(envelope);
+                    let page = match outcome {
+                        Ok((page, used)) => {
+                            usage.add(&used, true);
+                            event["markdown"] = page.markdown(None).into();
+                            page.json(None)
+                        }
+                        Err(error) => {
+                            failed += 1;
+                            json!({"page": number, "error": error.body.message})
+                        }
+                    };
+                    if let (Value::Object(event), Value::Object(page)) = (&mut event, page) {
+                        event.extend(page);
                     }
-                };
-                if let (Value::Object(event), Value::Object(page)) = (&mut event, page) {
-                    event.extend(page);
+                    Some((
+                        Ok(vec![event.to_string()]),
+                        (outcomes, usage, failed, false),
+                    ))
                 }
-                Some((Ok(vec![event.to_string()]), (outcomes, usage, failed, false)))
-            }
-        });
+            },
+        );
         events.boxed()
     }
 }
@@ -260,7 +272,10 @@ mod tests {
             accepted(&HeaderMap::from_iter([(header::ACCEPT, value)]))
         };
         assert_eq!(of("text/markdown"), OcrAnswer::Markdown);
-        assert_eq!(of("text/markdown; q=0.9, application/json"), OcrAnswer::Markdown);
+        assert_eq!(
+            of("text/markdown; q=0.9, application/json"),
+            OcrAnswer::Markdown
+        );
         assert_eq!(of("application/json, text/markdown"), OcrAnswer::Json);
         assert_eq!(of("*/*"), OcrAnswer::Json);
         assert_eq!(accepted(&HeaderMap::new()), OcrAnswer::Json);

@@ -173,11 +173,7 @@ pub(crate) fn read_part(
 }
 
 /// A part that is a document; `name` is the field of the object that names it, where it is not the part itself.
-fn document(
-    fields: &mut Fields,
-    name: Option<&str>,
-    of_request: Wishes,
-) -> Result<Read, ApiError> {
+fn document(fields: &mut Fields, name: Option<&str>, of_request: Wishes) -> Result<Read, ApiError> {
     let wishes = of_request.overridden(fields)?;
     let outer = pages(fields)?;
     let dpi = dpi(fields)?;
@@ -198,7 +194,11 @@ fn document(
         form: Form::Document,
         sources: vec![document_source(&mut inner)?],
         wishes: Wishes { dpi, ..wishes },
-        pages: if own == PageSelection::default() { outer } else { own },
+        pages: if own == PageSelection::default() {
+            outer
+        } else {
+            own
+        },
         path,
     })
 }

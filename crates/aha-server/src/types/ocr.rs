@@ -41,7 +41,10 @@ impl OcrRequest {
     pub(crate) fn read(mut fields: Fields) -> Result<Self, ApiError> {
         let task = fields.string("task")?;
         let prompt = fields.string("prompt")?;
-        if prompt.as_deref().is_some_and(|prompt| prompt.trim().is_empty()) {
+        if prompt
+            .as_deref()
+            .is_some_and(|prompt| prompt.trim().is_empty())
+        {
             return Err(ApiError::invalid("prompt", "'prompt' must not be empty"));
         }
         let answer = match fields.string("response_format")?.as_deref() {
@@ -100,7 +103,13 @@ fn file(fields: &mut Fields) -> Result<Option<(String, Source)>, ApiError> {
             let mut inner = Fields::of(value, path.clone())?;
             document_source(&mut inner)?
         }
-        other => return Err(wrong_type(&path, "a URL or an object", &other.unwrap_or_default())),
+        other => {
+            return Err(wrong_type(
+                &path,
+                "a URL or an object",
+                &other.unwrap_or_default(),
+            ));
+        }
     };
     Ok(Some((path, source)))
 }
@@ -150,7 +159,11 @@ mod tests {
             (json!({"file": "data:x"}), "file", named("data:x")),
             (json!({"url": "https://a/b"}), "url", named("https://a/b")),
             (json!({"image": {"url": "u"}}), "image", named("u")),
-            (json!({"file": {"file_data": "d", "filename": "a.pdf"}}), "file", named("d")),
+            (
+                json!({"file": {"file_data": "d", "filename": "a.pdf"}}),
+                "file",
+                named("d"),
+            ),
             (
                 json!({"document": {"type": "document_url", "document_url": "u"}}),
                 "document",
@@ -178,12 +191,17 @@ mod tests {
         let plain = read(json!({"file": "x"})).unwrap();
         assert_eq!(plain.read.dpi, DEFAULT_DPI);
         assert!(!plain.stream && !plain.read.prefer_text && plain.answer.is_none());
-        let full = read(json!({"file": "x", "pages": "2-3", "dpi": 100, "prefer_text": true, "max_tokens": 7,
-            "stream": true, "task": "table"}))
+        let full = read(
+            json!({"file": "x", "pages": "2-3", "dpi": 100, "prefer_text": true, "max_tokens": 7,
+            "stream": true, "task": "table"}),
+        )
         .unwrap();
         assert_eq!((full.read.dpi, full.max_tokens), (100.0, Some(7)));
         assert_eq!(full.pages, "2-3".parse().unwrap());
-        assert_eq!(read(json!({"pages": 4})).unwrap().pages, "4".parse().unwrap());
+        assert_eq!(
+            read(json!({"pages": 4})).unwrap().pages,
+            "4".parse().unwrap()
+        );
         for (value, name) in [
             (json!({"pages": "0"}), "pages"),
             (json!({"pages": [1]}), "pages"),
@@ -191,7 +209,10 @@ mod tests {
             (json!({"max_tokens": 0}), "max_tokens"),
             (json!({"prompt": " "}), "prompt"),
             (json!({"response_format": "pdf"}), "response_format"),
-            (json!({"response_format": "markdown", "stream": true}), "response_format"),
+            (
+                json!({"response_format": "markdown", "stream": true}),
+                "response_format",
+            ),
             (json!({"file": 3}), "file"),
             (json!({"file": {}}), "file.file_data"),
             (json!({"file": {"file_id": "f"}}), "file.file_id"),

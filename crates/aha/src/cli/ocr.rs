@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 const AFTER_HELP: &str = "\
 Inputs are PDFs, images and TIFFs of several pages, and folders of them. One input becomes the file
@@ -130,7 +130,10 @@ impl Ocr {
             documents.push(Pages::of(items.len(), &numbers));
             items.extend(items_of(place, input, &numbers));
         }
-        let weights = model.path().canonicalize().unwrap_or(model.path().to_owned());
+        let weights = model
+            .path()
+            .canonicalize()
+            .unwrap_or(model.path().to_owned());
         let plan = Plan {
             command: "ocr",
             options: format!(
@@ -250,7 +253,11 @@ impl Pages {
 /// The selected pages of a document, from 0; none where it cannot be opened, which is told when its turn comes.
 fn page_numbers(path: &Path, selection: &PageSelection, limits: &DocumentLimits) -> Vec<usize> {
     open(path, limits)
-        .and_then(|document| document.select(selection).map_err(|error| error.to_string()))
+        .and_then(|document| {
+            document
+                .select(selection)
+                .map_err(|error| error.to_string())
+        })
         .unwrap_or_default()
 }
 
@@ -259,7 +266,9 @@ fn open(path: &Path, limits: &DocumentLimits) -> Result<Document, String> {
     let length = path.metadata().map_err(failed)?.len();
     if length > limits.max_bytes {
         let limit = limits.max_bytes;
-        return Err(format!("it has {length} bytes, more than the limit of {limit}"));
+        return Err(format!(
+            "it has {length} bytes, more than the limit of {limit}"
+        ));
     }
     let bytes = std::fs::read(path).map_err(failed)?;
     Document::open(bytes, limits).map_err(|error| error.to_string())

@@ -151,7 +151,11 @@ pub fn count_pages(bytes: &[u8], limits: &Limits) -> Result<usize, MediaError> {
 ///
 /// # Errors
 /// As [`decode`], and [`MediaError::Malformed`] when there is no such page.
-pub fn decode_page(bytes: &[u8], index: usize, limits: &Limits) -> Result<DecodedImage, MediaError> {
+pub fn decode_page(
+    bytes: &[u8],
+    index: usize,
+    limits: &Limits,
+) -> Result<DecodedImage, MediaError> {
     if sniff(bytes)? != ImageFormat::Tiff {
         return decode(bytes, limits);
     }

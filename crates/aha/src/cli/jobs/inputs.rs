@@ -121,7 +121,14 @@ mod tests {
     fn folders_give_their_files_of_a_kind_in_order() {
         let home = tempfile::tempdir().unwrap();
         let path = |name: &str| home.path().join(name);
-        for name in ["in/b.PNG", "in/a/z.png", "in/a/.x.png", "in/c.txt", "in/out/d.png", "e.txt"] {
+        for name in [
+            "in/b.PNG",
+            "in/a/z.png",
+            "in/a/.x.png",
+            "in/c.txt",
+            "in/out/d.png",
+            "e.txt",
+        ] {
             fs::create_dir_all(path(name).parent().unwrap()).unwrap();
             fs::write(path(name), "x").unwrap();
         }
@@ -134,7 +141,9 @@ mod tests {
         let found = find(&["e.txt", "in"]).unwrap();
         assert_eq!(names(&found), ["e.txt", "a/z.png", "b.PNG"]);
         assert_eq!(found[1].path, path("in/a/z.png"));
-        assert!(matches!(find(&["nowhere"]), Err(Failure::Message(text)) if text.contains("nowhere")));
+        assert!(
+            matches!(find(&["nowhere"]), Err(Failure::Message(text)) if text.contains("nowhere"))
+        );
         fs::create_dir(path("empty")).unwrap();
         assert!(
             matches!(find(&["empty"]), Err(Failure::Message(text)) if text.ends_with("it holds no images"))

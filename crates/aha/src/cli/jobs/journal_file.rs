@@ -201,7 +201,10 @@ mod tests {
         let mut journal = JournalFile::open(&output.join(""), &"first", false).unwrap();
         journal.cut(4).unwrap();
         journal.append(b"!").unwrap();
-        assert_eq!((body(&journal).as_str(), journal.body_length()), ("abcd!", 5));
+        assert_eq!(
+            (body(&journal).as_str(), journal.body_length()),
+            ("abcd!", 5)
+        );
         drop(journal);
         let other = JournalFile::open(&output, &"second", false);
         assert!(matches!(other, Err(Failure::Message(text)) if text.contains("--restart")));

@@ -13,7 +13,7 @@ mod runner;
 pub(super) use inputs::{Input, find_inputs, has_ending};
 pub(super) use journal_file::JournalFile;
 pub(super) use outputs::{Outputs, part_of, write_atomically};
-pub(super) use runner::{Item, Meter, Plan, Product, Report, run};
+pub(super) use runner::{Item, Meter, Plan, Product, run};
 
 use super::units::positive;
 use clap::Args;

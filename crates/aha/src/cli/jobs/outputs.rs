@@ -135,7 +135,10 @@ mod tests {
         let one = inputs(&["a.pdf"]);
         let plan = Outputs::plan(&output, &["/in/a.pdf".into()], &one, "md").unwrap();
         assert!(plan.is_file() && !output.exists());
-        assert_eq!((plan.root.as_path(), plan.names), (home.path(), vec!["out.md".into()]));
+        assert_eq!(
+            (plan.root.as_path(), plan.names),
+            (home.path(), vec!["out.md".into()])
+        );
         let missing = home.path().join("no/out.md");
         assert!(Outputs::plan(&missing, &["/in/a.pdf".into()], &one, "md").is_err());
 

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -178,7 +178,9 @@ where
     let missing = || Err("it did not come".to_owned());
     let results = collector.results.into_iter();
     Ok(Report {
-        results: results.map(|result| result.unwrap_or_else(missing)).collect(),
+        results: results
+            .map(|result| result.unwrap_or_else(missing))
+            .collect(),
         journal,
         ids,
         before: collector.before,
@@ -292,15 +294,17 @@ where
     fn known(&self, item: &Item) -> io::Result<Option<Result<V, String>>> {
         let key = self.key(item)?;
         let journal = self.journal();
-        Ok(match journal.as_ref().and_then(|journal| journal.state(&key)) {
-            Some(State::Done { outputs, value })
-                if outputs.iter().all(|name| self.root.join(name).is_file()) =>
-            {
-                Some(Ok(value.clone()))
-            }
-            Some(State::Failed { message }) if !self.retry_failed => Some(Err(message.clone())),
-            _ => None,
-        })
+        Ok(
+            match journal.as_ref().and_then(|journal| journal.state(&key)) {
+                Some(State::Done { outputs, value })
+                    if outputs.iter().all(|name| self.root.join(name).is_file()) =>
+                {
+                    Some(Ok(value.clone()))
+                }
+                Some(State::Failed { message }) if !self.retry_failed => Some(Err(message.clone())),
+                _ => None,
+            },
+        )
     }
 
     /// Does the work and keeps what came of it.
@@ -354,10 +358,13 @@ where
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
-        Ok(hash.finalize().iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        }))
+        Ok(hash
+            .finalize()
+            .iter()
+            .fold(String::new(), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            }))
     }
 }
 
@@ -380,8 +387,13 @@ impl Hashes {
         if let Some(hash) = place.get() {
             return Ok(*hash);
         }
-        let mut hash = Sha256::new();
-        io::copy(&mut File::open(path)?, &mut hash)?;
+        let (mut hash, mut file, mut block) = (Sha256::new(), File::open(path)?, vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut block)? {
+                0 => break,
+                length => hash.update(&block[..length]),
+            }
+        }
         let hash = hash.finalize().into();
         Ok(*place.get_or_init(|| hash))
     }
@@ -413,7 +425,11 @@ impl<V: Serialize + DeserializeOwned + Clone> Report<V> {
             let _ = write!(text, ", {} {}", short(rate), self.unit);
         }
         if !failed.is_empty() {
-            let _ = write!(text, ", {} failed: try them again with --retry-failed", failed.len());
+            let _ = write!(
+                text,
+                ", {} failed: try them again with --retry-failed",
+                failed.len()
+            );
         }
         console::note(&text);
         if !failed.is_empty() {
@@ -425,4 +441,3 @@ impl<V: Serialize + DeserializeOwned + Clone> Report<V> {
         self.journal.remove()
     }
 }
-
