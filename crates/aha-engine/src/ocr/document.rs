@@ -294,6 +294,25 @@ mod tests {
     }
 
     #[test]
+    fn figures_are_cut_out_of_the_rendered_page() {
+        use aha_media::document::DocumentLimits;
+        use aha_media::image::{Channels, Image, Limits, decode};
+        let samples = (0..200 * 100).map(|pixel| (pixel % 251) as u8).collect();
+        let whole = Image::new(200, 100, Channels::Gray, samples).unwrap();
+        let file = encode_png(&whole).unwrap();
+        let document = Document::open(file, &DocumentLimits::default()).unwrap();
+        let mut page = page();
+        page.page = 1;
+        let cut = page.cut_figures(&document, 200.0).unwrap();
+        assert_eq!(cut.len(), 1);
+        assert_eq!(cut[0].0, "page-1-figure-2.png");
+        let figure = decode(&cut[0].1, &Limits::default()).unwrap().as_stored();
+        assert_eq!(figure, crop(&whole, 10, 20, 190, 40).unwrap());
+        page.blocks.remove(1);
+        assert_eq!(page.cut_figures(&document, 200.0).unwrap(), []);
+    }
+
+    #[test]
     fn markdown_has_anchors_figures_and_reasons() {
         let page = page();
         assert_eq!(

@@ -15,7 +15,7 @@ use hayro::kurbo::{Affine, BezPath, Point, Vec2};
 const MAX_GLYPHS: usize = 1_000_000;
 
 /// A gap of this share of the text's size is a space.
-const SPACE: f64 = 0.2;
+const SPACE: f64 = 0.15;
 
 /// A gap of this many times the text's size is a new column or cell.
 const FAR: f64 = 2.5;

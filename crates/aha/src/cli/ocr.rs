@@ -128,7 +128,7 @@ impl Ocr {
         for (place, input) in inputs.iter().enumerate() {
             let numbers = page_numbers(&input.path, &selection, &limits);
             documents.push(Pages::of(items.len(), &numbers));
-            items.extend(items_of(place, input, &numbers));
+            items.extend(items_of(place, input, &numbers, &selection));
         }
         let weights = model
             .path()
@@ -280,7 +280,12 @@ struct PageItem {
     page: Option<usize>,
 }
 
-fn items_of(place: usize, input: &Input, numbers: &[usize]) -> Vec<PageItem> {
+fn items_of(
+    place: usize,
+    input: &Input,
+    numbers: &[usize],
+    selection: &PageSelection,
+) -> Vec<PageItem> {
     let item = |page: Option<usize>| {
         let name = input.name.display();
         let item = Item {
@@ -289,7 +294,8 @@ fn items_of(place: usize, input: &Input, numbers: &[usize]) -> Vec<PageItem> {
                 None => name.to_string(),
             },
             path: input.path.clone(),
-            part: page.map_or_else(String::new, |page| page.to_string()),
+            // Why there is no page depends on those that were asked for.
+            part: page.map_or_else(|| format!("{selection:?}"), |page| page.to_string()),
             index: place,
         };
         PageItem { item, page }

@@ -19,17 +19,13 @@ fn pages(count: usize) -> Vec<u8> {
 
 /// Arguments of a job whose pages are small and whose texts are short.
 fn args<'a>(model: &'a str, inputs: &[&'a str], output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let options = [
-        "-m",
-        model,
-        "--prompt",
-        "Read this.",
-        "--dpi",
-        "36",
-        "-n",
-        "24",
-    ];
-    [&["ocr"], inputs, &["-o", output], &options[..], more].concat()
+    let options = ["-m", model, "--prompt", "Read this.", "--dpi", "36"];
+    let length: &[&str] = if more.contains(&"-n") {
+        &[]
+    } else {
+        &["-n", "24"]
+    };
+    [&["ocr"], inputs, &["-o", output], &options, length, more].concat()
 }
 
 fn ocr(home: &Home, inputs: &[&str], output: &str, more: &[&str]) -> Ran {
