@@ -62,6 +62,7 @@ fn pages_look_as_poppler_renders_them() {
                 [image.width(), image.height()]
             );
             let apart = difference(&image, &expected);
+            println!("{name}, page {}: {apart:.2} of 255 apart", page + 1);
             assert!(apart < most, "{name} {page}: {apart}");
         }
     }

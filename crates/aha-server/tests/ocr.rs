@@ -50,6 +50,11 @@ fn request(bytes: &[u8], extra: Value) -> Value {
     body
 }
 
+/// Tokens of a request; how many came from the cache depends on what ran before.
+fn counts(answer: &Value) -> [u64; 2] {
+    ["prompt_tokens", "completion_tokens"].map(|name| answer["usage"][name].as_u64().unwrap())
+}
+
 async fn ocr(app: &Router, body: &Value) -> Answer {
     send(app, post(OCR, body)).await
 }
@@ -168,10 +173,8 @@ async fn streams_tell_of_each_page() {
         (&end["object"], &end["num_pages"]),
         (&json!("ocr.done"), &json!(3))
     );
-    assert_eq!(
-        (&end["failed_pages"], &end["usage"]),
-        (&json!(0), &whole["usage"])
-    );
+    assert_eq!(end["failed_pages"], 0);
+    assert_eq!(counts(end), counts(&whole));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -344,7 +347,7 @@ async fn documents_in_chats_are_their_pages_as_pictures() {
     ] {
         let answer = accepted(&ask(&chat(part)).await);
         assert_eq!(answer["choices"], all["choices"]);
-        assert_eq!(answer["usage"], all["usage"]);
+        assert_eq!(counts(&answer), counts(&all));
     }
     // A page is what a picture of it would be: the order of parts holds.
     let document = aha_media::document::Document::open(pages(3), &Default::default()).unwrap();
