@@ -27,8 +27,8 @@ OUT; several, or a folder, become files of their names in the folder OUT. Pictur
 finds on a page are cut out into a folder NAME_assets beside the file.
 
 What is done is kept in OUT.journal, page by page: a job that was stopped goes on when it is started
-again. Pages that failed are told at the end, and tried again with --retry-failed. The exit status is
-0 only if all pages came.
+again. Pages that failed are told at the end, and tried again with --retry-failed. The exit status
+is 0 only if all pages came.
 
 Examples:
   aha ocr scan.pdf -m PaddlePaddle/PaddleOCR-VL -o scan.md
