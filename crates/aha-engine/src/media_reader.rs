@@ -23,6 +23,8 @@ pub struct MediaWishes {
     pub num_frames: Option<usize>,
     /// Most frames to take at `fps`.
     pub max_frames: Option<usize>,
+    /// Dots an inch of a document's pages.
+    pub dpi: Option<f32>,
 }
 
 impl MediaWishes {
