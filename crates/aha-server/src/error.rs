@@ -187,6 +187,18 @@ impl ApiError {
         )
     }
 
+    /// 429: other bodies fill the memory for them.
+    pub(crate) fn too_many_bodies() -> Self {
+        let mut error = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            RATE_LIMIT,
+            Some("overloaded"),
+            "too many large requests are being read; try again in a second",
+        );
+        error.retry_after = Some(1);
+        error
+    }
+
     /// 413: the body is larger than the server takes.
     pub(crate) fn body_too_large(limit: usize) -> Self {
         Self::new(

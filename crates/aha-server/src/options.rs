@@ -29,6 +29,9 @@ pub struct ServerOptions {
     pub allowed_hosts: Vec<String>,
     /// Largest request body in bytes.
     pub body_limit: usize,
+    /// Bytes of all large request bodies (above 1 MiB) that are being read; further ones wait, as long as
+    /// `body_timeout`.
+    pub body_memory: usize,
     /// Time for a request body to arrive.
     pub body_timeout: Duration,
     /// Longest time from a request to the end of its answer; `None` is without end.
@@ -107,6 +110,7 @@ impl Default for ServerOptions {
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             body_limit: 32 << 20,
+            body_memory: 1 << 30,
             body_timeout: Duration::from_secs(60),
             request_timeout: Some(Duration::from_secs(3600)),
             shutdown_grace: Duration::from_secs(30),

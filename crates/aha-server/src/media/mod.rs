@@ -128,6 +128,12 @@ impl Gathering {
         })
     }
 
+    /// Whether nothing is left to fetch.
+    pub(crate) fn is_here(&self) -> bool {
+        let mut files = self.files.iter().flatten();
+        files.all(|file| matches!(file, File::Here(_)))
+    }
+
     /// Fetches what is on the web, a few files at a time.
     pub(crate) async fn fetch(mut self, state: &AppState) -> Result<Self, ApiError> {
         let options = &state.options.media;
