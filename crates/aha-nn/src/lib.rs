@@ -5,6 +5,7 @@
 pub mod attention;
 pub mod batch;
 pub mod cache;
+pub mod conv;
 mod cpu;
 pub mod gated_delta;
 pub mod linear;
@@ -13,6 +14,7 @@ pub mod norm;
 pub mod ragged;
 pub mod rope;
 pub mod short_conv;
+pub mod snake;
 #[cfg(test)]
 mod testing;
 pub mod weights;
