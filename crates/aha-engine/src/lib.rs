@@ -15,6 +15,7 @@ pub mod media;
 pub mod media_reader;
 mod memory;
 pub mod model;
+pub mod ocr;
 pub mod parser;
 pub mod pooled;
 pub mod processor;
@@ -26,6 +27,7 @@ pub mod service;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
+pub mod transcription;
 mod worker;
 
 pub use chat::{Chat, Message, Part, ToolCall};
@@ -45,8 +47,12 @@ pub use media::{
 };
 pub use media_reader::MediaReader;
 pub use model::{GenerationDefaults, LoadedModel, Task, TextModel, UnknownTask};
+pub use ocr::{OcrBlock, OcrKind, OcrModel, OcrTask, PagePlace, PageSize};
 pub use pooled::{PooledBatch, PooledOutput};
 pub use processor::{ProcessorError, TextProcessor};
-pub use request::{GenerationRequest, OutputParams, Prompt, SamplingParams, StopParams};
+pub use request::{
+    GenerationRequest, NGRAM_LIMIT, NgramWindow, OutputParams, Prompt, SamplingParams, StopParams,
+};
 pub use rerank::{RerankEngine, RerankModel, RerankProcessor, Reranker};
 pub use service::Service;
+pub use transcription::{AudioInput, Transcriber, Transcript, TranscriptionOptions};

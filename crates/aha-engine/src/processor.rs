@@ -3,11 +3,13 @@
 use crate::chat::{Chat, Message};
 use crate::error::EngineError;
 use crate::media::{Media, MediaKind, MediaProcessor, expand_marks, find_spans};
+use crate::ocr::OcrModel;
 use crate::parser::{OutputParser, OutputSwitches, ParserOptions, control_tags};
 use crate::request::Prompt;
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use aha_nn::weights::gguf::Metadata;
+use serde_json::{Map, Value};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,6 +30,7 @@ pub struct TextProcessor {
     tokenizer: Arc<Tokenizer>,
     template: Option<Arc<ChatTemplate>>,
     media: Option<Arc<dyn MediaProcessor>>,
+    ocr: Option<Arc<dyn OcrModel>>,
 }
 
 impl TextProcessor {
@@ -37,6 +40,7 @@ impl TextProcessor {
             tokenizer: Arc::new(tokenizer),
             template: template.map(Arc::new),
             media: None,
+            ocr: None,
         }
     }
 
@@ -68,6 +72,18 @@ impl TextProcessor {
         self.media.as_deref()
     }
 
+    /// The same for a model that reads documents.
+    #[must_use]
+    pub fn with_ocr(mut self, ocr: Arc<dyn OcrModel>) -> Self {
+        self.ocr = Some(ocr);
+        self
+    }
+
+    /// What the model can be asked of a page by name, if it reads documents.
+    pub fn ocr(&self) -> Option<&Arc<dyn OcrModel>> {
+        self.ocr.as_ref()
+    }
+
     /// Whether the model takes media of that kind.
     pub fn takes(&self, kind: MediaKind) -> bool {
         let processor = self.media.as_ref();
@@ -87,6 +103,29 @@ impl TextProcessor {
             param,
             format!("this model does not take {kind} input"),
         ))
+    }
+
+    /// Refuses settings of media (`mm_processor_kwargs`) that the model's preparation does not know: without an error
+    /// they would be ignored.
+    pub fn check_settings(&self, settings: &Map<String, Value>) -> Result<(), EngineError> {
+        let known = self
+            .media
+            .as_ref()
+            .map_or(&[][..], |media| media.settings());
+        for name in settings.keys() {
+            if !known.contains(&name.as_str()) {
+                let shown: String = name.chars().take(50).collect();
+                let knows = match known {
+                    [] => "it has no settings of its own".to_owned(),
+                    known => format!("its own are {}", known.join(", ")),
+                };
+                return Err(EngineError::invalid(
+                    "mm_processor_kwargs",
+                    format!("this model does not know {shown:?} of `mm_processor_kwargs`: {knows}"),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The tokenizer.
@@ -128,6 +167,7 @@ impl TextProcessor {
         for (index, message) in chat.messages.iter().enumerate() {
             for media in message.media() {
                 self.check_takes(media.kind(), format!("messages[{index}].content"))?;
+                self.check_settings(media.settings())?;
                 all.push(media.clone());
             }
         }

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
+pub mod encoder;
 pub mod error;
 pub mod lfm2;
 pub mod lfm2vl;
