@@ -24,6 +24,7 @@ pub mod sentence;
 pub mod task;
 pub mod text;
 pub mod vision;
+pub mod voxcpm;
 
 pub use checkpoint::{Checkpoint, LoadOptions};
 pub use error::LoadError;

@@ -457,7 +457,6 @@ fn yarn(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::SequenceSlice;
 
     fn scaling(json: &str) -> RopeScaling {
         serde_json::from_str(json).unwrap()
@@ -549,20 +548,11 @@ mod tests {
     fn dynamic_keeps_short_sequences_and_stretches_long_ones() {
         let json = r#"{"rope_type":"dynamic","factor":2.0,"original_max_position_embeddings":16}"#;
         let rotary = RotaryEmbedding::new(8, 1e4, Some(&scaling(json)), 64).unwrap();
-        let sequence = |prompt_len| SequenceSlice {
-            query_start: 0,
-            query_len: 1,
-            context_len: 1,
-            prompt_len,
-            blocks: vec![0],
-            state_slot: 0,
-            axes: None,
-        };
-        assert!(rotary.frequencies_of(&sequence(16), 15).is_none());
-        let long = rotary.frequencies_of(&sequence(32), 0).unwrap();
+        assert!(rotary.frequencies_of(16, 15).is_none());
+        let long = rotary.frequencies_of(32, 0).unwrap();
         // theta' = 1e4 * (2 * 32 / 16 - 1)^(8 / 6) = 1e4 * 3^(4/3); inv_freq[1] = theta'^(-1/4)
         let want = (1e4 * 3f64.powf(4.0 / 3.0)).powf(-0.25);
         assert!((f64::from(long[1]) - want).abs() < 1e-7);
-        assert_eq!(long, rotary.frequencies_of(&sequence(20), 31).unwrap());
+        assert_eq!(long, rotary.frequencies_of(20, 31).unwrap());
     }
 }

@@ -77,7 +77,12 @@ pub(crate) fn respond(
             Some((Ok::<_, Infallible>(frame), (stream, waiting)))
         },
     );
-    let headers = [
+    (event_stream_headers(), Body::from_stream(frames)).into_response()
+}
+
+/// The head of a stream of events.
+pub(crate) fn event_stream_headers() -> [(header::HeaderName, HeaderValue); 3] {
+    [
         (
             header::CONTENT_TYPE,
             HeaderValue::from_static("text/event-stream; charset=utf-8"),
@@ -88,8 +93,7 @@ pub(crate) fn respond(
             header::HeaderName::from_static("x-accel-buffering"),
             HeaderValue::from_static("no"),
         ),
-    ];
-    (headers, Body::from_stream(frames)).into_response()
+    ]
 }
 
 impl<C: Chunks> EventStream<C> {

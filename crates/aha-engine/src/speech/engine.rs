@@ -1,12 +1,13 @@
 //! The handle to a speaking model's thread.
 
+use super::reference::KeptReferences;
 use super::request::{SpeechEvent, SpeechRequest, Voice};
 use super::utterance::longest;
 use super::worker::{Command, Job, Reference, Sizes, Stretch, Worker};
 use super::{SpeechFormat, SpeechModel, SpeechProcessor, split_text};
 use crate::engine::{EngineOptions, EngineStatus, Shared, cache_blocks, join, random_seed};
 use crate::error::EngineError;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +30,7 @@ struct Inner {
     commands: Sender<Command>,
     shared: Arc<Shared>,
     model: SpeechModel,
+    references: KeptReferences,
     context_length: usize,
     queue_limit: usize,
     max_utterances: usize,
@@ -84,6 +86,7 @@ impl SpeechEngine {
                 commands,
                 shared,
                 model,
+                references: KeptReferences::default(),
                 context_length,
                 queue_limit: options.queue_limit,
                 max_utterances: options.max_sequences,
@@ -105,6 +108,15 @@ impl SpeechEngine {
     /// Names what voices are encoded by.
     pub fn fingerprint(&self) -> &str {
         &self.inner.model.fingerprint
+    }
+
+    /// Where the model computes.
+    pub fn device(&self) -> &Device {
+        self.inner.model.speaker.device()
+    }
+
+    pub(super) fn kept_references(&self) -> &KeptReferences {
+        &self.inner.references
     }
 
     /// Tokens and patches that one utterance may have.
@@ -136,12 +148,7 @@ impl SpeechEngine {
         if samples.iter().any(|sample| !sample.is_finite()) {
             return refuse("the reference audio holds samples that are no numbers".to_owned());
         }
-        if text.trim().is_empty() {
-            return Err(EngineError::invalid(
-                "ref_text",
-                "`ref_text` must say what the reference audio says",
-            ));
-        }
+        check_words(text)?;
         let encode = || self.inner.model.speaker.encode(samples);
         match catch_unwind(AssertUnwindSafe(encode)) {
             Ok(latents) => Ok(Voice {
@@ -165,7 +172,7 @@ impl SpeechEngine {
     pub fn submit(&self, request: SpeechRequest) -> Result<Speech, EngineError> {
         request.params.validate()?;
         if let Some(voice) = &request.voice {
-            self.check_voice(&voice.latents)?;
+            self.check_latents(&voice.latents)?;
         }
         let (stretches, positions) = self.stretches(&request)?;
         let inner = &self.inner;
@@ -195,11 +202,13 @@ impl SpeechEngine {
         })
     }
 
-    fn check_voice(&self, latents: &Tensor) -> Result<(), EngineError> {
+    /// Whether latents are of this model's shape.
+    pub(super) fn check_latents(&self, latents: &Tensor) -> Result<(), EngineError> {
         let format = self.format();
         match latents.dims() {
-            [1.., patch_size, latent_dim]
-                if (*patch_size, *latent_dim) == (format.patch_size, format.latent_dim) =>
+            [patches, patch_size, latent_dim]
+                if *patches > 0
+                    && (*patch_size, *latent_dim) == (format.patch_size, format.latent_dim) =>
             {
                 Ok(())
             }
@@ -238,12 +247,19 @@ impl SpeechEngine {
                 None if index > 0 => processor.prompt(Some(&first_text), text),
                 reference => processor.prompt(reference, text),
             };
-            texts.iter().enumerate().map(prompt).collect::<Result<_, _>>()?
+            texts
+                .iter()
+                .enumerate()
+                .map(prompt)
+                .collect::<Result<_, _>>()?
         };
         for prompt in prompts {
             let tokens = prompt.token_ids.len();
             let (reference, patches) = match voice {
-                Some(voice) => (Reference::Voice(voice.latents.clone()), voice.latents.dims()[0]),
+                Some(voice) => (
+                    Reference::Voice(voice.latents.clone()),
+                    voice.latents.dims()[0],
+                ),
                 None if stretches.is_empty() => (Reference::None, 0),
                 None => (Reference::FirstStretch, first_length),
             };
@@ -289,6 +305,17 @@ impl SpeechEngine {
         let _ = self.inner.commands.send(Command::Shutdown);
         join(&self.inner.thread);
     }
+}
+
+/// Refuses a reference that says nothing: the model would take its sound for the beginning of the speech.
+pub(super) fn check_words(text: &str) -> Result<(), EngineError> {
+    if text.trim().is_empty() {
+        return Err(EngineError::invalid(
+            "ref_text",
+            "`ref_text` must say what the reference audio says",
+        ));
+    }
+    Ok(())
 }
 
 /// The sound of one request. Dropping it cancels the request within one patch.

@@ -7,14 +7,18 @@
 mod engine;
 mod joints;
 mod noise;
+mod reference;
 mod request;
 mod segments;
 mod utterance;
+mod voices;
 mod worker;
 
-pub use engine::{SpeechEngine, Speech};
+pub use engine::{Speech, SpeechEngine};
+pub use reference::ReferenceError;
 pub use request::{SpeechEvent, SpeechFinished, SpeechParams, SpeechRequest, Voice};
 pub use segments::split_text;
+pub use voices::{DEFAULT_VOICE, VoiceError, VoiceRecord, VoiceStore};
 
 use crate::error::EngineError;
 use crate::tokenizer::Tokenizer;
@@ -120,8 +124,11 @@ pub trait SpeechProcessor: Send + Sync {
     ///
     /// # Errors
     /// [`EngineError::InvalidRequest`] for a text with nothing to say, or one that the tokenizer refuses.
-    fn prompt(&self, reference: Option<&str>, text: &str)
-    -> std::result::Result<SpeechPrompt, EngineError>;
+    fn prompt(
+        &self,
+        reference: Option<&str>,
+        text: &str,
+    ) -> std::result::Result<SpeechPrompt, EngineError>;
 
     /// The model's tokenizer.
     fn tokenizer(&self) -> &Tokenizer;

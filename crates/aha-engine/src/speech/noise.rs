@@ -57,7 +57,10 @@ mod tests {
         let mean = values.iter().sum::<f32>() / count;
         let variance = values.iter().map(|x| x * x).sum::<f32>() / count;
         let outside = values.iter().filter(|x| x.abs() > 1.0).count() as f32 / count;
-        assert!(mean.abs() < 0.02 && (variance - 0.25).abs() < 0.01, "{mean} {variance}");
+        assert!(
+            mean.abs() < 0.02 && (variance - 0.25).abs() < 0.01,
+            "{mean} {variance}"
+        );
         assert!((outside - 0.0455).abs() < 0.01, "{outside}");
         assert_eq!(values, draw(7, 0.5));
         assert_ne!(values, draw(8, 0.5));

@@ -9,8 +9,8 @@ const SHORTEST: usize = 40;
 
 /// Abbreviations whose full stop ends no sentence.
 const ABBREVIATIONS: [&str; 18] = [
-    "mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "vs", "etc", "no", "fig", "e.g", "i.e", "a.m", "p.m",
-    "u.s", "approx",
+    "mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "vs", "etc", "no", "fig", "e.g", "i.e",
+    "a.m", "p.m", "u.s", "approx",
 ];
 
 /// The text in stretches that are spoken one after the other: whole sentences as far as they fit, else clauses, else
@@ -19,7 +19,10 @@ pub fn split_text(text: &str) -> Vec<String> {
     if weight(text) <= LONGEST {
         return vec![text.to_owned()];
     }
-    let pieces = divide(text, &[sentence_ends, clause_ends, word_ends, character_ends]);
+    let pieces = divide(
+        text,
+        &[sentence_ends, clause_ends, word_ends, character_ends],
+    );
     let mut stretches: Vec<String> = Vec::new();
     for piece in pieces {
         match stretches.last_mut() {
@@ -124,7 +127,10 @@ fn ends(text: &str, is_end: impl Fn(&str, char, Option<char>) -> bool) -> Vec<us
 }
 
 fn is_closing(character: char) -> bool {
-    matches!(character, '"' | '\'' | ')' | ']' | '”' | '’' | '」' | '』' | '）' | '》' | '】')
+    matches!(
+        character,
+        '"' | '\'' | ')' | ']' | '”' | '’' | '」' | '』' | '）' | '》' | '】'
+    )
 }
 
 fn is_mark(character: char) -> bool {
@@ -137,7 +143,8 @@ fn abbreviates(before: &str) -> bool {
         .next()
         .unwrap_or_default();
     let mut letters = word.chars();
-    let initial = matches!((letters.next(), letters.next()), (Some(only), None) if only.is_uppercase());
+    let initial =
+        matches!((letters.next(), letters.next()), (Some(only), None) if only.is_uppercase());
     initial || ABBREVIATIONS.contains(&word.to_lowercase().as_str())
 }
 
@@ -163,9 +170,16 @@ mod tests {
     #[test]
     fn short_texts_are_left_alone_and_long_ones_lose_nothing() {
         assert_eq!(split_text("  Hello.  World. "), ["  Hello.  World. "]);
-        let english = "Dr. Smith paid 3.14 dollars, i.e. too much. \"Was it?\" he asked (again). ".repeat(9);
+        let english =
+            "Dr. Smith paid 3.14 dollars, i.e. too much. \"Was it?\" he asked (again). ".repeat(9);
         let chinese = "今天天气很好，我们一起去公园散步吧。你好，世界！他说：“走吗？”".repeat(9);
-        for text in [english, chinese, "word ".repeat(200), "长".repeat(500), "x".repeat(1000)] {
+        for text in [
+            english,
+            chinese,
+            "word ".repeat(200),
+            "长".repeat(500),
+            "x".repeat(1000),
+        ] {
             let stretches = split_text(&text);
             assert!(stretches.len() > 1);
             assert_eq!(letters(&stretches.concat()), letters(&text));
@@ -178,18 +192,28 @@ mod tests {
 
     #[test]
     fn cuts_lie_behind_sentences() {
-        let sentence = "The quick brown fox, e.g. ours, met Mr. J. Hare at 10.30 and said: \"Well, well!\" ";
+        let sentence =
+            "The quick brown fox, e.g. ours, met Mr. J. Hare at 10.30 and said: \"Well, well!\" ";
         for stretch in split_text(&sentence.repeat(8)) {
-            assert!(stretch.starts_with("The quick") && stretch.ends_with("well!\""), "{stretch}");
+            assert!(
+                stretch.starts_with("The quick") && stretch.ends_with("well!\""),
+                "{stretch}"
+            );
         }
         let sentence = "这是一个很长的句子，里面有逗号，也有“引号。”";
         for stretch in split_text(&sentence.repeat(12)) {
-            assert!(stretch.starts_with("这是") && stretch.ends_with("。”"), "{stretch}");
+            assert!(
+                stretch.starts_with("这是") && stretch.ends_with("。”"),
+                "{stretch}"
+            );
         }
         // Where a sentence is too long, at its clauses.
         let clauses = "one two three four five six seven eight nine ten, ".repeat(12);
         for stretch in split_text(&clauses) {
-            assert!(stretch.starts_with("one") && stretch.ends_with("ten,"), "{stretch}");
+            assert!(
+                stretch.starts_with("one") && stretch.ends_with("ten,"),
+                "{stretch}"
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One stretch of text that is being spoken: its place in the caches, its patches, its sound.
 
-use super::{PatchInput, SoundState, SpeechFormat, SpeechParams, SpeechPrompt, Speaker};
+use super::{PatchInput, SoundState, Speaker, SpeechFormat, SpeechParams, SpeechPrompt};
 use crate::event::FinishReason;
 use crate::speech::noise::NoiseSource;
 use aha_nn::batch::{EncodedRows, SequenceSlice};
@@ -128,7 +128,10 @@ impl Utterance {
     pub(super) fn rows(&self, count: usize, query_start: usize, blocks: &[u32]) -> Result<Rows> {
         let (start, end) = (self.computed, self.computed + count);
         let tokens = &self.prompt.token_ids;
-        let mut token_ids: Vec<u32> = tokens.get(start..end.min(tokens.len())).unwrap_or_default().to_vec();
+        let mut token_ids: Vec<u32> = tokens
+            .get(start..end.min(tokens.len()))
+            .unwrap_or_default()
+            .to_vec();
         let text_rows = token_ids.len();
         token_ids.resize(count, 0);
         let patches = if text_rows < count {

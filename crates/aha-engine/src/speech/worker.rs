@@ -111,8 +111,12 @@ impl Worker {
             0,
             speaker.device(),
         )?;
-        shared.total_blocks.store(sizes.num_blocks, Ordering::Relaxed);
-        shared.free_blocks.store(sizes.num_blocks, Ordering::Release);
+        shared
+            .total_blocks
+            .store(sizes.num_blocks, Ordering::Relaxed);
+        shared
+            .free_blocks
+            .store(sizes.num_blocks, Ordering::Release);
         Ok(Self {
             speaker,
             cache,
@@ -328,8 +332,14 @@ impl Worker {
 
     /// Brings new rows into the caches: one of every utterance that speaks, and of prompts what a step has room for.
     fn forward(&mut self) -> Result<()> {
-        let speaking = self.running.iter().filter(|running| running.utterance.speaks());
-        let mut room = self.max_batch_tokens.saturating_sub(speaking.count()).max(1);
+        let speaking = self
+            .running
+            .iter()
+            .filter(|running| running.utterance.speaks());
+        let mut room = self
+            .max_batch_tokens
+            .saturating_sub(speaking.count())
+            .max(1);
         let (mut token_ids, mut slices, mut patches) = (vec![], vec![], vec![]);
         let (mut last_rows, mut counts) = (vec![], vec![]);
         for running in &self.running {
@@ -362,7 +372,11 @@ impl Worker {
         let batch = Batch::new(&token_ids, slices, &last_rows, block_size, device)?;
         let batch = batch.with_encoded(patches)?;
         let conditions = self.speaker.forward(&batch, &mut self.cache)?;
-        let advanced = self.running.iter_mut().zip(counts).filter(|(_, count)| *count > 0);
+        let advanced = self
+            .running
+            .iter_mut()
+            .zip(counts)
+            .filter(|(_, count)| *count > 0);
         for (row, (running, count)) in advanced.enumerate() {
             let condition = conditions.narrow(0, row, 1)?;
             running.utterance.advance(count, condition);

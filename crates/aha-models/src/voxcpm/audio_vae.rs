@@ -7,7 +7,7 @@ use crate::error::LoadError;
 use aha_nn::conv::{Conv1d, Conv1dConfig, ConvTranspose1d};
 use aha_nn::snake::Snake;
 use aha_nn::weights::{self, Weights};
-use candle_core::{Result, Tensor};
+use candle_core::{Module, Result, Tensor};
 use serde::Deserialize;
 
 /// Kernel of the first, the last and the residual convolutions.
@@ -107,7 +107,10 @@ impl AudioVaeConfig {
             return wrong("decoder_dim", reason);
         }
         if !(1_000..=384_000).contains(&self.sample_rate) {
-            return wrong("sample_rate", format!("{} Hz is no sound", self.sample_rate));
+            return wrong(
+                "sample_rate",
+                format!("{} Hz is no sound", self.sample_rate),
+            );
         }
         Ok(())
     }
@@ -344,7 +347,14 @@ impl Layers {
         }
         context *= config.dilation;
         Ok(CausalConv {
-            conv: Conv1d::load(weights, in_channels, out_channels, kernel_size, config, true)?,
+            conv: Conv1d::load(
+                weights,
+                in_channels,
+                out_channels,
+                kernel_size,
+                config,
+                true,
+            )?,
             context,
             in_channels,
             index: self.next(),

@@ -60,8 +60,16 @@ impl VoxCpmConfig {
         let bounded = [
             ("patch_size", self.patch_size, 1 << 10),
             ("feat_dim", self.feat_dim, 1 << 16),
-            ("scalar_quantization_latent_dim", self.quantized_dim, 1 << 20),
-            ("scalar_quantization_scale", self.quantization_scale, 1 << 20),
+            (
+                "scalar_quantization_latent_dim",
+                self.quantized_dim,
+                1 << 20,
+            ),
+            (
+                "scalar_quantization_scale",
+                self.quantization_scale,
+                1 << 20,
+            ),
             ("max_length", self.max_length, 1 << 24),
         ];
         for (key, value, most) in bounded {

@@ -78,10 +78,7 @@ pub struct LocalDit {
 
 impl LocalDit {
     /// Loads `estimator`.
-    pub fn load(
-        weights: &Weights,
-        config: &VoxCpmConfig,
-    ) -> std::result::Result<Self, LoadError> {
+    pub fn load(weights: &Weights, config: &VoxCpmConfig) -> std::result::Result<Self, LoadError> {
         let estimator = weights.pp("estimator");
         let dit = config.local_dit()?;
         let (width, feat_dim) = (dit.attention.hidden_size, config.feat_dim);
@@ -132,7 +129,10 @@ impl LocalDit {
     fn solve_group(&self, conditions: &Tensor, inputs: &[&PatchInput]) -> Result<Tensor> {
         let (count, guided) = (inputs.len(), inputs[0].guidance != 1.0);
         let stacked = |part: fn(&PatchInput) -> &Tensor| {
-            Tensor::stack(&inputs.iter().map(|input| part(input)).collect::<Vec<_>>(), 0)
+            Tensor::stack(
+                &inputs.iter().map(|input| part(input)).collect::<Vec<_>>(),
+                0,
+            )
         };
         let mut x = stacked(|input| &input.noise)?;
         let previous = self.project(&self.cond_proj, &stacked(|input| &input.previous)?)?;
@@ -200,7 +200,10 @@ impl LocalDit {
     }
 
     fn schedule(&self, steps: usize) -> Result<Arc<Schedule>> {
-        let mut kept = self.schedules.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self
+            .schedules
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some((_, schedule)) = kept.iter().find(|(of, _)| *of == steps) {
             return Ok(schedule.clone());
         }
@@ -304,14 +307,20 @@ mod tests {
         let random = || Tensor::randn(0f32, 1.0, (2, 3, 4), &Device::Cpu).unwrap();
         let (v1, v0) = (random(), random());
         let one = Tensor::ones((2, 1, 1), DType::F32, &Device::Cpu).unwrap();
-        let gap = (guide(&v1, &v0, &one).unwrap() - &v1).unwrap().abs().unwrap();
+        let gap = (guide(&v1, &v0, &one).unwrap() - &v1)
+            .unwrap()
+            .abs()
+            .unwrap();
         assert!(gap.max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-5);
         // Twice the guidance goes twice as far from the scaled unconditional one.
         let two = (&one + 1.0).unwrap();
         let zero = one.zeros_like().unwrap();
         let base = guide(&v1, &v0, &zero).unwrap();
         let expected = ((&v1 * 2.0).unwrap() - base).unwrap();
-        let gap = (guide(&v1, &v0, &two).unwrap() - expected).unwrap().abs().unwrap();
+        let gap = (guide(&v1, &v0, &two).unwrap() - expected)
+            .unwrap()
+            .abs()
+            .unwrap();
         assert!(gap.max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-4);
     }
 }

@@ -15,9 +15,7 @@ use crate::checkpoint::{Checkpoint, LoadOptions};
 use crate::error::LoadError;
 use crate::registry::Family;
 use crate::text::tokenizer;
-use aha_engine::{
-    LoadedModel, PatchInput, SoundState, Speaker, SpeechFormat, SpeechModel, Task,
-};
+use aha_engine::{LoadedModel, PatchInput, SoundState, Speaker, SpeechFormat, SpeechModel, Task};
 use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, CacheSpec};
 use aha_nn::weights::{Catalog, NameMap, Placement, Precision, Weights};
@@ -42,7 +40,10 @@ pub const FAMILY: Family = Family {
 /// Names of the autoencoder's file, the first that is there.
 const AUTOENCODERS: [&str; 2] = ["audiovae.safetensors", "audiovae.pth"];
 
-fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> std::result::Result<LoadedModel, LoadError> {
+fn load(
+    checkpoint: &Checkpoint,
+    options: &LoadOptions,
+) -> std::result::Result<LoadedModel, LoadError> {
     let voice = VoxCpmSpeaker::load(checkpoint, options)?;
     let processor = VoxCpmProcessor::new(tokenizer(checkpoint)?)?;
     Ok(LoadedModel::Speak(SpeechModel {
@@ -119,7 +120,11 @@ fn autoencoder_weights(folder: &Path, device: &Device) -> std::result::Result<We
         weights: Precision::F32,
     };
     let catalog = Catalog::open(&file)?;
-    Ok(Weights::from_catalog(catalog, NameMap::identity(), placement))
+    Ok(Weights::from_catalog(
+        catalog,
+        NameMap::identity(),
+        placement,
+    ))
 }
 
 /// Tells apart what would encode a voice in other ways: the autoencoder's file and the configuration.

@@ -8,7 +8,7 @@
 
 use super::config::VoxCpmConfig;
 use super::diffusion::LocalDit;
-use crate::decoder::{DecoderStack, EncoderStack, Stack};
+use crate::decoder::{DecoderStack, EncoderStack, TokenMixer};
 use crate::error::LoadError;
 use aha_engine::PatchInput;
 use aha_nn::attention::SelfAttention;
@@ -46,14 +46,11 @@ impl VoxCpm {
         let (base, residual) = (config.base_lm()?, config.residual_lm()?);
         let hidden_size = base.attention.hidden_size;
         let attention = &base.attention;
-        let stack = |name, config| -> std::result::Result<DecoderStack, LoadError> {
-            Stack::load(&weights.pp(name), config, |layer, _| {
-                Ok(Box::new(SelfAttention::load(
-                    &layer.pp("self_attn"),
-                    attention,
-                )?))
-            })
+        let mixer = |layer: &Weights, _| -> aha_nn::weights::Result<Box<dyn TokenMixer>> {
+            let attention = SelfAttention::load(&layer.pp("self_attn"), attention)?;
+            Ok(Box::new(attention))
         };
+        let stack = |name, config| DecoderStack::load(&weights.pp(name), config, mixer);
         let encoder = LocalEncoder::load(&weights.pp("feat_encoder"), config)?;
         let dit = LocalDit::load(&weights.pp("feat_decoder"), config)?;
         let linear = |name, from, to| Linear::load(&weights.pp(name), from, to, true);
@@ -102,7 +99,8 @@ impl VoxCpm {
         let patches = self.embed_patches(batch.encoded())?;
         let text = (self.embed_tokens.forward(batch.token_ids())? * self.embedding_scale)?;
         let base_layers = self.base_lm.num_layers();
-        let Some((base_cache, residual_cache)) = cache.layers_mut().split_at_mut_checked(base_layers)
+        let Some((base_cache, residual_cache)) =
+            cache.layers_mut().split_at_mut_checked(base_layers)
         else {
             candle_core::bail!("the cache has no {base_layers} layers");
         };
@@ -114,7 +112,9 @@ impl VoxCpm {
             .iter()
             .map(|rows| {
                 let count = rows.values.dim(0)?;
-                let values = self.quantizer.forward(&hidden.narrow(0, rows.start, count)?)?;
+                let values = self
+                    .quantizer
+                    .forward(&hidden.narrow(0, rows.start, count)?)?;
                 Ok(EncodedRows {
                     start: rows.start,
                     values,
@@ -199,10 +199,10 @@ impl LocalEncoder {
     fn forward(&self, patches: &Tensor) -> Result<Tensor> {
         let (count, length) = (patches.dim(0)?, 1 + self.patch_size);
         let latents = patches.reshape((count * self.patch_size, self.feat_dim))?;
-        let latents = self
-            .in_proj
-            .forward(&latents)?
-            .reshape((count, self.patch_size, self.width))?;
+        let latents =
+            self.in_proj
+                .forward(&latents)?
+                .reshape((count, self.patch_size, self.width))?;
         let special = self
             .special_token
             .reshape((1, 1, self.width))?

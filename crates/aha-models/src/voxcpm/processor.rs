@@ -33,13 +33,18 @@ impl VoxCpmProcessor {
         let audio_start = tokenizer
             .token_id(AUDIO_START)
             .ok_or_else(|| missing(AUDIO_START))?;
-        let unknown = tokenizer.token_id(UNKNOWN).ok_or_else(|| missing(UNKNOWN))?;
+        let unknown = tokenizer
+            .token_id(UNKNOWN)
+            .ok_or_else(|| missing(UNKNOWN))?;
         let mut characters = HashMap::new();
         for id in 0..tokenizer.vocab_size() as u32 {
             let Some(piece) = tokenizer.token_text(id) else {
                 continue;
             };
-            let word: String = piece.chars().filter(|character| *character != SPACE).collect();
+            let word: String = piece
+                .chars()
+                .filter(|character| *character != SPACE)
+                .collect();
             let is_word = word.chars().count() > 1
                 && word.chars().all(|character| ('\u{4E00}'..='\u{9FFF}').contains(&character))
                 // Only words that are pieces themselves are taken apart.

@@ -183,6 +183,32 @@ impl Gathering {
     }
 }
 
+/// The bytes of the one file that a request names in `param`: as a data URL, in base64, or by a URL that may be read
+/// on its behalf.
+pub(crate) async fn read_file_of(
+    state: &AppState,
+    named: String,
+    limit: u64,
+    param: &'static str,
+) -> Result<Vec<u8>, ApiError> {
+    let shared = state.clone();
+    let file = state
+        .prepare(move || {
+            let mut budget = Budget { left: limit, limit };
+            let policy = &shared.options.media.policy;
+            open(Source::Named(named), limit, policy, &mut budget)
+                .map_err(|error| ApiError::media(error, param))
+        })
+        .await?;
+    match file {
+        File::Here(bytes) => Ok(bytes),
+        File::Remote(url) => {
+            let fetched = state.fetch(url, limit).await?;
+            fetched.map_err(|error| ApiError::fetch(error, param))
+        }
+    }
+}
+
 fn open(
     source: Source,
     limit: u64,

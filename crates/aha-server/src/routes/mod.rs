@@ -7,7 +7,9 @@ pub(crate) mod embeddings;
 pub(crate) mod health;
 pub(crate) mod models;
 pub(crate) mod rerank;
+pub(crate) mod speech;
 pub(crate) mod tokenize;
+pub(crate) mod voices;
 
 use crate::error::ApiError;
 use crate::state::AppState;

@@ -9,4 +9,5 @@ pub(crate) mod media;
 pub(crate) mod message;
 pub(crate) mod rerank;
 pub(crate) mod response;
+pub(crate) mod speech;
 pub(crate) mod tokenize;

@@ -65,6 +65,7 @@ impl Run {
             Task::Chat | Task::Transcribe => self.answer(context),
             Task::Embed => self.embed(context),
             Task::Rerank => self.rerank(context),
+            Task::Speak => self.speak(context),
         }
     }
 
@@ -100,6 +101,11 @@ impl Run {
         let mut sink = Sink::open(self.output.clone())?;
         sink.begin()?;
         sink.write(&table)
+    }
+
+    /// Speaks all inputs, and writes the sound.
+    fn speak(self, _context: &Context) -> Outcome {
+        Err(Failure::message("not yet"))
     }
 
     /// Prints or writes the answer to a prompt.

@@ -1,0 +1,148 @@
+//! `GET`, `POST` and `DELETE /audio/voices`: references by name.
+
+use crate::error::ApiError;
+use crate::limits::JsonBody;
+use crate::media::read_file_of;
+use crate::state::AppState;
+use crate::types::fields::Fields;
+use aha_engine::{DEFAULT_VOICE, SpeechEngine, VoiceRecord};
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::IntoResponse;
+use serde::Serialize;
+
+/// All voices.
+#[derive(Debug, Serialize)]
+pub(crate) struct VoiceList {
+    object: &'static str,
+    data: Vec<VoiceObject>,
+}
+
+/// A voice in answers.
+#[derive(Debug, Serialize)]
+pub(crate) struct VoiceObject {
+    id: String,
+    object: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ref_text: Option<String>,
+}
+
+impl From<VoiceRecord> for VoiceObject {
+    fn from(record: VoiceRecord) -> Self {
+        Self {
+            id: record.name,
+            object: "voice",
+            created: Some(record.created),
+            ref_text: Some(record.text),
+        }
+    }
+}
+
+/// Lists the names that `voice` takes.
+pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<VoiceList>, ApiError> {
+    let shared = state.clone();
+    let records = state
+        .prepare(move || match &shared.voices {
+            Some(voices) => voices.list().map_err(ApiError::voice),
+            None => Ok(Vec::new()),
+        })
+        .await?;
+    let default = VoiceObject {
+        id: DEFAULT_VOICE.to_owned(),
+        object: "voice",
+        created: None,
+        ref_text: None,
+    };
+    let stored = records.into_iter().map(VoiceObject::from);
+    Ok(Json(VoiceList {
+        object: "list",
+        data: std::iter::once(default).chain(stored).collect(),
+    }))
+}
+
+/// A voice that is to be stored.
+struct NewVoice {
+    engine: SpeechEngine,
+    name: String,
+    audio: String,
+    text: String,
+}
+
+impl NewVoice {
+    fn read(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let model = fields.string("model")?;
+        let mut needed = |name: &str, what: &str| {
+            let missing = || ApiError::missing(name, format!("'{name}' is missing: {what}"));
+            fields.string(name)?.ok_or_else(missing)
+        };
+        let name = needed("name", "what the voice shall be called")?;
+        let audio = needed("ref_audio", "the reference as a data URL")?;
+        let text = needed("ref_text", "the words that 'ref_audio' says")?;
+        let engine = state.models.find(model.as_deref())?.speech_engine()?;
+        Ok(Self {
+            engine,
+            name,
+            audio,
+            text,
+        })
+    }
+}
+
+/// Stores a voice.
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    JsonBody(body): JsonBody,
+) -> Result<impl IntoResponse, ApiError> {
+    let shared = state.clone();
+    let voice = state
+        .prepare(move || NewVoice::read(&shared, &body))
+        .await?;
+    let NewVoice {
+        engine,
+        name,
+        audio,
+        text,
+    } = voice;
+    let limit = state.options.media.limits.max_video_bytes;
+    let audio = read_file_of(&state, audio, limit, "ref_audio").await?;
+    let shared = state.clone();
+    let record = state
+        .prepare(move || {
+            let stored = shared
+                .voices()?
+                .add(&name, &text, &audio, &engine, &shared.reader.audio);
+            stored.map_err(ApiError::voice)
+        })
+        .await?;
+    Ok(Json(VoiceObject::from(record)))
+}
+
+/// What was deleted.
+#[derive(Debug, Serialize)]
+pub(crate) struct Deleted {
+    id: String,
+    object: &'static str,
+    deleted: bool,
+}
+
+/// Forgets a voice.
+pub(crate) async fn delete(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+) -> Result<Json<Deleted>, ApiError> {
+    let shared = state.clone();
+    let id = state
+        .prepare(move || {
+            shared.voices()?.remove(&name).map_err(ApiError::voice)?;
+            Ok(name)
+        })
+        .await?;
+    Ok(Json(Deleted {
+        id,
+        object: "voice",
+        deleted: true,
+    }))
+}
