@@ -59,6 +59,7 @@ pub use service::Service;
 pub use speech::{
     DEFAULT_VOICE, PatchInput, ReferenceError, SoundState, Speaker, Speech, SpeechEngine,
     SpeechEvent, SpeechFinished, SpeechFormat, SpeechModel, SpeechParams, SpeechProcessor,
-    SpeechPrompt, SpeechRequest, Voice, VoiceError, VoiceRecord, VoiceStore, split_text,
+    SpeechPrompt, SpeechRequest, Voice, VoiceError, VoiceRecord, VoiceStore, normalize_text,
+    split_text,
 };
 pub use transcription::{AudioInput, Transcriber, Transcript, TranscriptionOptions};

@@ -264,7 +264,8 @@ impl SpeechEngine {
                 None => (Reference::FirstStretch, first_length),
             };
             let least = request.params.min_patches.saturating_add(2);
-            let least = least.min(request.params.max_patches.unwrap_or(usize::MAX));
+            let max_patches = request.params.max_patches;
+            let least = least.min(longest(prompt.target_tokens, max_patches, usize::MAX));
             if tokens + patches + least > context {
                 return Err(EngineError::ContextLengthExceeded {
                     context_length: context,
@@ -273,7 +274,7 @@ impl SpeechEngine {
                 });
             }
             let room = context - tokens - patches;
-            let length = longest(prompt.target_tokens, request.params.max_patches, room);
+            let length = longest(prompt.target_tokens, max_patches, room);
             if stretches.is_empty() {
                 first_length = length;
             }

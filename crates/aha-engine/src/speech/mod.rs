@@ -7,6 +7,7 @@
 mod engine;
 mod joints;
 mod noise;
+mod normalize;
 mod reference;
 mod request;
 mod segments;
@@ -15,6 +16,7 @@ mod voices;
 mod worker;
 
 pub use engine::{Speech, SpeechEngine};
+pub use normalize::normalize_text;
 pub use reference::ReferenceError;
 pub use request::{SpeechEvent, SpeechFinished, SpeechParams, SpeechRequest, Voice};
 pub use segments::split_text;

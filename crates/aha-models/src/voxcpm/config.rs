@@ -28,8 +28,7 @@ pub struct VoxCpmConfig {
     encoder_config: TransformerSize,
     dit_config: TransformerSize,
     /// The release of 0.5B leaves it out.
-    #[serde(default)]
-    pub audio_vae_config: AudioVaeConfig,
+    audio_vae_config: Option<AudioVaeConfig>,
     /// Positions of an utterance.
     pub max_length: usize,
     #[serde(default = "bfloat16")]
@@ -86,15 +85,21 @@ impl VoxCpmConfig {
             );
             return Err(LoadError::config("dit_config.hidden_dim", reason));
         }
-        self.audio_vae_config.validate()?;
-        if self.audio_vae_config.latent_dim != self.feat_dim {
+        let autoencoder = self.audio_vae();
+        autoencoder.validate()?;
+        if autoencoder.latent_dim != self.feat_dim {
             let reason = format!(
                 "{} is not the feat_dim of {}",
-                self.audio_vae_config.latent_dim, self.feat_dim
+                autoencoder.latent_dim, self.feat_dim
             );
             return Err(LoadError::config("audio_vae_config.latent_dim", reason));
         }
         Ok(())
+    }
+
+    /// The autoencoder of sound.
+    pub fn audio_vae(&self) -> AudioVaeConfig {
+        self.audio_vae_config.clone().unwrap_or_default()
     }
 
     /// The type to compute in, as far as the configuration decides it.

@@ -7,7 +7,7 @@
 
 pub mod audio_vae;
 mod config;
-mod diffusion;
+pub mod diffusion;
 pub mod model;
 mod processor;
 
@@ -24,7 +24,9 @@ use candle_core::{DType, Device, Result, Tensor};
 pub use config::VoxCpmConfig;
 pub use model::VoxCpm;
 pub use processor::VoxCpmProcessor;
-use std::path::Path;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The registry's entry. config.json names no architecture in the usual way, see [`Checkpoint::architecture`].
@@ -35,6 +37,13 @@ pub const FAMILY: Family = Family {
     model_types: &["voxcpm"],
     gguf_architectures: &[],
     load,
+};
+
+/// VoxCPM1.5, which is the same model in other files: the table of releases tells them apart, a checkpoint need not.
+pub const FAMILY_1_5: Family = Family {
+    slug: "voxcpm1_5",
+    model_types: &["voxcpm1_5"],
+    ..FAMILY
 };
 
 /// Names of the autoencoder's file, the first that is there.
@@ -78,14 +87,15 @@ impl VoxCpmSpeaker {
         weights.finish(&["*.rotary_emb.inv_freq"])?;
 
         let weights = autoencoder_weights(checkpoint.path(), &options.device)?;
-        let autoencoder = AudioVae::load(&weights, &config.audio_vae_config)?;
+        let audio_vae = config.audio_vae();
+        let autoencoder = AudioVae::load(&weights, &audio_vae)?;
         weights.finish(&["encoder.fc_logvar*"])?;
         Ok(Self {
             model,
             autoencoder,
             format: SpeechFormat {
-                sample_rate: config.audio_vae_config.sample_rate,
-                patch_samples: config.patch_size * config.audio_vae_config.hop(),
+                sample_rate: audio_vae.sample_rate,
+                patch_samples: config.patch_size * audio_vae.hop(),
                 patch_size: config.patch_size,
                 latent_dim: config.feat_dim,
             },
@@ -104,22 +114,26 @@ impl VoxCpmSpeaker {
     }
 }
 
-/// The autoencoder's tensors, in single precision.
-fn autoencoder_weights(folder: &Path, device: &Device) -> std::result::Result<Weights, LoadError> {
-    let file = AUTOENCODERS
+/// The autoencoder's file.
+fn autoencoder_file(folder: &Path) -> std::result::Result<PathBuf, LoadError> {
+    AUTOENCODERS
         .iter()
         .map(|name| folder.join(name))
         .find(|path| path.is_file())
         .ok_or_else(|| LoadError::NotACheckpoint {
             path: folder.to_owned(),
             reason: format!("there is neither {}", AUTOENCODERS.join(" nor ")),
-        })?;
+        })
+}
+
+/// The autoencoder's tensors, in single precision.
+fn autoencoder_weights(folder: &Path, device: &Device) -> std::result::Result<Weights, LoadError> {
     let placement = Placement {
         device: device.clone(),
         dtype: DType::F32,
         weights: Precision::F32,
     };
-    let catalog = Catalog::open(&file)?;
+    let catalog = Catalog::open(&autoencoder_file(folder)?)?;
     Ok(Weights::from_catalog(
         catalog,
         NameMap::identity(),
@@ -127,17 +141,32 @@ fn autoencoder_weights(folder: &Path, device: &Device) -> std::result::Result<We
     ))
 }
 
-/// Tells apart what would encode a voice in other ways: the autoencoder's file and the configuration.
+/// Tells apart what would encode a voice in other ways: the configuration, and the autoencoder's file by its length,
+/// its beginning and its end.
 fn fingerprint(folder: &Path) -> std::result::Result<String, LoadError> {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    for name in AUTOENCODERS.iter().chain(["config.json"].iter()) {
-        let path = folder.join(name);
-        if let Ok(metadata) = path.metadata() {
-            (name, metadata.len()).hash(&mut hasher);
-        }
-    }
-    Ok(format!("voxcpm-{:016x}", hasher.finish()))
+    const PIECE: u64 = 64 << 10;
+    let path = autoencoder_file(folder)?;
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut content = std::fs::read(folder.join("config.json"))?;
+        let mut file = File::open(&path)?;
+        let length = file.metadata()?.len();
+        content.extend(length.to_le_bytes());
+        (&file).take(PIECE).read_to_end(&mut content)?;
+        file.seek(SeekFrom::Start(length.saturating_sub(PIECE)))?;
+        file.take(PIECE).read_to_end(&mut content)?;
+        Ok(content)
+    };
+    let content = read().map_err(|source| LoadError::Io {
+        path: path.clone(),
+        source,
+    })?;
+    // FNV-1a: files of voices outlive versions of the standard library's hashes.
+    let hash = content
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    Ok(format!("voxcpm-{hash:016x}"))
 }
 
 impl Speaker for VoxCpmSpeaker {

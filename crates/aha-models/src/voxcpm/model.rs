@@ -94,6 +94,21 @@ impl VoxCpm {
         spec
     }
 
+    /// The encoder of patches.
+    pub fn encoder(&self) -> &LocalEncoder {
+        &self.encoder
+    }
+
+    /// What quantises the base LM's hidden states of patches.
+    pub fn quantizer(&self) -> &Quantizer {
+        &self.quantizer
+    }
+
+    /// What makes patches of noise.
+    pub fn dit(&self) -> &LocalDit {
+        &self.dit
+    }
+
     /// Hidden states of both language models for the rows asked for, side by side: `[rows, 2 * hidden_size]`.
     pub fn forward(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
         let patches = self.embed_patches(batch.encoded())?;
@@ -172,7 +187,7 @@ impl VoxCpm {
 
 /// A patch to one vector: a bidirectional transformer over its latents behind a special token, whose output it is.
 #[derive(Debug)]
-struct LocalEncoder {
+pub struct LocalEncoder {
     special_token: Tensor,
     in_proj: Linear,
     encoder: EncoderStack,
@@ -196,7 +211,7 @@ impl LocalEncoder {
     }
 
     /// `patches` are `[count, patch_size * feat_dim]`; the result `[count, width]`.
-    fn forward(&self, patches: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, patches: &Tensor) -> Result<Tensor> {
         let (count, length) = (patches.dim(0)?, 1 + self.patch_size);
         let latents = patches.reshape((count * self.patch_size, self.feat_dim))?;
         let latents =
@@ -221,7 +236,7 @@ impl LocalEncoder {
 
 /// Finite scalar quantisation (arXiv 2309.15505) of a narrow view of the hidden states.
 #[derive(Debug)]
-struct Quantizer {
+pub struct Quantizer {
     in_proj: Linear,
     out_proj: Linear,
     scale: f64,
@@ -244,7 +259,8 @@ impl Quantizer {
         })
     }
 
-    fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+    /// `hidden` is `[rows, hidden_size]`, and so is the result.
+    pub fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
         let narrow = self.in_proj.forward(hidden)?;
         let scaled = (narrow.to_dtype(DType::F32)?.tanh()? * self.scale)?;
         let rounded = ((scaled + ROUNDER)? - ROUNDER)?;

@@ -24,6 +24,7 @@ mod run;
 mod serv;
 mod show;
 mod signals;
+mod speak;
 mod stop;
 mod units;
 mod verify;
@@ -82,6 +83,8 @@ enum Command {
     Embed(embed::Embed),
     /// Order the texts of a file by how well they answer a query
     Rerank(rerank::Rerank),
+    /// Speak a text into a file or a pipe
+    Speak(speak::Speak),
     /// Download a model
     Download(download::Download),
     /// List the models that are known by name, or those on this disk
@@ -162,6 +165,7 @@ fn execute(cli: Cli) -> Outcome {
         Command::Chat(command) => command.execute(&context),
         Command::Embed(command) => command.execute(&context),
         Command::Rerank(command) => command.execute(&context),
+        Command::Speak(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),
         Command::List(command) => command.execute(&context),
         Command::Show(command) => command.execute(),

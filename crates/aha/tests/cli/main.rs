@@ -14,4 +14,5 @@ mod offline;
 mod pooled;
 mod running;
 mod server;
+mod speech;
 mod support;
