@@ -29,7 +29,7 @@ mod quant;
 mod recurrent;
 mod snake;
 
-pub use attention::{PagedAttention, PagedSequence, RaggedAttention, Rows};
+pub use attention::{GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows};
 pub use bandwidth::measure_read_bandwidth;
 pub use depthwise::DepthwiseConv;
 pub use elementwise::{

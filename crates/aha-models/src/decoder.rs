@@ -6,6 +6,7 @@ use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, CacheSpec, LayerCache, LayerSpec};
 use aha_nn::linear::{Embedding, Linear};
 use aha_nn::mlp::{Activation, GatedMlp};
+use aha_nn::moe::MoeMlp;
 use aha_nn::norm::RmsNorm;
 use aha_nn::ragged::SequenceBounds;
 use aha_nn::rope::{RopeScaling, RotaryEmbedding, Rotation};
@@ -20,7 +21,7 @@ use std::fmt;
 pub struct DecoderConfig {
     /// Rows of the embedding (`vocab_size`).
     pub vocab_size: usize,
-    /// Width of the gated MLP (`intermediate_size`).
+    /// Width of the gated MLP (`intermediate_size`); layers with experts have theirs.
     pub intermediate_size: usize,
     /// Decoder layers (`num_hidden_layers`).
     pub num_layers: usize,
@@ -183,13 +184,44 @@ impl TokenMixer for SelfAttention {
     }
 }
 
+/// What follows the mixer in a layer.
+#[derive(Debug)]
+pub enum FeedForward {
+    /// One MLP for all tokens.
+    Dense(GatedMlp),
+    /// Experts of which each token uses a few.
+    Experts(MoeMlp),
+}
+
+impl FeedForward {
+    /// The MLP that `config` describes, at `mlp` of a layer's weights.
+    pub fn dense(layer: &Weights, config: &DecoderConfig) -> aha_nn::weights::Result<Self> {
+        Ok(Self::Dense(GatedMlp::load(
+            &layer.pp("mlp"),
+            config.attention.hidden_size,
+            config.intermediate_size,
+            config.activation,
+            config.mlp_bias,
+        )?))
+    }
+}
+
+impl Module for FeedForward {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(mlp) => mlp.forward(x),
+            Self::Experts(experts) => experts.forward(x),
+        }
+    }
+}
+
 /// Token mixer and MLP, each behind a norm and beside a residual.
 #[derive(Debug)]
 pub struct TransformerLayer<M> {
     input_layernorm: RmsNorm,
     mixer: M,
     post_attention_layernorm: RmsNorm,
-    mlp: GatedMlp,
+    mlp: FeedForward,
     residual_scale: f64,
 }
 
@@ -197,20 +229,19 @@ pub struct TransformerLayer<M> {
 pub type DecoderLayer = TransformerLayer<Box<dyn TokenMixer>>;
 
 impl<M> TransformerLayer<M> {
-    fn load(weights: &Weights, config: &DecoderConfig, mixer: M) -> aha_nn::weights::Result<Self> {
+    fn load(
+        weights: &Weights,
+        config: &DecoderConfig,
+        mixer: M,
+        mlp: FeedForward,
+    ) -> aha_nn::weights::Result<Self> {
         let hidden_size = config.attention.hidden_size;
         Ok(Self {
             input_layernorm: config.norm(&weights.pp("input_layernorm"), hidden_size)?,
             mixer,
             post_attention_layernorm: config
                 .norm(&weights.pp("post_attention_layernorm"), hidden_size)?,
-            mlp: GatedMlp::load(
-                &weights.pp("mlp"),
-                hidden_size,
-                config.intermediate_size,
-                config.activation,
-                config.mlp_bias,
-            )?,
+            mlp,
             residual_scale: config.scales.residual,
         })
     }
@@ -263,17 +294,18 @@ pub type DecoderStack = Stack<Box<dyn TokenMixer>>;
 pub type EncoderStack = Stack<SelfAttention>;
 
 impl<M> Stack<M> {
-    /// Loads `layers` and `norm`; layers mix tokens by what `mixer` makes of a layer's weights and index.
+    /// Loads `layers` and `norm`; layers have the mixer and the MLP that `parts` makes of a layer's weights and index.
     pub fn load(
         weights: &Weights,
         config: &DecoderConfig,
-        mixer: impl Fn(&Weights, usize) -> aha_nn::weights::Result<M>,
+        parts: impl Fn(&Weights, usize) -> aha_nn::weights::Result<(M, FeedForward)>,
     ) -> std::result::Result<Self, LoadError> {
         config.validate()?;
         let layers = (0..config.num_layers)
             .map(|index| {
                 let layer = weights.pp(format_args!("layers.{index}"));
-                TransformerLayer::load(&layer, config, mixer(&layer, index)?)
+                let (mixer, mlp) = parts(&layer, index)?;
+                TransformerLayer::load(&layer, config, mixer, mlp)
             })
             .collect::<aha_nn::weights::Result<_>>()?;
         Ok(Self {
@@ -302,6 +334,17 @@ impl<M> Stack<M> {
 }
 
 impl DecoderStack {
+    /// Loads a stack of plain attention.
+    pub fn load_decoder(
+        weights: &Weights,
+        config: &DecoderConfig,
+    ) -> std::result::Result<Self, LoadError> {
+        Self::load(weights, config, |layer, _| {
+            let attention = SelfAttention::load(&layer.pp("self_attn"), &config.attention)?;
+            Ok((Box::new(attention), FeedForward::dense(layer, config)?))
+        })
+    }
+
     /// What each layer keeps of a sequence between steps.
     pub fn cache_spec(&self) -> CacheSpec {
         CacheSpec {
@@ -344,7 +387,8 @@ impl EncoderStack {
         config: &DecoderConfig,
     ) -> std::result::Result<Self, LoadError> {
         Self::load(weights, config, |layer, _| {
-            SelfAttention::load(&layer.pp("self_attn"), &config.attention)
+            let attention = SelfAttention::load(&layer.pp("self_attn"), &config.attention)?;
+            Ok((attention, FeedForward::dense(layer, config)?))
         })
     }
 
@@ -427,11 +471,24 @@ impl Decoder {
         config: DecoderConfig,
         mixer: impl Fn(&Weights, usize) -> aha_nn::weights::Result<Box<dyn TokenMixer>>,
     ) -> std::result::Result<Self, LoadError> {
+        let dense = config.clone();
+        Self::load_layers(model, lm_head, config, |layer, index| {
+            Ok((mixer(layer, index)?, FeedForward::dense(layer, &dense)?))
+        })
+    }
+
+    /// The same for layers that differ in what follows the mixer, too.
+    pub fn load_layers(
+        model: &Weights,
+        lm_head: &Weights,
+        config: DecoderConfig,
+        parts: impl Fn(&Weights, usize) -> aha_nn::weights::Result<(Box<dyn TokenMixer>, FeedForward)>,
+    ) -> std::result::Result<Self, LoadError> {
         config.validate()?;
         let hidden_size = config.attention.hidden_size;
         let embed_tokens =
             Embedding::load(&model.pp("embed_tokens"), config.vocab_size, hidden_size)?;
-        let stack = Stack::load(model, &config, mixer)?;
+        let stack = Stack::load(model, &config, parts)?;
         // Some tied checkpoints carry a copy of the embedding as the head, others do not: neither is needed.
         let lm_head = if config.tie_word_embeddings {
             embed_tokens.tied_head()

@@ -7,7 +7,7 @@ use crate::limits::{HostRule, check_host};
 use crate::model::ServedModel;
 use crate::options::ServerOptions;
 use crate::routes::{
-    admin, chat, completions, embeddings, health, models, rerank, speech, tokenize, voices,
+    admin, chat, completions, embeddings, health, models, ocr, rerank, speech, tokenize, voices,
 };
 use crate::shutdown::Shutdown;
 use crate::state::AppState;
@@ -42,6 +42,7 @@ pub(crate) fn build(state: AppState) -> Router {
         .route("/audio/speech", post(speech::create))
         .route("/audio/voices", get(voices::list).post(voices::create))
         .route("/audio/voices/{name}", delete(voices::delete))
+        .route("/ocr", post(ocr::create))
         .route("/models", get(models::list))
         .route("/models/{*id}", get(models::get))
         .route("/tokenize", post(tokenize::tokenize))

@@ -8,10 +8,9 @@
 
 use super::config::VoxCpmConfig;
 use super::diffusion::LocalDit;
-use crate::decoder::{DecoderStack, EncoderStack, TokenMixer};
+use crate::decoder::{DecoderStack, EncoderStack};
 use crate::error::LoadError;
 use aha_engine::PatchInput;
-use aha_nn::attention::SelfAttention;
 use aha_nn::batch::{Batch, EncodedRows, place_rows};
 use aha_nn::cache::{Cache, CacheSpec};
 use aha_nn::linear::{Embedding, Linear};
@@ -45,18 +44,12 @@ impl VoxCpm {
     pub fn load(weights: &Weights, config: &VoxCpmConfig) -> std::result::Result<Self, LoadError> {
         let (base, residual) = (config.base_lm()?, config.residual_lm()?);
         let hidden_size = base.attention.hidden_size;
-        let attention = &base.attention;
-        let mixer = |layer: &Weights, _| -> aha_nn::weights::Result<Box<dyn TokenMixer>> {
-            let attention = SelfAttention::load(&layer.pp("self_attn"), attention)?;
-            Ok(Box::new(attention))
-        };
-        let stack = |name, config| DecoderStack::load(&weights.pp(name), config, mixer);
         let encoder = LocalEncoder::load(&weights.pp("feat_encoder"), config)?;
         let dit = LocalDit::load(&weights.pp("feat_decoder"), config)?;
         let linear = |name, from, to| Linear::load(&weights.pp(name), from, to, true);
         Ok(Self {
-            base_lm: stack("base_lm", &base)?,
-            residual_lm: stack("residual_lm", &residual)?,
+            base_lm: DecoderStack::load_decoder(&weights.pp("base_lm"), &base)?,
+            residual_lm: DecoderStack::load_decoder(&weights.pp("residual_lm"), &residual)?,
             embed_tokens: Embedding::load(
                 &weights.pp("base_lm.embed_tokens"),
                 base.vocab_size,

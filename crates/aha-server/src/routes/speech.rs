@@ -3,24 +3,24 @@
 use crate::context::Deadline;
 use crate::error::ApiError;
 use crate::limits::JsonBody;
-use crate::media::read_file_of;
+use crate::media::read_source;
 use crate::shutdown::Phase;
-use crate::sse::event_stream_headers;
+use crate::sse::{self, ChunkStream, StreamLimits};
 use crate::state::AppState;
+use crate::types::media::Source;
 use crate::types::speech::{Delivery, SpeechRequest, VoiceSource};
 use aha_engine::{
     FinishReason, Speech, SpeechEngine, SpeechEvent, SpeechFinished, Voice, normalize_text,
 };
 use aha_media::audio::{AudioEncoder, EncodeOptions, encode};
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use futures_util::stream::unfold;
+use futures_util::stream::{Stream, StreamExt, unfold};
 use serde_json::json;
-use std::pin::pin;
 use std::time::Duration;
 
 /// Whether the model ended the speech or a limit did; streams tell it in their last event.
@@ -119,7 +119,7 @@ pub(crate) async fn create(
     let reference = match &draft.request.voice {
         VoiceSource::Reference { audio, .. } => {
             let limit = state.options.media.limits.max_video_bytes;
-            Some(read_file_of(&state, audio.clone(), limit, "ref_audio").await?)
+            Some(read_source(&state, Source::Named(audio.clone()), limit, "ref_audio").await?)
         }
         VoiceSource::Default | VoiceSource::Named(_) => None,
     };
@@ -129,7 +129,14 @@ pub(crate) async fn create(
         .await?;
     match started.delivery {
         Delivery::Whole => whole(&state, started).await,
-        Delivery::Chunks | Delivery::Events => stream(&state, started, deadline).await,
+        Delivery::Chunks | Delivery::Events => {
+            let limits = StreamLimits {
+                deadline,
+                shutdown: state.shutdown.clone(),
+                keep_alive: state.options.sse_keep_alive,
+            };
+            stream(started, limits).await
+        }
     }
 }
 
@@ -179,23 +186,9 @@ fn reason(finished: &SpeechFinished) -> &'static str {
     }
 }
 
-/// A body in the making.
-struct Stream {
-    speech: Speech,
-    encoder: Option<AudioEncoder>,
-    events: bool,
-    deadline: Deadline,
-    state: AppState,
-    span: tracing::Span,
-}
-
 /// The sound as it is made: bytes of a file, or events with base64 of the same bytes. The body owns the speech: a
 /// client that goes away drops it, which cancels the work.
-async fn stream(
-    state: &AppState,
-    started: Started,
-    deadline: Deadline,
-) -> Result<Response, ApiError> {
+async fn stream(started: Started, limits: StreamLimits) -> Result<Response, ApiError> {
     let Started {
         mut speech,
         encoding,
@@ -209,36 +202,42 @@ async fn stream(
     let mut head = Vec::new();
     let encoder = AudioEncoder::new(encoding, &mut head)
         .map_err(|error| ApiError::audio(error, "response_format"))?;
-    let events = delivery == Delivery::Events;
-    let stream = Stream {
+    let pieces = Pieces {
         speech,
+        first,
+        head,
         encoder: Some(encoder),
-        events,
-        deadline,
-        state: state.clone(),
-        span: tracing::Span::current(),
     };
-    let body = unfold(
-        (stream, Some((first, head))),
-        |(mut stream, first)| async move {
-            let piece = match first {
-                Some((event, head)) => stream.piece(event, head),
-                None => stream.next().await,
-            }?;
-            Some((piece, (stream, None)))
-        },
-    );
-    let body = Body::from_stream(body);
-    if events {
-        return Ok((event_stream_headers(), body).into_response());
+    if delivery == Delivery::Events {
+        return Ok(sse::respond_with(pieces.events(), limits));
     }
     let kind = HeaderValue::from_static(encoding.format.media_type());
-    let buffering = HeaderName::from_static("x-accel-buffering");
     let headers = [
         (header::CONTENT_TYPE, kind),
-        (buffering, HeaderValue::from_static("no")),
+        // Proxies that buffer would turn the stream into one late answer.
+        (
+            HeaderName::from_static("x-accel-buffering"),
+            HeaderValue::from_static("no"),
+        ),
     ];
-    Ok((headers, body).into_response())
+    Ok((headers, Body::from_stream(pieces.bytes(limits))).into_response())
+}
+
+/// A file in the making.
+struct Pieces {
+    speech: Speech,
+    /// What was awaited already.
+    first: Option<SpeechEvent>,
+    /// Bytes that come before those of the next event.
+    head: Vec<u8>,
+    /// `None` after the end.
+    encoder: Option<AudioEncoder>,
+}
+
+/// What one event of a speech became.
+struct Piece {
+    bytes: Vec<u8>,
+    finished: Option<SpeechFinished>,
 }
 
 /// What breaks off a stream of bytes, whose form has no place for words.
@@ -246,98 +245,96 @@ async fn stream(
 #[error("the speech was cut")]
 struct Cut;
 
-impl Stream {
-    /// The next bytes; `None` behind the end.
-    async fn next(&mut self) -> Option<Result<Bytes, Cut>> {
+impl Pieces {
+    /// The next piece, possibly without bytes: an encoder may need more samples before it has some. `None` after the
+    /// end; after an error nothing follows.
+    async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
         self.encoder.as_ref()?;
-        let keep_alive = self.state.options.sse_keep_alive;
-        let mut silence = pin!(tokio::time::sleep(keep_alive));
-        loop {
-            let event = tokio::select! {
-                biased;
-                () = self.state.shutdown.reached(Phase::Cutting) => {
-                    return self.cut(ApiError::shutting_down());
-                }
-                error = self.deadline.passed() => return self.cut(error),
-                () = silence.as_mut(), if self.events => {
-                    return Some(Ok(Bytes::from_static(b": keep-alive\n\n")));
-                }
-                event = self.speech.next() => event,
-            };
-            match self.piece(event, Vec::new()) {
-                // An encoder may need more samples before it has bytes.
-                Some(Ok(bytes)) if bytes.is_empty() => {}
-                piece => return piece,
-            }
-        }
-    }
-
-    /// The bytes of an event, behind `bytes`.
-    fn piece(
-        &mut self,
-        event: Option<SpeechEvent>,
-        mut bytes: Vec<u8>,
-    ) -> Option<Result<Bytes, Cut>> {
+        let event = match self.first.take() {
+            Some(event) => Some(event),
+            None => self.speech.next().await,
+        };
         let mut encoder = self.encoder.take()?;
-        let finished = match event {
-            Some(SpeechEvent::Audio(samples)) => {
-                if let Err(error) = encoder.push(&samples, &mut bytes) {
-                    return self.cut(ApiError::internal(error.to_string()));
-                }
+        let mut bytes = std::mem::take(&mut self.head);
+        let encoded = match event {
+            Some(SpeechEvent::Audio(samples)) => encoder.push(&samples, &mut bytes).map(|()| {
                 self.encoder = Some(encoder);
                 None
-            }
+            }),
             Some(SpeechEvent::Finished(finished)) => {
-                if let Err(error) = encoder.finish(&mut bytes) {
-                    return self.cut(ApiError::internal(error.to_string()));
-                }
-                Some(finished)
+                encoder.finish(&mut bytes).map(|_| Some(finished))
             }
-            Some(SpeechEvent::Failed(error)) => return self.cut(error.into()),
-            None => return self.cut(ApiError::internal("a speech ended without an end")),
+            Some(SpeechEvent::Failed(error)) => return Some(Err(error.into())),
+            None => {
+                return Some(Err(ApiError::internal("a speech ended without an end")));
+            }
         };
-        if !self.events {
-            return Some(Ok(bytes.into()));
-        }
-        let mut text = String::new();
-        if !bytes.is_empty() {
-            let audio = BASE64_STANDARD.encode(&bytes);
-            text = data(&json!({"type": "speech.audio.delta", "audio": audio}));
-        }
-        if let Some(finished) = finished {
-            text.push_str(&data(&done(&finished)));
-            text.push_str("data: [DONE]\n\n");
-        }
-        Some(Ok(text.into()))
+        Some(match encoded {
+            Ok(finished) => Ok(Piece { bytes, finished }),
+            Err(error) => Err(ApiError::internal(error.to_string())),
+        })
     }
 
-    /// Ends the stream where it is. Dropping the speech cancels it.
-    fn cut(&mut self, error: ApiError) -> Option<Result<Bytes, Cut>> {
-        self.encoder = None;
-        self.span.in_scope(|| {
-            tracing::warn!(message = error.body.message, "the speech was cut");
-            error.log();
-        });
-        if self.events {
-            let text = format!("data: {}\n\ndata: [DONE]\n\n", error.to_json());
-            return Some(Ok(text.into()));
-        }
-        Some(Err(Cut))
+    /// Events of the stream.
+    fn events(self) -> ChunkStream {
+        unfold(self, |mut pieces| async move {
+            let piece = pieces.next().await?;
+            Some((piece.map(|piece| piece.events()), pieces))
+        })
+        .boxed()
+    }
+
+    /// Bytes of the file, until its end or that of the time.
+    fn bytes(
+        self,
+        limits: StreamLimits,
+    ) -> impl Stream<Item = Result<Vec<u8>, Cut>> + Send + 'static {
+        let span = tracing::Span::current();
+        unfold(
+            (self, limits, span),
+            |(mut pieces, limits, span)| async move {
+                let piece = tokio::select! {
+                    biased;
+                    () = limits.shutdown.reached(Phase::Cutting) => Err(ApiError::shutting_down()),
+                    error = limits.deadline.passed() => Err(error),
+                    piece = pieces.next() => piece?,
+                };
+                let bytes = piece.map(|piece| piece.bytes).map_err(|error| {
+                    pieces.encoder = None;
+                    span.in_scope(|| {
+                        tracing::warn!(message = error.body.message, "the speech was cut");
+                        error.log();
+                    });
+                    Cut
+                });
+                Some((bytes, (pieces, limits, span)))
+            },
+        )
+        .filter(|bytes| std::future::ready(!matches!(bytes, Ok(bytes) if bytes.is_empty())))
     }
 }
 
-fn done(finished: &SpeechFinished) -> serde_json::Value {
-    json!({
-        "type": "speech.audio.done",
-        "finish_reason": reason(finished),
-        "usage": {
-            "input_tokens": finished.prompt_tokens,
-            "output_tokens": finished.patches,
-            "total_tokens": finished.prompt_tokens + finished.patches,
-        },
-    })
-}
-
-fn data(event: &serde_json::Value) -> String {
-    format!("data: {event}\n\n")
+impl Piece {
+    /// In OpenAI's events.
+    fn events(self) -> Vec<String> {
+        let mut events = Vec::new();
+        if !self.bytes.is_empty() {
+            let audio = BASE64_STANDARD.encode(&self.bytes);
+            events.push(json!({"type": "speech.audio.delta", "audio": audio}).to_string());
+        }
+        if let Some(finished) = &self.finished {
+            let (input, output) = (finished.prompt_tokens, finished.patches);
+            let done = json!({
+                "type": "speech.audio.done",
+                "finish_reason": reason(finished),
+                "usage": {
+                    "input_tokens": input,
+                    "output_tokens": output,
+                    "total_tokens": input + output,
+                },
+            });
+            events.push(done.to_string());
+        }
+        events
+    }
 }

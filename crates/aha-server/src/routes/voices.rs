@@ -2,9 +2,10 @@
 
 use crate::error::ApiError;
 use crate::limits::JsonBody;
-use crate::media::read_file_of;
+use crate::media::read_source;
 use crate::state::AppState;
 use crate::types::fields::Fields;
+use crate::types::media::Source;
 use aha_engine::{DEFAULT_VOICE, SpeechEngine, VoiceRecord};
 use axum::Json;
 use axum::extract::{Path, State};
@@ -107,7 +108,7 @@ pub(crate) async fn create(
         text,
     } = voice;
     let limit = state.options.media.limits.max_video_bytes;
-    let audio = read_file_of(&state, audio, limit, "ref_audio").await?;
+    let audio = read_source(&state, Source::Named(audio), limit, "ref_audio").await?;
     let shared = state.clone();
     let record = state
         .prepare(move || {

@@ -12,10 +12,12 @@ mod embed;
 mod failure;
 mod golden;
 mod input;
+mod jobs;
 mod list;
 mod logging;
 mod markdown;
 mod memory;
+mod ocr;
 mod progress;
 mod ps;
 mod rerank;
@@ -85,6 +87,8 @@ enum Command {
     Rerank(rerank::Rerank),
     /// Speak a text into a file or a pipe
     Speak(speak::Speak),
+    /// Read documents: scans, photos and PDFs to Markdown, HTML, JSON or text
+    Ocr(ocr::Ocr),
     /// Download a model
     Download(download::Download),
     /// List the models that are known by name, or those on this disk
@@ -166,6 +170,7 @@ fn execute(cli: Cli) -> Outcome {
         Command::Embed(command) => command.execute(&context),
         Command::Rerank(command) => command.execute(&context),
         Command::Speak(command) => command.execute(&context),
+        Command::Ocr(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),
         Command::List(command) => command.execute(&context),
         Command::Show(command) => command.execute(),
