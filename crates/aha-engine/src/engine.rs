@@ -397,7 +397,7 @@ impl Engine {
         let active = Active::new(
             request,
             inner.processor.shared_tokenizer(),
-            &inner.defaults.eos_token_ids,
+            &inner.defaults,
             room,
             random_seed(),
             EventSender {

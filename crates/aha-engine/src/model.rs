@@ -68,12 +68,31 @@ impl fmt::Display for Task {
 }
 
 /// What a checkpoint says about generation (`generation_config.json`), over OpenAI's defaults.
-#[derive(Debug, Clone, PartialEq, Default)]
+///
+/// A family may add what its recipe needs: bans of repetitions, texts that end an answer, special tokens that are part
+/// of it.
+#[derive(Debug, Clone, PartialEq)]
 pub struct GenerationDefaults {
     /// Sampling where a request says nothing.
     pub sampling: SamplingParams,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
+    /// Texts that end an answer besides those of the request; off with `ignore_eos`, as the tokens are.
+    pub stop: Vec<String>,
+    /// Whether special tokens are left out of texts where a request says nothing.
+    pub skip_special_tokens: bool,
+}
+
+impl Default for GenerationDefaults {
+    /// OpenAI's defaults: plain sampling, texts without special tokens.
+    fn default() -> Self {
+        Self {
+            sampling: SamplingParams::default(),
+            eos_token_ids: Vec::new(),
+            stop: Vec::new(),
+            skip_special_tokens: true,
+        }
+    }
 }
 
 /// A text generator with everything between it and text.
