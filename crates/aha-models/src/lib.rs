@@ -1,5 +1,6 @@
 //! The model families: one folder each, one line each in [`registry`].
 
+pub mod audio;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
@@ -15,6 +16,7 @@ pub mod pooling;
 pub mod qwen2_5vl;
 pub mod qwen3;
 pub mod qwen3_5;
+pub mod qwen3_asr;
 pub mod qwen3_embedding;
 pub mod qwen3_reranker;
 pub mod qwen3vl;

@@ -7,8 +7,8 @@ use crate::text::media_model;
 use aha_engine::template::ChatTemplate;
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{
-    Chat, EngineError, Generator, LoadedModel, Media, MediaEncoder, MediaProcessor, Message, Prompt,
-    SamplingParams, TextProcessor, Transcriber,
+    Chat, EngineError, Generator, LoadedModel, Media, MediaEncoder, MediaProcessor, Message,
+    Prompt, SamplingParams, TextProcessor, Transcriber,
 };
 use std::sync::Arc;
 

@@ -100,8 +100,18 @@ mod tests {
                 Some("English"),
                 "Hello there.",
             ),
-            ("language chinese\n<asr_text>你好", None, Some("Chinese"), "你好"),
-            ("plain text without tag ", None, None, "plain text without tag"),
+            (
+                "language chinese\n<asr_text>你好",
+                None,
+                Some("Chinese"),
+                "你好",
+            ),
+            (
+                "plain text without tag ",
+                None,
+                None,
+                "plain text without tag",
+            ),
             ("", None, None, ""),
             ("language None<asr_text>", None, None, ""),
             ("language None<asr_text> noise", None, None, "noise"),
@@ -133,7 +143,10 @@ mod tests {
             ("abc ".repeat(19), "abc ".repeat(19)),
             ("好的，".repeat(24), "好的，".to_owned()),
             // Two runaways, one behind the other.
-            ("ab".repeat(20) + &"xyz".repeat(25) + "!", "abxyz!".to_owned()),
+            (
+                "ab".repeat(20) + &"xyz".repeat(25) + "!",
+                "abxyz!".to_owned(),
+            ),
         ] {
             assert_eq!(mend_repetitions(&text), expected);
         }

@@ -17,7 +17,7 @@ pub struct Qwen3AsrConfig {
 
 /// `thinker_config`.
 #[derive(Debug, Clone, Deserialize)]
-pub struct ThinkerConfig {
+pub(super) struct ThinkerConfig {
     #[serde(default)]
     model_type: String,
     pub(super) audio_config: AudioConfig,
@@ -68,7 +68,7 @@ pub(super) fn downsampled(length: usize) -> usize {
 
 /// How frames become tokens: chunks go through the convolutions one by one, windows of chunks through attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Chunking {
+pub(super) struct Chunking {
     /// Frames of a chunk.
     pub(super) chunk_frames: usize,
     /// Tokens of a full chunk.

@@ -2,9 +2,7 @@
 
 use super::config::{AudioConfig, Chunking, LAYER_NORM_EPS, downsampled};
 use crate::audio::{FeatureReader, sinusoids};
-use crate::encoder::{
-    BlockNames, EncoderBlock, Mlp, ProjectionNames, split_tokens,
-};
+use crate::encoder::{BlockNames, EncoderBlock, Mlp, ProjectionNames, split_tokens};
 use aha_engine::{EncoderInput, MediaEncoder};
 use aha_nn::conv::{Conv2d, Conv2dConfig};
 use aha_nn::linear::Linear;
@@ -63,9 +61,8 @@ impl AudioEncoder {
             activation_function,
             ..
         } = *config;
-        let convolution = |name, from| {
-            Conv2d::load(&weights.pp(name), from, channels, 3, HALVING, true)
-        };
+        let convolution =
+            |name, from| Conv2d::load(&weights.pp(name), from, channels, 3, HALVING, true);
         let chunking = config.chunking();
         let block = config.block();
         Ok(Self {
@@ -142,7 +139,10 @@ impl AudioEncoder {
             for start in (0..frames).step_by(width) {
                 let count = width.min(frames - start);
                 let mut chunk = vec![0f32; self.mel_bins * width];
-                for (row, padded) in values.chunks_exact(frames).zip(chunk.chunks_exact_mut(width)) {
+                for (row, padded) in values
+                    .chunks_exact(frames)
+                    .zip(chunk.chunks_exact_mut(width))
+                {
                     padded[..count].copy_from_slice(&row[start..start + count]);
                 }
                 chunks.push(chunk);

@@ -8,7 +8,7 @@ use crate::audio::{
 use crate::error::LoadError;
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{
-    AudioInput, Chat, ContentHash, EncoderContent, EncoderInput, EngineError, Media, MediaKind,
+    AudioInput, Chat, EncoderContent, EncoderInput, EngineError, Media, MediaKind,
     MediaProcessor, Message, ProcessedMedia, Prompt, TextProcessor, Transcriber, Transcript,
     TranscriptionOptions,
 };
@@ -103,7 +103,10 @@ impl Qwen3AsrTranscriber {
     }
 
     /// The name of the language that a request chooses.
-    fn language(&self, options: &TranscriptionOptions) -> Result<Option<&'static str>, EngineError> {
+    fn language(
+        &self,
+        options: &TranscriptionOptions,
+    ) -> Result<Option<&'static str>, EngineError> {
         let Some(asked) = &options.language else {
             return Ok(None);
         };
