@@ -486,8 +486,8 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, LoadError> {
 
 /// A YAML configuration, whose `model` is what JSON ones call `model_type`.
 fn read_yaml(path: &Path) -> Result<Value, LoadError> {
-    let mut config: Value =
-        serde_saphyr::from_str(&read_small(path)?).map_err(|error| malformed(path, error))?;
+    let mut config =
+        crate::yaml::parse(&read_small(path)?).map_err(|error| malformed(path, error))?;
     if let Some(model) = config.get("model").cloned()
         && let Some(keys) = config.as_object_mut()
     {

@@ -6,6 +6,8 @@ pub mod config;
 pub mod decoder;
 pub mod encoder;
 pub mod error;
+pub mod fun_asr_nano;
+pub mod glm_asr_nano;
 pub mod lfm2;
 pub mod lfm2vl;
 pub mod llama;
@@ -26,6 +28,7 @@ pub mod sentence;
 pub mod task;
 pub mod text;
 pub mod vision;
+mod yaml;
 
 pub use checkpoint::{Checkpoint, LoadOptions};
 pub use error::LoadError;

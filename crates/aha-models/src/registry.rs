@@ -33,6 +33,8 @@ pub static FAMILIES: &[Family] = &[
     crate::qwen2_5vl::FAMILY,
     crate::lfm2vl::FAMILY,
     crate::qwen3_asr::FAMILY,
+    crate::glm_asr_nano::FAMILY,
+    crate::fun_asr_nano::FAMILY,
     crate::qwen3_embedding::FAMILY,
     crate::qwen3_reranker::FAMILY,
     crate::minilm::FAMILY,

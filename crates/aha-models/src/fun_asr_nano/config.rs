@@ -144,15 +144,27 @@ impl FunAsrConfig {
         let adaptor = &self.audio_adaptor_conf;
         let front = &self.frontend_conf;
         let sizes = [
-            ("audio_encoder_conf.output_size", encoder.output_size, 1 << 16),
+            (
+                "audio_encoder_conf.output_size",
+                encoder.output_size,
+                1 << 16,
+            ),
             (
                 "audio_encoder_conf.attention_heads",
                 encoder.attention_heads,
                 1 << 10,
             ),
-            ("audio_encoder_conf.linear_units", encoder.linear_units, 1 << 18),
+            (
+                "audio_encoder_conf.linear_units",
+                encoder.linear_units,
+                1 << 18,
+            ),
             ("audio_encoder_conf.num_blocks", encoder.num_blocks, 1 << 10),
-            ("audio_encoder_conf.kernel_size", encoder.kernel_size, 1 << 10),
+            (
+                "audio_encoder_conf.kernel_size",
+                encoder.kernel_size,
+                1 << 10,
+            ),
             ("audio_adaptor_conf.ffn_dim", adaptor.ffn_dim, 1 << 18),
             ("audio_adaptor_conf.llm_dim", adaptor.llm_dim, 1 << 20),
             (

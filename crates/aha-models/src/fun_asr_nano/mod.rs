@@ -47,7 +47,10 @@ fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<LoadedModel, L
     weights.finish(IGNORABLE)?;
     let width = config.audio_adaptor_conf.llm_dim;
     if width != decoder.hidden_size() {
-        let reason = format!("{width} is not the {} of the language model", decoder.hidden_size());
+        let reason = format!(
+            "{width} is not the {} of the language model",
+            decoder.hidden_size()
+        );
         return Err(LoadError::config("audio_adaptor_conf.llm_dim", reason));
     }
     let mut loaded = recogniser(

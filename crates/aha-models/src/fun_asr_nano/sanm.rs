@@ -39,10 +39,7 @@ impl MemoryAttention {
                 memory,
                 false,
             )?,
-            attention: RaggedAttention::full(
-                config.attention_heads,
-                size / config.attention_heads,
-            ),
+            attention: RaggedAttention::full(config.attention_heads, size / config.attention_heads),
         })
     }
 
@@ -95,7 +92,11 @@ impl Block {
 
     fn forward(&self, x: &Tensor, bounds: &SequenceBounds) -> Result<Tensor> {
         let mixed = self.attention.forward(&self.norm1.forward(x)?, bounds)?;
-        let x = if self.keeps_width { (x + mixed)? } else { mixed };
+        let x = if self.keeps_width {
+            (x + mixed)?
+        } else {
+            mixed
+        };
         let fed = self.mlp.forward(&self.norm2.forward(&x)?)?;
         x + fed
     }
@@ -122,9 +123,7 @@ impl SanmEncoder {
         let size = config.output_size;
         let stack = |name: &str, count: usize| {
             (0..count)
-                .map(|index| {
-                    Block::load(&weights.pp(format_args!("{name}.{index}")), size, config)
-                })
+                .map(|index| Block::load(&weights.pp(format_args!("{name}.{index}")), size, config))
                 .collect::<WeightsResult<Vec<_>>>()
         };
         let norm = |name| LayerNorm::load(&weights.pp(name), size, ENCODER_NORM_EPS);

@@ -8,9 +8,8 @@ use crate::audio::{
 use crate::error::LoadError;
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{
-    AudioInput, Chat, EncoderContent, EncoderInput, EngineError, Media, MediaKind,
-    MediaProcessor, Message, ProcessedMedia, Prompt, TextProcessor, Transcriber, Transcript,
-    TranscriptionOptions,
+    AudioInput, Chat, EncoderContent, EncoderInput, EngineError, Media, MediaKind, MediaProcessor,
+    Message, ProcessedMedia, Prompt, TextProcessor, Transcriber, Transcript, TranscriptionOptions,
 };
 use aha_media::audio::{LogMelExtractor, MelPadding, ResampleMethod, normalize_peak};
 use std::sync::Arc;
