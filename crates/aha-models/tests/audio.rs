@@ -501,3 +501,55 @@ fn conversations_without_sound_are_answered_too() {
         assert!(prompt.media.is_empty() && !prompt.token_ids.is_empty());
     }
 }
+
+#[test]
+fn chunks_and_caches_change_no_answer_about_recordings() {
+    for folder in fixtures(&FAMILIES) {
+        let answers = |options: EngineOptions| -> Vec<Vec<(u32, u32)>> {
+            let engine = engine(&folder, options);
+            let transcriber = engine.transcriber().unwrap();
+            // Twice: the second time the prefix cache knows the recording, where it is on.
+            let both = [cases(&folder), cases(&folder)].concat();
+            both.iter()
+                .map(|case| {
+                    let made = prompt(engine.processor(), transcriber, case, &folder);
+                    run(&engine, greedy(made, 6)).fingerprint()
+                })
+                .collect()
+        };
+        let options = |max_batch_tokens, prefix_cache| EngineOptions {
+            max_batch_tokens,
+            prefix_cache,
+            ..EngineOptions::default()
+        };
+        let expected = answers(options(4096, false));
+        for (tokens, cached) in [(7, false), (4096, true), (16, true)] {
+            let found = answers(options(tokens, cached));
+            assert_eq!(found, expected, "{}: {tokens} {cached}", folder.display());
+        }
+    }
+}
+
+#[test]
+fn a_transcription_that_nobody_waits_for_gives_everything_back() {
+    let engine = engine(
+        &fixture(QWEN),
+        EngineOptions {
+            max_batch_tokens: 16,
+            ..EngineOptions::default()
+        },
+    );
+    let plain = TranscriptionOptions::default();
+    for piece in pieces(8) {
+        let request = greedy(transcription(&engine, &piece, &plain), 400);
+        drop(engine.submit(request).unwrap());
+    }
+    support::wait_until_idle(&engine);
+    let status = engine.status();
+    assert_eq!(status.free_blocks, status.total_blocks);
+    let last = run(
+        &engine,
+        greedy(transcription(&engine, &pieces(1)[0], &plain), 5),
+    );
+    assert_eq!(last.tokens.len(), 5);
+}

@@ -19,7 +19,7 @@ pub struct FunAsrConfig {
 
 /// `audio_encoder_conf`.
 #[derive(Debug, Clone, Deserialize)]
-pub struct EncoderConfig {
+pub(super) struct EncoderConfig {
     /// Width of the residual stream.
     pub(super) output_size: usize,
     pub(super) attention_heads: usize,
@@ -40,7 +40,7 @@ pub struct EncoderConfig {
 
 /// `audio_adaptor_conf`.
 #[derive(Debug, Clone, Deserialize)]
-pub struct AdaptorConfig {
+pub(super) struct AdaptorConfig {
     #[serde(default = "one")]
     downsample_rate: usize,
     /// Only the first eighth of the rows reaches the language model.
@@ -57,14 +57,14 @@ pub struct AdaptorConfig {
 
 /// `llm_conf`.
 #[derive(Debug, Clone, Deserialize)]
-pub struct LanguageModelConfig {
+pub(super) struct LanguageModelConfig {
     /// Folder of its configuration and tokenizer, inside the checkpoint.
     pub(super) init_param_path: String,
 }
 
 /// `frontend_conf`.
 #[derive(Debug, Clone, Deserialize)]
-pub struct FrontEndConfig {
+pub(super) struct FrontEndConfig {
     #[serde(default = "rate")]
     pub(super) fs: u32,
     #[serde(default = "hamming")]
