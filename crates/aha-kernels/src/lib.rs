@@ -28,7 +28,7 @@ mod pack;
 mod quant;
 mod recurrent;
 
-pub use attention::{PagedAttention, PagedSequence, RaggedAttention, Rows};
+pub use attention::{GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows};
 pub use bandwidth::measure_read_bandwidth;
 pub use depthwise::DepthwiseConv;
 pub use elementwise::{
