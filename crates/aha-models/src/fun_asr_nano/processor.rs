@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 /// Stands for sound in prompts. The reference has no such token; this one of Qwen3's is never in a transcript.
 pub(super) const PLACEHOLDER: &str = "<|object_ref_start|>";
-/// Longest recording of one prompt in seconds; the reference has no limit, and hears pieces of 30 s best.
-const MAX_SECONDS: f64 = 600.0;
+/// Longest recording of one prompt in seconds, whose frames all see each other. The reference has no limit, and hears
+/// pieces of 30 s best.
+const MAX_SECONDS: f64 = 300.0;
 const PIECE_SECONDS: f64 = 60.0;
 /// Most tokens of an answer in the reference.
 const MAX_TOKENS: usize = 512;

@@ -78,6 +78,11 @@ pub(super) struct Chunking {
 }
 
 impl Chunking {
+    /// Frames of a window.
+    pub(super) fn window_frames(&self) -> usize {
+        self.window_tokens / self.chunk_tokens * self.chunk_frames
+    }
+
     /// Tokens of a recording.
     pub(super) fn tokens(&self, frames: usize) -> usize {
         frames / self.chunk_frames * self.chunk_tokens + downsampled(frames % self.chunk_frames)

@@ -1,4 +1,4 @@
-//! The audio encoder of Qwen3-ASR: convolutions over chunks of a second, attention in windows of eight.
+//! The audio encoder of Qwen3-ASR: convolutions over chunks of a second, attention in windows of eight seconds.
 
 use super::config::{AudioConfig, Chunking, LAYER_NORM_EPS, downsampled};
 use crate::audio::{FeatureReader, sinusoids};

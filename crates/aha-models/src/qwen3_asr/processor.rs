@@ -8,10 +8,11 @@ use crate::audio::{
 use crate::error::LoadError;
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{
-    AudioInput, Chat, EncoderContent, EncoderInput, EngineError, Media, MediaKind, MediaProcessor,
-    Message, ProcessedMedia, Prompt, TextProcessor, Transcriber, Transcript, TranscriptionOptions,
+    AudioInput, Chat, ContentHash, EncoderContent, EncoderInput, EngineError, Media, MediaKind,
+    MediaProcessor, Message, ProcessedMedia, Prompt, TextProcessor, Transcriber, Transcript,
+    TranscriptionOptions,
 };
-use aha_media::audio::{LogMelExtractor, MelPadding, ResampleMethod, normalize_peak};
+use aha_media::audio::{LogMel, LogMelExtractor, MelPadding, ResampleMethod, normalize_peak};
 use std::sync::Arc;
 
 /// Longest recording that the release takes in one prompt.
@@ -68,20 +69,39 @@ impl MediaProcessor for Qwen3AsrMedia {
         let mut heard = samples(media, &self.audio_input())?.into_owned();
         normalize_peak(&mut heard);
         let mel = self.extractor.extract(&heard).map_err(fault)?;
-        let num_tokens = self.chunking.tokens(mel.frames);
+        // Windows do not see each other, so each is an input of its own: a step of the engine encodes no more of a long
+        // recording than it computes.
+        let inputs: Vec<EncoderInput> = (0..mel.frames)
+            .step_by(self.chunking.window_frames())
+            .enumerate()
+            .map(|(index, start)| self.window(&mel, start, ContentHash::of((media.hash(), index))))
+            .collect();
+        let num_tokens = inputs.iter().map(|input| input.num_tokens).sum();
         Ok(ProcessedMedia {
             text: self.pad.repeat(num_tokens),
-            inputs: vec![EncoderInput {
-                grid: [1, 1, mel.frames],
-                content: EncoderContent::Features {
-                    values: mel.data,
-                    shape: vec![mel.bins, mel.frames],
-                },
-                step_seconds: 0.0,
-                num_tokens,
-                hash: media.hash(),
-            }],
+            inputs,
         })
+    }
+}
+
+impl Qwen3AsrMedia {
+    /// The frames of the window that begins at `start`.
+    fn window(&self, mel: &LogMel, start: usize, hash: ContentHash) -> EncoderInput {
+        let frames = self.chunking.window_frames().min(mel.frames - start);
+        let rows = mel.data.chunks_exact(mel.frames);
+        EncoderInput {
+            content: EncoderContent::Features {
+                values: rows
+                    .flat_map(|row| &row[start..start + frames])
+                    .copied()
+                    .collect(),
+                shape: vec![mel.bins, frames],
+            },
+            grid: [1, 1, frames],
+            step_seconds: 0.0,
+            num_tokens: self.chunking.tokens(frames),
+            hash,
+        }
     }
 }
 
