@@ -128,6 +128,13 @@ async fn recordings_that_cannot_be_heard_are_refused() {
         let answer = send(&app, post(CHAT, &with_recording(&file))).await;
         refused(&answer, status, field);
     }
+    // Each of them would do, but not both together.
+    let long = wav(1_000, &vec![0; 700_000]);
+    let mut both = with_recording(&long);
+    let parts = both["messages"][0]["content"].as_array_mut().unwrap();
+    parts.push(parts[0].clone());
+    let answer = send(&app, post(CHAT, &both)).await;
+    refused(&answer, 413, "messages[0].content[1].input_audio");
     // All of silence is a recording like any other.
     accepted(&send(&app, post(CHAT, &with_recording(&wav(16_000, &[0; 8000])))).await);
 }

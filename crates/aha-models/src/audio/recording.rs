@@ -123,7 +123,7 @@ pub fn samples<'a>(media: &'a Media, input: &AudioInput) -> Result<Cow<'a, [f32]
     if samples.is_empty() {
         return Err(EngineError::invalid(FIELD, "the recording is empty"));
     }
-    let seconds = samples.len() as f64 / f64::from((*sample_rate).max(1));
+    let seconds = media.seconds();
     if seconds > input.max_seconds {
         let message = format!(
             "the recording has {seconds:.1} s, but this model takes {} s in one prompt: cut it, or send it to \
