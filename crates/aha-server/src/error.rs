@@ -4,6 +4,7 @@ use crate::media::FetchError;
 use aha_engine::{EngineError, Task};
 use aha_media::MediaError;
 use aha_media::audio::AudioError;
+use aha_media::document::DocumentError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -223,6 +224,12 @@ impl ApiError {
                 message,
             ),
             MediaError::Audio(error) => return Self::audio(error, param),
+            MediaError::Document(DocumentError::Busy) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                SERVER,
+                Some("documents_busy"),
+                message,
+            ),
             MediaError::FfmpegNotRunnable { .. } | MediaError::Io { .. } => Self::internal(message),
             _ => Self::bad_request("invalid_value", message),
         };

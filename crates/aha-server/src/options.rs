@@ -1,6 +1,7 @@
 //! What an operator can set.
 
 use crate::media::FetchLimits;
+use aha_media::document::DocumentLimits;
 use aha_media::image::Limits;
 use aha_media::source::SourcePolicy;
 use std::time::Duration;
@@ -61,6 +62,8 @@ pub struct MediaOptions {
     pub policy: SourcePolicy,
     /// Limits of one file.
     pub limits: Limits,
+    /// Limits of a document (a PDF, an image file of several pages) and of its pages.
+    pub documents: DocumentLimits,
     /// Patience with the hosts that media are fetched from.
     pub fetch: FetchLimits,
     /// Most pictures, clips and recordings of one request.
@@ -80,6 +83,11 @@ impl Default for MediaOptions {
         Self {
             policy: SourcePolicy::default(),
             limits: Limits::default(),
+            documents: DocumentLimits {
+                max_bytes: 64 << 20,
+                max_pages: 256,
+                ..DocumentLimits::default()
+            },
             fetch: FetchLimits::default(),
             max_items: 128,
             max_frames: 768,
