@@ -1,255 +1,204 @@
 #!/usr/bin/env python3
-"""Speaks a fixed number of patches with a random checkpoint in the shape of VoxCPM-0.5B, by aha over HTTP and by the
-reference (the package voxcpm, PyTorch on the CPU), both in single precision; tells the real time factor and the time to
-the first sound.
+"""Speech recognition in the shape of Qwen3-ASR-0.6B with random weights: the front end and the encoder beside transformers,
+and sixteen pieces decoded together beside one after the other.
 
-    benches/speech.py make OUT                                    # 1.6 GB
-    benches/speech.py aha OUT [--bin target/release/aha] [--threads 2] [--patches 25]
-    benches/speech.py reference OUT [--threads 2] [--patches 25]  # pip install voxcpm==2.0.3
+    benches/speech.py make OUT                      # the checkpoint (1.6 GB, bf16) and sixteen recordings
+    benches/speech.py encoder OUT [--threads 2]     # beside the reference: needs torch and transformers >= 5.23
+    benches/speech.py batch OUT --url http://127.0.0.1:8080 [--tokens 64]
 
-Weights are small random numbers, so the sound is noise; shapes, types and file names are the release's.
+`make` needs numpy. For `encoder`, build the example first: cargo build --release -p aha-models --example speech_encoder.
+For `batch`, start the server on OUT first: aha serv -m OUT.
 """
 import argparse
+import concurrent.futures
 import json
 import os
 import shutil
-import socket
 import struct
 import subprocess
-import sys
 import time
 import urllib.request
+import wave
 from pathlib import Path
 
-FIXTURE = Path(__file__).resolve().parents[1] / "tests/fixtures/voxcpm/base"
-TEXT = "The quick brown fox jumps over the lazy dog, and the sound is clear."
-HIDDEN, FFN, HEADS, KV, HEAD_DIM, VOCAB = 1024, 4096, 16, 2, 64, 73448
-LAYERS, RESIDUAL_LAYERS, LOCAL_LAYERS, FEAT, QUANTIZED = 24, 6, 4, 64, 256
-FACTORS = [1.0 + i * i / 20 for i in range(HEAD_DIM // 2)]
-ENCODER, RATES, DECODER = 128, [2, 5, 8, 8], 1536
+import numpy
+
+ROOT = Path(__file__).resolve().parents[1]
+FIXTURE = ROOT / "tests/fixtures/qwen3_asr/windows"
+RATE, SECONDS, PIECES = 16000, 30, 16
+AUDIO = {
+    "d_model": 896, "encoder_layers": 18, "encoder_attention_heads": 14, "encoder_ffn_dim": 3584, "output_dim": 1024,
+    "num_mel_bins": 128, "downsample_hidden_size": 480, "n_window": 50, "n_window_infer": 800, "activation_function": "gelu",
+    "scale_embedding": False, "conv_chunksize": 500, "max_source_positions": 1500,
+}
+TEXT = {
+    "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+    "head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-06, "rope_theta": 1000000, "max_position_embeddings": 65536,
+    "vocab_size": 151936, "tie_word_embeddings": True, "attention_bias": False,
+}
 
 
-def linear(name, to, of, bias=True):
-    yield name + ".weight", (to, of)
-    if bias:
-        yield name + ".bias", (to,)
+def shapes():
+    d, c, f = AUDIO["d_model"], AUDIO["downsample_hidden_size"], AUDIO["encoder_ffn_dim"]
+    tower = "thinker.audio_tower."
+    for index, channels in ((1, 1), (2, c), (3, c)):
+        yield tower + "conv2d%d.weight" % index, (c, channels, 3, 3)
+        yield tower + "conv2d%d.bias" % index, (c,)
+    yield tower + "conv_out.weight", (d, c * 16)
+    for layer in range(AUDIO["encoder_layers"]):
+        at = tower + "layers.%d." % layer
+        linears = [("self_attn." + name, d, d) for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
+        for name, rows, columns in linears + [("fc1", f, d), ("fc2", d, f)]:
+            yield at + name + ".weight", (rows, columns)
+            yield at + name + ".bias", (rows,)
+        for norm in ("self_attn_layer_norm", "final_layer_norm"):
+            yield at + norm + ".weight", (d,)
+            yield at + norm + ".bias", (d,)
+    for name in ("ln_post.weight", "ln_post.bias", "proj1.bias"):
+        yield tower + name, (d,)
+    yield tower + "proj1.weight", (d, d)
+    yield tower + "proj2.weight", (AUDIO["output_dim"], d)
+    yield tower + "proj2.bias", (AUDIO["output_dim"],)
+    h, m, hd = TEXT["hidden_size"], TEXT["intermediate_size"], TEXT["head_dim"]
+    q, kv = TEXT["num_attention_heads"] * hd, TEXT["num_key_value_heads"] * hd
+    yield "thinker.model.embed_tokens.weight", (TEXT["vocab_size"], h)
+    for layer in range(TEXT["num_hidden_layers"]):
+        at = "thinker.model.layers.%d." % layer
+        for name, shape in (("self_attn.q_proj", (q, h)), ("self_attn.k_proj", (kv, h)), ("self_attn.v_proj", (kv, h)),
+                            ("self_attn.o_proj", (h, q)), ("mlp.gate_proj", (m, h)), ("mlp.up_proj", (m, h)),
+                            ("mlp.down_proj", (h, m)), ("self_attn.q_norm", (hd,)), ("self_attn.k_norm", (hd,)),
+                            ("input_layernorm", (h,)), ("post_attention_layernorm", (h,))):
+            yield at + name + ".weight", shape
+    yield "thinker.model.norm.weight", (h,)
 
 
-def stack(name, layers):
-    for i in range(layers):
-        layer = "%s.layers.%d." % (name, i)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield layer + norm + ".weight", (HIDDEN,)
-        for part, to, of in (("self_attn.q_proj", HEADS * HEAD_DIM, HIDDEN), ("self_attn.k_proj", KV * HEAD_DIM, HIDDEN),
-                             ("self_attn.v_proj", KV * HEAD_DIM, HIDDEN), ("self_attn.o_proj", HIDDEN, HEADS * HEAD_DIM),
-                             ("mlp.gate_proj", FFN, HIDDEN), ("mlp.up_proj", FFN, HIDDEN), ("mlp.down_proj", HIDDEN, FFN)):
-            yield from linear(layer + part, to, of, bias=False)
-    yield name + ".norm.weight", (HIDDEN,)
+def values(name, shape, random):
+    """Small random numbers; ones where norms multiply."""
+    count = int(numpy.prod(shape))
+    norm = len(shape) == 1 and name.endswith("weight")
+    return numpy.ones(count, "f4") if norm else random.standard_normal(count, "f4") * 0.02
 
 
-def model():
-    yield "base_lm.embed_tokens.weight", (VOCAB, HIDDEN)
-    yield from stack("base_lm", LAYERS)
-    yield from stack("residual_lm", RESIDUAL_LAYERS)
-    yield "feat_encoder.special_token", (1, 1, 1, HIDDEN)
-    yield from linear("feat_encoder.in_proj", HIDDEN, FEAT)
-    yield from stack("feat_encoder.encoder", LOCAL_LAYERS)
-    estimator = "feat_decoder.estimator."
-    for part, to, of in (("in_proj", HIDDEN, FEAT), ("cond_proj", HIDDEN, FEAT), ("out_proj", FEAT, HIDDEN),
-                         ("time_mlp.linear_1", HIDDEN, HIDDEN), ("time_mlp.linear_2", HIDDEN, HIDDEN),
-                         ("delta_time_mlp.linear_1", HIDDEN, HIDDEN), ("delta_time_mlp.linear_2", HIDDEN, HIDDEN)):
-        yield from linear(estimator + part, to, of)
-    yield from stack(estimator + "decoder", LOCAL_LAYERS)
-    yield from linear("fsq_layer.in_proj", QUANTIZED, HIDDEN)
-    yield from linear("fsq_layer.out_proj", HIDDEN, QUANTIZED)
-    for part in ("enc_to_lm_proj", "lm_to_dit_proj", "res_to_dit_proj", "stop_proj"):
-        yield from linear(part, HIDDEN, HIDDEN)
-    yield from linear("stop_head", 2, HIDDEN, bias=False)
-
-
-def conv(name, to, of, taps, transposed=False):
-    shape = (of, to, taps) if transposed else (to, of, taps)
-    yield name + ".weight_g", (shape[0], 1, 1)
-    yield name + ".weight_v", shape
-    yield name + ".bias", (to,)
-
-
-def residual_units(name, first, channels):
-    for unit in range(first, first + 3):
-        block = "%s.block.%d.block." % (name, unit)
-        yield block + "0.alpha", (1, channels, 1)
-        yield from conv(block + "1", channels, 1, 7)
-        yield block + "2.alpha", (1, channels, 1)
-        yield from conv(block + "3", channels, channels, 1)
-
-
-def autoencoder():
-    channels = ENCODER
-    yield from conv("encoder.block.0", channels, 1, 7)
-    for i, rate in enumerate(RATES):
-        block = "encoder.block.%d" % (i + 1)
-        yield from residual_units(block, 0, channels)
-        yield block + ".block.3.alpha", (1, channels, 1)
-        yield from conv(block + ".block.4", 2 * channels, channels, 2 * rate)
-        channels *= 2
-    yield from conv("encoder.fc_mu", FEAT, channels, 3)
-    yield from conv("encoder.fc_logvar", FEAT, channels, 3)
-    yield from conv("decoder.model.0", FEAT, 1, 7)
-    channels = DECODER
-    yield from conv("decoder.model.1", channels, FEAT, 1)
-    for i, rate in enumerate(reversed(RATES)):
-        block = "decoder.model.%d" % (i + 2)
-        yield block + ".block.0.alpha", (1, channels, 1)
-        yield from conv(block + ".block.1", channels // 2, channels, 2 * rate, transposed=True)
-        channels //= 2
-        yield from residual_units(block, 2, channels)
-    end = len(RATES) + 2
-    yield "decoder.model.%d.alpha" % end, (1, channels, 1)
-    yield from conv("decoder.model.%d" % (end + 1), 1, channels, 7)
-
-
-def write(path, tensors, kind, values):
-    import numpy
-    size = {"BF16": 2, "F32": 4}[kind]
-    header, offset = {}, 0
+def make(out):
+    out.mkdir(parents=True, exist_ok=True)
+    tensors, header, offset = list(shapes()), {}, 0
     for name, shape in tensors:
-        length = size * int(numpy.prod(shape))
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, offset + length]}
-        offset += length
+        size = 2 * int(numpy.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as out:
-        out.write(struct.pack("<Q", len(text)) + text)
-        for name, shape in tensors:
-            data = values(name, shape)
-            out.write((data.view("u4") >> 16).astype("<u2").tobytes() if kind == "BF16" else data.tobytes())
-    return offset
-
-
-def make(folder):
-    import numpy
     random = numpy.random.default_rng(1)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def of_model(name, shape):
-        count = int(numpy.prod(shape))
-        if "norm" in name:
-            return numpy.ones(count, "f4")
-        return random.standard_normal(count, "f4") * numpy.float32(0.02)
-
-    def of_autoencoder(name, shape):
-        count = int(numpy.prod(shape))
-        if name.endswith(("weight_g", "alpha")):
-            return numpy.ones(count, "f4")
-        return random.standard_normal(count, "f4") * numpy.float32(0.01 if name.endswith("bias") else 1)
-
-    size = write(folder / "model.safetensors", list(model()), "BF16", of_model)
-    size += write(folder / "audiovae.safetensors", list(autoencoder()), "F32", of_autoencoder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(FIXTURE / name, folder / name)
-    local = {"hidden_dim": HIDDEN, "ffn_dim": FFN, "num_heads": HEADS, "num_layers": LOCAL_LAYERS}
-    flow = {"sigma_min": 1e-6, "solver": "euler", "t_scheduler": "log-norm", "inference_cfg_rate": 2.0}
-    config = {
-        "architecture": "voxcpm",
-        "lm_config": {
-            "bos_token_id": 1, "eos_token_id": 2, "hidden_size": HIDDEN, "intermediate_size": FFN,
-            "max_position_embeddings": 32768, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS,
-            "num_key_value_heads": KV, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "vocab_size": VOCAB, "scale_emb": 12,
-            "dim_model_base": 256, "scale_depth": 1.4, "use_mup": False,
-            "rope_scaling": {"type": "longrope", "long_factor": FACTORS, "short_factor": FACTORS,
-                             "original_max_position_embeddings": 32768}},
-        "patch_size": 2, "feat_dim": FEAT, "scalar_quantization_latent_dim": QUANTIZED, "scalar_quantization_scale": 9,
-        "residual_lm_num_layers": RESIDUAL_LAYERS, "encoder_config": local, "dit_config": dict(local, cfm_config=flow),
-        "max_length": 4096, "device": "cpu", "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    print("%s: %.2f GB" % (folder, size / 1e9))
+    with open(out / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, shape in tensors:
+            file.write((values(name, shape, random).view("u4") >> 16).astype("<u2").tobytes())
+    # The fixture's tokenizer: it only decides what the noise looks like.
+    for path in FIXTURE.glob("*.json"):
+        if path.name not in ("config.json", "golden.json"):
+            shutil.copyfile(path, out / path.name)
+    shutil.copyfile(FIXTURE / "merges.txt", out / "merges.txt")
+    config = json.load(open(FIXTURE / "config.json"))
+    config["thinker_config"]["audio_config"] = AUDIO
+    config["thinker_config"]["text_config"] = TEXT
+    (out / "config.json").write_text(json.dumps(config, indent=1))
+    for piece in range(PIECES):
+        time_axis = numpy.arange(RATE * SECONDS) / RATE
+        sound = 0.4 * numpy.sin(2 * numpy.pi * (140 + 20 * piece) * time_axis) * numpy.sin(7 * time_axis) ** 2
+        sound += 0.01 * random.standard_normal(len(sound))
+        with wave.open(str(out / ("piece_%02d.wav" % piece)), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(RATE)
+            file.writeframes((sound * 32767).astype("<i2").tobytes())
+    print("%s: %.2f GB" % (out, offset / 1e9))
 
 
-def report(who, seconds, first, patches, whole):
-    sound = patches * 0.08
-    print("%s: %d patches (%.2f s of sound) whole in %.2f s, RTF %.2f; streamed in %.2f s, RTF %.2f, first sound after %.0f ms"
-          % (who, patches, sound, whole, whole / sound, seconds, seconds / sound, first * 1000))
+def report(name, seconds):
+    ordered = sorted(seconds)
+    print("%-24s median %.3f s, rounds %s" % (name, ordered[len(ordered) // 2], ", ".join("%.3f" % s for s in seconds)))
 
 
-def by_aha(options):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    base = "http://127.0.0.1:%d" % port
-    server = subprocess.Popen([options.bin, "serv", "-m", "openbmb/VoxCPM-0.5B", "--weight-path", str(options.folder), "-p", str(port),
-                               "--dtype", "f32", "--device", "cpu", "--threads", str(options.threads), "--log", "warn"])
+def encoder(out, threads, rounds):
+    environment = {**os.environ, "RAYON_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+    binary = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/examples/speech_encoder"
+    recording = out / "piece_00.wav"
+    done = subprocess.run([binary, out, recording, str(rounds)], env=environment, check=True, capture_output=True, text=True)
+    own = json.loads(done.stdout.splitlines()[-1])
+    report("front end, aha", own["front_end"])
+    report("encoder, aha", own["encoder"])
 
-    def speak(patches, stream):
-        body = {"input": TEXT, "seed": 1, "max_tokens": patches, "min_len": patches, "response_format": "pcm",
-                "retry_badcase": False, "stream": stream}
-        request = urllib.request.Request(base + "/v1/audio/speech", json.dumps(body).encode(),
-                                         {"content-type": "application/json"})
-        started = time.time()
-        with urllib.request.urlopen(request, timeout=600) as answer:
-            first = None
-            length = 0
-            while piece := answer.read1(1 << 16):
-                first = first or time.time() - started
-                length += len(piece)
-        assert length == patches * 1280 * 2, length
-        return time.time() - started, first
-
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(base + "/health", timeout=5)
-                break
-            except OSError:
-                time.sleep(0.2)
-        speak(2, False)
-        whole, _ = speak(options.patches, False)
-        seconds, first = speak(options.patches, True)
-        report("aha", seconds, first, options.patches, whole)
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def by_reference(options):
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
-    import transformers
-    import voxcpm
-    import voxcpm.model.voxcpm as implementation
-    torch.set_num_threads(options.threads)
-    if int(transformers.__version__.split(".")[0]) >= 5:
-        implementation.LlamaTokenizerFast = transformers.PreTrainedTokenizerFast
-    tts = voxcpm.VoxCPM.from_pretrained(str(options.folder), load_denoiser=False, optimize=False, device="cpu")
+    from transformers import Qwen3ASRFeatureExtractor
+    from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncoderConfig
+    from transformers.models.qwen3_asr.modeling_qwen3_asr import Qwen3ASREncoder
 
-    def speak(patches):
-        return tts.generate(text=TEXT, min_len=patches, max_len=patches, retry_badcase=False)
+    torch.set_num_threads(threads)
+    keys = {key: value for key, value in AUDIO.items() if key not in ("conv_chunksize", "max_source_positions")}
+    config = Qwen3ASREncoderConfig(**keys, max_position_embeddings=13)
+    config._attn_implementation = "sdpa"
+    tower = Qwen3ASREncoder(config).float().eval()
+    sound = numpy.frombuffer(wave.open(str(recording)).readframes(RATE * SECONDS), "<i2").astype("f4") / 32768
+    extractor, times = Qwen3ASRFeatureExtractor(), ([], [])
+    for _ in range(rounds):
+        started = time.perf_counter()
+        features = extractor([sound], sampling_rate=RATE, return_tensors="pt", padding=True, truncation=False,
+                             return_attention_mask=True)
+        times[0].append(time.perf_counter() - started)
+        mask = features.get("input_features_mask", features.get("attention_mask"))
+        started = time.perf_counter()
+        with torch.no_grad():
+            tower(input_features=features["input_features"], input_features_mask=mask)
+        times[1].append(time.perf_counter() - started)
+    report("front end, reference", times[0])
+    report("encoder, reference", times[1])
 
-    speak(2)
-    started = time.time()
-    assert len(speak(options.patches)) == options.patches * 1280
-    whole = time.time() - started
-    started, first = time.time(), None
-    for _ in tts.generate_streaming(text=TEXT, min_len=options.patches, max_len=options.patches, retry_badcase=False):
-        first = first or time.time() - started
-    report("reference", time.time() - started, first, options.patches, whole)
+
+def transcribe(url, path, tokens):
+    """Posts one recording; `ignore_eos` makes the noise of random weights as long as a transcript."""
+    boundary = "aha-%d" % os.getpid()
+    fields = {"temperature": "0", "max_tokens": str(tokens), "ignore_eos": "true", "response_format": "json"}
+    body = b""
+    for name, value in fields.items():
+        body += ("--%s\r\nContent-Disposition: form-data; name=\"%s\"\r\n\r\n%s\r\n" % (boundary, name, value)).encode()
+    body += ("--%s\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\n" % boundary).encode()
+    body += path.read_bytes() + ("\r\n--%s--\r\n" % boundary).encode()
+    headers = {"Content-Type": "multipart/form-data; boundary=" + boundary}
+    request = urllib.request.Request(url + "/v1/audio/transcriptions", body, headers)
+    with urllib.request.urlopen(request) as answer:
+        answer.read()
+
+
+def batch(out, url, tokens):
+    pieces = sorted(out.glob("piece_*.wav"))
+    transcribe(url, pieces[0], 2)
+    seconds = len(pieces) * SECONDS
+    rates = {}
+    for name, workers in (("one by one", 1), ("together", len(pieces))):
+        started = time.perf_counter()
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            list(pool.map(lambda path: transcribe(url, path, tokens), pieces))
+        rates[name] = seconds / (time.perf_counter() - started)
+        print("%d pieces of %d s %s: %.2f times real time" % (len(pieces), SECONDS, name, rates[name]))
+    print("together / one by one: %.2f" % (rates["together"] / rates["one by one"]))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "aha", "reference"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--bin", default="target/release/aha")
+    parser.add_argument("what", choices=["make", "encoder", "batch"])
+    parser.add_argument("out", type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--patches", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--url", default="http://127.0.0.1:8080")
+    parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
     if options.what == "make":
-        make(options.folder)
-    elif options.what == "aha":
-        by_aha(options)
+        make(options.out)
+    elif options.what == "encoder":
+        encoder(options.out, options.threads, options.rounds)
     else:
-        by_reference(options)
+        batch(options.out, options.url, options.tokens)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
