@@ -506,6 +506,7 @@ fn streams_advance_together() {
         .map(|text| {
             let mut request = noisy(text, 1);
             request.params.max_patches = Some(40);
+            request.params.steps = 50;
             request.params.min_patches = 40;
             request.stream = true;
             engine.submit(request).unwrap()
@@ -759,6 +760,7 @@ fn a_full_queue_and_a_stopped_engine_refuse() {
         },
     );
     let mut long = noisy("Hello world", 1);
+    long.params.steps = 200;
     long.params.min_patches = 200;
     long.params.max_patches = Some(200);
     let _running = engine.submit(long.clone()).unwrap();

@@ -384,7 +384,7 @@ async fn a_client_that_goes_away_frees_the_engine() {
         "retry_badcase": false});
     let fresh = ask(&app, &quick).await.bytes;
     let long = |stream: bool| {
-        json!({"input": "the lazy dog and the quick brown fox", "min_len": 220, "max_tokens": 220, "stream": stream,
+        json!({"input": "the lazy dog and the quick brown fox", "min_len": 220, "max_tokens": 220, "inference_timesteps": 100, "stream": stream,
                "response_format": "pcm"})
     };
     for stream in [true, false] {
@@ -444,5 +444,72 @@ async fn long_texts_come_as_one_file_of_several_stretches() {
         whole
             .windows(1600)
             .any(|piece| piece.iter().all(|x| *x == 0.0))
+    );
+}
+
+#[tokio::test]
+async fn a_form_brings_the_recording_as_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = ServerOptions {
+        voices: Some(folder.path().to_owned()),
+        ..ServerOptions::default()
+    };
+    let app = serve(&engine(), options);
+    let case = &golden()[0];
+    let mut body = case["request"].clone();
+    body["ref_audio"] = data_url("media/ref_16k.wav").into();
+    let by_url = ask(&app, &body).await.bytes;
+    let audio = std::fs::read(checkpoint("voxcpm/base").join("media/ref_16k.wav")).unwrap();
+    let form = |path: &str, texts: &[(&str, String)], file: &str| {
+        let mut form = Vec::new();
+        for (name, text) in texts {
+            form.extend(
+                format!("--b\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n{text}\r\n")
+                    .bytes(),
+            );
+        }
+        let head = format!(
+            "--b\r\ncontent-disposition: form-data; name=\"{file}\"; filename=\"a.wav\"\r\n\r\n"
+        );
+        form.extend(head.bytes());
+        form.extend(&audio);
+        form.extend(b"\r\n--b--\r\n");
+        Request::post(path)
+            .header("content-type", "multipart/form-data; boundary=b")
+            .body(Body::from(form))
+            .unwrap()
+    };
+    let texts: Vec<(&str, String)> = case["request"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(name, _)| *name != "ref_audio")
+        .map(|(name, value)| {
+            let text = value.as_str().map(str::to_owned);
+            (name.as_str(), text.unwrap_or_else(|| value.to_string()))
+        })
+        .collect();
+    let response = app
+        .clone()
+        .oneshot(form(SPEECH, &texts, "ref_audio"))
+        .await
+        .unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    let bytes = axum::body::to_bytes(response.into_body(), usize::MAX)
+        .await
+        .unwrap();
+    assert_eq!(bytes, by_url);
+    refused(&send(&app, form(SPEECH, &texts, "file")).await, 400, "file");
+    let voice = [
+        ("name", "7".to_owned()),
+        ("ref_text", "Hello there, ".to_owned()),
+    ];
+    assert_eq!(
+        accepted(&send(&app, form(VOICES, &voice, "ref_audio")).await)["id"],
+        "7"
+    );
+    assert_eq!(
+        accepted(&send(&app, get(VOICES)).await)["data"][1]["id"],
+        "7"
     );
 }

@@ -4,17 +4,19 @@ use crate::context::Deadline;
 use crate::error::ApiError;
 use crate::limits::JsonBody;
 use crate::media::read_source;
+use crate::multipart::{Form, Upload};
 use crate::shutdown::Phase;
 use crate::sse::{self, ChunkStream, StreamLimits};
 use crate::state::AppState;
+use crate::types::fields::Fields;
 use crate::types::media::Source;
-use crate::types::speech::{Delivery, SpeechRequest, VoiceSource};
+use crate::types::speech::{Delivery, ReferenceAudio, SpeechRequest, VoiceSource};
 use aha_engine::{
     FinishReason, Speech, SpeechEngine, SpeechEvent, SpeechFinished, Voice, normalize_text,
 };
 use aha_media::audio::{AudioEncoder, EncodeOptions, encode};
 use axum::body::Body;
-use axum::extract::{Extension, State};
+use axum::extract::{Extension, FromRequest, Request, State};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -27,6 +29,62 @@ use std::time::Duration;
 const FINISH_REASON: HeaderName = HeaderName::from_static("x-finish-reason");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
+/// A request as JSON, or as a form that brings the recording `ref_audio` as a file.
+pub(crate) enum Received {
+    Json(JsonBody),
+    Form(Box<Form>),
+}
+
+/// Fields of a form whose text may look like JSON and is none.
+const TEXTS: [&str; 7] = [
+    "model",
+    "name",
+    "input",
+    "voice",
+    "ref_text",
+    "response_format",
+    "stream_format",
+];
+
+impl FromRequest<AppState> for Received {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let content_type = request.headers().get(header::CONTENT_TYPE);
+        let is_form = content_type
+            .and_then(|kind| kind.to_str().ok())
+            .is_some_and(|kind| kind.to_ascii_lowercase().starts_with("multipart/"));
+        if is_form {
+            let form = Form::from_request(request, state).await?;
+            return Ok(Self::Form(Box::new(form)));
+        }
+        JsonBody::from_request(request, state).await.map(Self::Json)
+    }
+}
+
+impl Received {
+    /// The fields, and the recording that came with a form.
+    pub(crate) fn open(self) -> Result<(Fields, Option<Upload>), ApiError> {
+        match self {
+            Self::Json(JsonBody(body)) => Ok((Fields::parse(&body)?, None)),
+            Self::Form(mut form) => {
+                let upload = form.take_file("ref_audio")?;
+                Ok((form.texts.into_fields(&TEXTS)?, Some(upload)))
+            }
+        }
+    }
+}
+
+/// Most bytes of a recording to speak like.
+pub(crate) fn reference_limit(state: &AppState) -> u64 {
+    state.options.media.limits.max_video_bytes
+}
+
+/// The recording that came with a form.
+pub(crate) fn read_upload(state: &AppState, upload: Upload) -> Result<Vec<u8>, ApiError> {
+    upload.into_bytes(reference_limit(state), "ref_audio")
+}
+
 /// A request whose model is found and has room for it.
 struct Draft {
     engine: SpeechEngine,
@@ -34,8 +92,8 @@ struct Draft {
 }
 
 impl Draft {
-    fn read(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
-        let request = SpeechRequest::parse(body)?;
+    fn read(state: &AppState, fields: &mut Fields, uploaded: bool) -> Result<Self, ApiError> {
+        let request = SpeechRequest::read(fields, uploaded)?;
         let model = state.models.find(request.model.as_deref())?;
         let engine = model.speech_engine()?;
         // A full queue refuses before the work of reading a reference.
@@ -112,13 +170,28 @@ struct Started {
 pub(crate) async fn create(
     State(state): State<AppState>,
     Extension(deadline): Extension<Deadline>,
-    JsonBody(body): JsonBody,
+    received: Received,
 ) -> Result<Response, ApiError> {
     let shared = state.clone();
-    let draft = state.prepare(move || Draft::read(&shared, &body)).await?;
+    let (draft, upload) = state
+        .prepare(move || {
+            let (mut fields, upload) = received.open()?;
+            let upload = upload
+                .map(|upload| read_upload(&shared, upload))
+                .transpose()?;
+            Ok((Draft::read(&shared, &mut fields, upload.is_some())?, upload))
+        })
+        .await?;
     let reference = match &draft.request.voice {
-        VoiceSource::Reference { audio, .. } => {
-            let limit = state.options.media.limits.max_video_bytes;
+        VoiceSource::Reference {
+            audio: ReferenceAudio::Uploaded,
+            ..
+        } => upload,
+        VoiceSource::Reference {
+            audio: ReferenceAudio::Named(audio),
+            ..
+        } => {
+            let limit = reference_limit(&state);
             Some(read_source(&state, Source::Named(audio.clone()), limit, "ref_audio").await?)
         }
         VoiceSource::Default | VoiceSource::Named(_) => None,

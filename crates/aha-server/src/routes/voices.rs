@@ -1,10 +1,9 @@
 //! `GET`, `POST` and `DELETE /audio/voices`: references by name.
 
+use super::speech::{Received, read_upload, reference_limit};
 use crate::error::ApiError;
-use crate::limits::JsonBody;
 use crate::media::read_source;
 use crate::state::AppState;
-use crate::types::fields::Fields;
 use crate::types::media::Source;
 use aha_engine::{DEFAULT_VOICE, SpeechEngine, VoiceRecord};
 use axum::Json;
@@ -67,20 +66,32 @@ pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<VoiceList
 struct NewVoice {
     engine: SpeechEngine,
     name: String,
-    audio: String,
+    audio: Recording,
     text: String,
 }
 
+/// The sound of a voice.
+enum Recording {
+    Here(Vec<u8>),
+    Named(String),
+}
+
 impl NewVoice {
-    fn read(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
-        let mut fields = Fields::parse(body)?;
+    fn read(state: &AppState, received: Received) -> Result<Self, ApiError> {
+        let (mut fields, upload) = received.open()?;
         let model = fields.string("model")?;
         let mut needed = |name: &str, what: &str| {
             let missing = || ApiError::missing(name, format!("'{name}' is missing: {what}"));
             fields.string(name)?.ok_or_else(missing)
         };
         let name = needed("name", "what the voice shall be called")?;
-        let audio = needed("ref_audio", "the reference as a data URL")?;
+        let audio = match upload {
+            Some(upload) => Recording::Here(read_upload(state, upload)?),
+            None => Recording::Named(needed(
+                "ref_audio",
+                "the reference as a data URL, or as a file of a form",
+            )?),
+        };
         let text = needed("ref_text", "the words that 'ref_audio' says")?;
         let engine = state.models.find(model.as_deref())?.speech_engine()?;
         Ok(Self {
@@ -95,11 +106,11 @@ impl NewVoice {
 /// Stores a voice.
 pub(crate) async fn create(
     State(state): State<AppState>,
-    JsonBody(body): JsonBody,
+    received: Received,
 ) -> Result<impl IntoResponse, ApiError> {
     let shared = state.clone();
     let voice = state
-        .prepare(move || NewVoice::read(&shared, &body))
+        .prepare(move || NewVoice::read(&shared, received))
         .await?;
     let NewVoice {
         engine,
@@ -107,8 +118,13 @@ pub(crate) async fn create(
         audio,
         text,
     } = voice;
-    let limit = state.options.media.limits.max_video_bytes;
-    let audio = read_source(&state, Source::Named(audio), limit, "ref_audio").await?;
+    let audio = match audio {
+        Recording::Here(audio) => audio,
+        Recording::Named(named) => {
+            let limit = reference_limit(&state);
+            read_source(&state, Source::Named(named), limit, "ref_audio").await?
+        }
+    };
     let shared = state.clone();
     let record = state
         .prepare(move || {

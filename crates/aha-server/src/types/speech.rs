@@ -27,8 +27,17 @@ pub(crate) enum VoiceSource {
     Default,
     /// A stored voice.
     Named(String),
-    /// A reference that the request brings: a data URL, or a URL where the server may fetch it, and its words.
-    Reference { audio: String, text: String },
+    /// A reference that the request brings, and its words.
+    Reference { audio: ReferenceAudio, text: String },
+}
+
+/// Where the sound of a reference is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ReferenceAudio {
+    /// In a data URL or base64, or at a URL where the server may fetch it.
+    Named(String),
+    /// It came as a file with the request's form.
+    Uploaded,
 }
 
 /// A request to speak.
@@ -45,9 +54,8 @@ pub(crate) struct SpeechRequest {
 }
 
 impl SpeechRequest {
-    pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let mut fields = Fields::parse(body)?;
-        let fields = &mut fields;
+    /// Reads the fields of a request; `uploaded` says that a file came as its `ref_audio`.
+    pub(crate) fn read(fields: &mut Fields, uploaded: bool) -> Result<Self, ApiError> {
         let model = fields.string("model")?;
         let Some(input) = fields.string("input")? else {
             return Err(ApiError::missing(
@@ -84,7 +92,7 @@ impl SpeechRequest {
         }
         Ok(Self {
             model,
-            voice: voice(fields)?,
+            voice: voice(fields, uploaded)?,
             format: format(fields)?,
             delivery: delivery(fields)?,
             params: params(fields)?,
@@ -95,7 +103,7 @@ impl SpeechRequest {
     }
 }
 
-fn voice(fields: &mut Fields) -> Result<VoiceSource, ApiError> {
+fn voice(fields: &mut Fields, uploaded: bool) -> Result<VoiceSource, ApiError> {
     let named = match fields.take("voice") {
         None => None,
         Some(serde_json::Value::String(name)) => Some(name),
@@ -106,7 +114,12 @@ fn voice(fields: &mut Fields) -> Result<VoiceSource, ApiError> {
         }
     };
     let named = named.filter(|name| name != aha_engine::DEFAULT_VOICE);
-    let (audio, text) = (fields.string("ref_audio")?, fields.string("ref_text")?);
+    let audio = if uploaded {
+        Some(ReferenceAudio::Uploaded)
+    } else {
+        fields.string("ref_audio")?.map(ReferenceAudio::Named)
+    };
+    let text = fields.string("ref_text")?;
     match (named, audio, text) {
         (None, None, None) => Ok(VoiceSource::Default),
         (Some(name), None, None) => Ok(VoiceSource::Named(name)),
@@ -186,7 +199,8 @@ mod tests {
     use serde_json::{Value, json};
 
     fn parse(value: Value) -> Result<SpeechRequest, ApiError> {
-        SpeechRequest::parse(value.to_string().as_bytes())
+        let mut fields = Fields::parse(value.to_string().as_bytes())?;
+        SpeechRequest::read(&mut fields, false)
     }
 
     #[test]
