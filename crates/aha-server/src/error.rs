@@ -291,6 +291,25 @@ impl ApiError {
         )
     }
 
+    /// 415: the body is not declared to be a form with files.
+    pub(crate) fn not_multipart(content_type: &str) -> Self {
+        let found = match content_type {
+            "" => "none was sent".to_owned(),
+            found => format!("found '{}'", found.chars().take(100).collect::<String>()),
+        };
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            INVALID_REQUEST,
+            Some("unsupported_media_type"),
+            format!("the content type must be multipart/form-data, {found}"),
+        )
+    }
+
+    /// 400 for a form that is not one, or has too many parts.
+    pub(crate) fn invalid_multipart(message: impl Into<String>) -> Self {
+        Self::bad_request("invalid_multipart", message)
+    }
+
     /// 500 whose details go to the log only.
     pub(crate) fn internal(detail: impl Into<String>) -> Self {
         let mut error = Self::new(

@@ -29,6 +29,8 @@ pub struct ServerOptions {
     pub allowed_hosts: Vec<String>,
     /// Largest request body in bytes.
     pub body_limit: usize,
+    /// Largest form with files in bytes. Large files are kept on disk while their request runs.
+    pub upload_limit: usize,
     /// Time for a request body to arrive.
     pub body_timeout: Duration,
     /// Longest time from a request to the end of its answer; `None` is without end.
@@ -109,6 +111,7 @@ impl Default for ServerOptions {
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             body_limit: 32 << 20,
+            upload_limit: 512 << 20,
             body_timeout: Duration::from_secs(60),
             request_timeout: Some(Duration::from_secs(3600)),
             shutdown_grace: Duration::from_secs(30),
