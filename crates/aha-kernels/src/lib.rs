@@ -18,6 +18,7 @@
 mod attention;
 mod bandwidth;
 mod buffer;
+mod depthwise;
 mod elementwise;
 mod error;
 mod exp;
@@ -26,9 +27,11 @@ mod matmul;
 mod pack;
 mod quant;
 mod recurrent;
+mod snake;
 
 pub use attention::{GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows};
 pub use bandwidth::measure_read_bandwidth;
+pub use depthwise::DepthwiseConv;
 pub use elementwise::{
     add_bias, gelu, gelu_on, layer_norm, layer_norm_on, rms_norm, rms_norm_on, silu_mul,
     silu_mul_on,
@@ -38,3 +41,4 @@ pub use isa::{InstructionSet, instruction_set};
 pub use pack::{PackedMatrix, WeightKind};
 pub use quant::dequantize_gguf;
 pub use recurrent::{GatedDelta, RecurrentSequence, ShortConv};
+pub use snake::{snake, snake_on};

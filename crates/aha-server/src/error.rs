@@ -1,7 +1,7 @@
 //! Errors on the wire: OpenAI's shape, and the one place where an engine's error gets its status.
 
 use crate::media::FetchError;
-use aha_engine::{EngineError, Task};
+use aha_engine::{EngineError, ReferenceError, Task, VoiceError};
 use aha_media::MediaError;
 use aha_media::audio::AudioError;
 use aha_media::document::DocumentError;
@@ -100,6 +100,7 @@ impl ApiError {
             Task::Embed => "/v1/embeddings",
             Task::Rerank => "/v1/rerank and /v1/score",
             Task::Transcribe => "/v1/audio/transcriptions and /v1/chat/completions",
+            Task::Speak => "/v1/audio/speech",
         };
         let mut error = Self::bad_request(
             "wrong_task",
@@ -276,6 +277,34 @@ impl ApiError {
         found
     }
 
+    /// What is wrong with a reference to speak like.
+    pub(crate) fn reference(error: ReferenceError) -> Self {
+        match error {
+            ReferenceError::Audio(error) => Self::audio(error, "ref_audio"),
+            ReferenceError::Engine(error) => error.into(),
+        }
+    }
+
+    /// What is wrong with a voice by name.
+    pub(crate) fn voice(error: VoiceError) -> Self {
+        let message = error.to_string();
+        let mut found = match error {
+            VoiceError::Reference(error) => return Self::reference(error),
+            VoiceError::Io { .. } => return Self::internal(message),
+            VoiceError::Unknown { .. } => Self::new(
+                StatusCode::NOT_FOUND,
+                INVALID_REQUEST,
+                Some("voice_not_found"),
+                message,
+            ),
+            VoiceError::Name { .. } | VoiceError::Exists { .. } | VoiceError::Full => {
+                Self::bad_request("invalid_value", message)
+            }
+        };
+        found.body.param = Some("voice".to_owned());
+        found
+    }
+
     /// 400 for a medium that could not be fetched.
     pub(crate) fn fetch(error: FetchError, param: &str) -> Self {
         if let FetchError::Media(error) = error {
@@ -301,6 +330,25 @@ impl ApiError {
             Some("unsupported_media_type"),
             format!("the content type must be application/json, {found}"),
         )
+    }
+
+    /// 415: the body is not declared to be a form with files.
+    pub(crate) fn not_multipart(content_type: &str) -> Self {
+        let found = match content_type {
+            "" => "none was sent".to_owned(),
+            found => format!("found '{}'", found.chars().take(100).collect::<String>()),
+        };
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            INVALID_REQUEST,
+            Some("unsupported_media_type"),
+            format!("the content type must be multipart/form-data, {found}"),
+        )
+    }
+
+    /// 400 for a form that is not one, or has too many parts.
+    pub(crate) fn invalid_multipart(message: impl Into<String>) -> Self {
+        Self::bad_request("invalid_multipart", message)
     }
 
     /// 500 whose details go to the log only.

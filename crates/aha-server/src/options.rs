@@ -4,6 +4,7 @@ use crate::media::FetchLimits;
 use aha_media::document::DocumentLimits;
 use aha_media::image::Limits;
 use aha_media::source::SourcePolicy;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The port of the server unless told otherwise.
@@ -32,6 +33,8 @@ pub struct ServerOptions {
     /// Bytes of all large request bodies (above 1 MiB) that are being read; further ones wait, as long as
     /// `body_timeout`.
     pub body_memory: usize,
+    /// Largest form with files in bytes. Large files are kept on disk while their request runs.
+    pub upload_limit: usize,
     /// Time for a request body to arrive.
     pub body_timeout: Duration,
     /// Longest time from a request to the end of its answer; `None` is without end.
@@ -54,6 +57,8 @@ pub struct ServerOptions {
     pub max_choices: usize,
     /// What pictures, clips and recordings of a request may be and cost.
     pub media: MediaOptions,
+    /// Folder of the voices that are kept by name; `None` keeps none.
+    pub voices: Option<PathBuf>,
 }
 
 /// What media a request may name, and how much they may cost.
@@ -87,6 +92,8 @@ impl Default for MediaOptions {
             documents: DocumentLimits {
                 max_bytes: 64 << 20,
                 max_pages: 256,
+                image_pixels: 64 << 20,
+                stream_bytes: 256 << 20,
                 ..DocumentLimits::default()
             },
             fetch: FetchLimits::default(),
@@ -111,6 +118,7 @@ impl Default for ServerOptions {
             allowed_hosts: Vec::new(),
             body_limit: 32 << 20,
             body_memory: 1 << 30,
+            upload_limit: 512 << 20,
             body_timeout: Duration::from_secs(60),
             request_timeout: Some(Duration::from_secs(3600)),
             shutdown_grace: Duration::from_secs(30),
@@ -122,6 +130,7 @@ impl Default for ServerOptions {
             sse_keep_alive: Duration::from_secs(15),
             max_choices: 128,
             media: MediaOptions::default(),
+            voices: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use super::embed::EmbeddingArgs;
 use super::failure::{Failure, Outcome};
 use super::input::{self, Input};
 use super::rows::{Format, Rows, write};
+use super::speak::{SpeechWishes, VoiceArgs, speak};
 use super::units::rate;
 use aha::{Chat, ChatStream, Ended, EngineOptions, FinishReason, Message, Model, Task};
 use clap::Args;
@@ -16,8 +17,9 @@ use std::time::{Duration, Instant};
 
 const AFTER_HELP: &str = "\
 An embedder prints a vector (JSON) for each -i, or writes them to a .npy, .jsonl or .parquet file;
-a reranker takes the first -i as the query and orders the others. With other models, all -i make one
-prompt, pictures and clips (the path of a file) in their places between the texts: the answer goes to standard output; what the model thinks before it, dimmed, to standard error
+a reranker takes the first -i as the query and orders the others; a model that speaks writes sound.
+With other models, all -i make one prompt, pictures and clips (the path of a file) in their places
+between the texts: the answer goes to standard output; what the model thinks before it, dimmed, to standard error
 when that is a terminal.
 
 Examples:
@@ -56,6 +58,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     embedding: EmbeddingArgs,
     #[command(flatten)]
+    voice: VoiceArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -69,6 +73,7 @@ impl Run {
             Task::Chat | Task::Transcribe => self.answer(context),
             Task::Embed => self.embed(context),
             Task::Rerank => self.rerank(context),
+            Task::Speak => self.speak(context),
         }
     }
 
@@ -104,6 +109,30 @@ impl Run {
         let mut sink = Sink::open(self.output.clone())?;
         sink.begin()?;
         sink.write(&table)
+    }
+
+    /// Speaks all inputs, and writes the sound.
+    fn speak(self, context: &Context) -> Outcome {
+        let text = input::read_all(&self.input)?;
+        let Some(output) = &self.output else {
+            return Err(Failure::usage(
+                "a model that speaks needs a place for the sound: name a file with -o, or - for a pipe",
+            ));
+        };
+        let wishes = SpeechWishes {
+            verbose: self.verbose,
+            ..self.sampling.speech()
+        };
+        let engine = self.engine.options();
+        speak(
+            context,
+            &self.model,
+            engine,
+            &text,
+            output,
+            &self.voice,
+            wishes,
+        )
     }
 
     /// Prints or writes the answer to a prompt.

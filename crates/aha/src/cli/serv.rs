@@ -145,9 +145,10 @@ fn folder(text: &str) -> Result<PathBuf, String> {
 }
 
 impl ServerArgs {
-    fn options(&self, media: MediaOptions) -> ServerOptions {
+    fn options(&self, context: &Context, media: MediaOptions) -> ServerOptions {
         ServerOptions {
             media,
+            voices: voices(context),
             address: self.address.clone(),
             port: self.port,
             api_keys: self.api_key.clone(),
@@ -211,7 +212,7 @@ impl Serv {
         context.runtime.block_on(async {
             let shutdown = Shutdown::default();
             let server =
-                aha_server::bind(self.server.options(self.sources.options()), vec![served.clone()], shutdown.clone())
+                aha_server::bind(self.server.options(context, self.sources.options()), vec![served.clone()], shutdown.clone())
                     .await?;
             let _run_file = register(&server, served.id());
             tracing::info!("listening on {}", server.url());
@@ -271,6 +272,12 @@ impl Serv {
 
 fn load(loader: Loader) -> Outcome<Model> {
     Ok(loader.build()?)
+}
+
+/// Where voices are kept. A home that is not known is no reason not to serve.
+fn voices(context: &Context) -> Option<PathBuf> {
+    let config = context.global.hub_config().ok()?;
+    Store::open(None, &config).ok().map(|store| store.voices())
 }
 
 /// Notes the server for `aha ps`. A home that cannot be written is no reason not to serve.

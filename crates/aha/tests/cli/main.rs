@@ -18,4 +18,5 @@ mod pictures;
 mod pooled;
 mod running;
 mod server;
+mod speech;
 mod support;
