@@ -8,7 +8,7 @@ use crate::options::MediaOptions;
 use crate::state::AppState;
 use crate::types::media::{Form, MediaPart, RequestMedia, Source};
 use aha_engine::{
-    Chat, Media, MediaContent, MediaKind, MediaReader, MediaWishes, Part, TextProcessor,
+    AudioInput, Chat, Media, MediaContent, MediaKind, MediaReader, MediaWishes, Part, TextProcessor,
 };
 use aha_media::MediaError;
 use aha_media::document::{DEFAULT_DPI, Document, DocumentLimits};
