@@ -45,6 +45,9 @@ pub struct DecoderConfig {
     pub scales: Scales,
     /// The checkpoint stores the weights of its RMS norms less one.
     pub zero_centred_norms: bool,
+    /// What attention and MLP give passes a norm of its own before it joins the stream (GLM-4's
+    /// `post_self_attn_layernorm` and `post_mlp_layernorm`).
+    pub sandwich_norms: bool,
 }
 
 /// Constant factors along the residual stream, as models trained with muP have them; 1 is none and costs nothing.
@@ -182,13 +185,15 @@ impl TokenMixer for SelfAttention {
     }
 }
 
-/// Token mixer and MLP, each behind a norm and beside a residual.
+/// Token mixer and MLP, each behind a norm (or between two) and beside a residual.
 #[derive(Debug)]
 pub struct DecoderLayer {
     input_layernorm: RmsNorm,
     mixer: Box<dyn TokenMixer>,
+    post_mixer_norm: Option<RmsNorm>,
     post_attention_layernorm: RmsNorm,
     mlp: GatedMlp,
+    post_mlp_norm: Option<RmsNorm>,
     residual_scale: f64,
 }
 
@@ -199,9 +204,14 @@ impl DecoderLayer {
         mixer: Box<dyn TokenMixer>,
     ) -> aha_nn::weights::Result<Self> {
         let hidden_size = config.attention.hidden_size;
+        let sandwich = |name: &str| {
+            let norm = || config.norm(&weights.pp(name), hidden_size);
+            config.sandwich_norms.then(norm).transpose()
+        };
         Ok(Self {
             input_layernorm: config.norm(&weights.pp("input_layernorm"), hidden_size)?,
             mixer,
+            post_mixer_norm: sandwich("post_self_attn_layernorm")?,
             post_attention_layernorm: config
                 .norm(&weights.pp("post_attention_layernorm"), hidden_size)?,
             mlp: GatedMlp::load(
@@ -211,6 +221,7 @@ impl DecoderLayer {
                 config.activation,
                 config.mlp_bias,
             )?,
+            post_mlp_norm: sandwich("post_mlp_layernorm")?,
             residual_scale: config.scales.residual,
         })
     }
@@ -225,10 +236,12 @@ impl DecoderLayer {
     ) -> Result<Tensor> {
         let normed = self.input_layernorm.forward(hidden)?;
         let mixed = self.mixer.forward(&normed, rotation, batch, cache)?;
+        let mixed = self.post_mixer_norm.as_ref().forward(&mixed)?;
         let hidden = (hidden + scaled(mixed, self.residual_scale)?)?;
         let fed = self
             .mlp
             .forward(&self.post_attention_layernorm.forward(&hidden)?)?;
+        let fed = self.post_mlp_norm.as_ref().forward(&fed)?;
         hidden + scaled(fed, self.residual_scale)?
     }
 }
@@ -308,7 +321,8 @@ impl Decoder {
             config.rope_theta,
             config.rope_scaling.as_ref(),
             config.max_position_embeddings,
-        )?;
+        )?
+        .with_pairing(config.attention.rope_pairing);
         Ok(Self {
             embed_tokens,
             layers,

@@ -5,7 +5,7 @@ use crate::cache::KvCache;
 use crate::cpu::contiguous_f32;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
-use crate::rope::Rotation;
+use crate::rope::{RopePairing, Rotation};
 use crate::weights::{Result, Weights};
 use aha_kernels::{PagedAttention, PagedSequence};
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Module, Shape, Tensor};
@@ -27,8 +27,12 @@ pub struct AttentionConfig {
     pub output_bias: bool,
     /// Epsilon of RMS norms over each head of q and k (Qwen3's `q_norm`, `k_norm`), where the family has them.
     pub qk_norm_eps: Option<f64>,
+    /// The norms of q and k come after the rotation, not before it (Hunyuan).
+    pub norm_after_rotation: bool,
     /// The norms of q and k store their weights less one.
     pub zero_centred_norms: bool,
+    /// Which values of a head turn together.
+    pub rope_pairing: RopePairing,
     /// `q_proj` also gives a gate for each head's output, behind the head's query (`attn_output_gate`).
     pub output_gate: bool,
     /// Only the last tokens are seen (`sliding_window`).
@@ -133,8 +137,15 @@ impl SelfAttention {
             .reshape((tokens, num_kv_heads, head_dim))?;
         let v = self.v_proj.forward(x)?;
 
-        let q = rotation.apply(&normalised(&self.q_norm, q)?)?;
-        let k = rotation.apply(&normalised(&self.k_norm, k)?)?;
+        let placed = |x: Tensor, norm: Option<&RmsNorm>| {
+            if self.config.norm_after_rotation {
+                norm.forward(&rotation.apply(&x)?)
+            } else {
+                rotation.apply(&norm.forward(&x)?)
+            }
+        };
+        let q = placed(q, self.q_norm.as_ref())?;
+        let k = placed(k, self.k_norm.as_ref())?;
         cache.append(&k.reshape((tokens, num_kv_heads * head_dim))?, &v, batch)?;
 
         let attention = CausalAttention {
@@ -150,13 +161,6 @@ impl SelfAttention {
             attended = (attended * candle_nn::ops::sigmoid(&gate)?)?;
         }
         self.o_proj.forward(&attended)
-    }
-}
-
-fn normalised(norm: &Option<RmsNorm>, x: Tensor) -> candle_core::Result<Tensor> {
-    match norm {
-        Some(norm) => norm.forward(&x),
-        None => Ok(x),
     }
 }
 

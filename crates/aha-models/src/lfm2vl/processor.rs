@@ -2,6 +2,7 @@
 
 use super::config::ImageSettings;
 use crate::error::LoadError;
+use crate::vision::token_text;
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{
     ContentHash, EncoderContent, EncoderInput, EngineError, Media, MediaContent, MediaKind,
@@ -53,13 +54,7 @@ impl Lfm2VlMedia {
             let reason = format!("{} is no multiple of {factor}", settings.tile_size);
             return Err(LoadError::config("tile_size", reason));
         }
-        let image_token = tokenizer
-            .token_bytes(image_token_id)
-            .and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
-            .ok_or_else(|| {
-                let reason = format!("the tokenizer has no token {image_token_id}");
-                LoadError::config("image_token_id", reason)
-            })?;
+        let image_token = token_text(tokenizer, "image_token_id", image_token_id)?;
         Ok(Self {
             filter: settings.pixels.filter(Filter::Bilinear)?,
             settings,
