@@ -5,8 +5,9 @@ use crate::error::EngineError;
 use crate::event::{
     Event, FinishReason, Finished, MediaTokens, Timings, TokenEvent, TokenLogprob, Usage,
 };
+use crate::model::GenerationDefaults;
 use crate::request::{GenerationRequest, Prompt};
-use crate::sampler::{InvalidLogits, Sampler, Scored, log_probabilities};
+use crate::sampler::{NoChoice, Sampler, Scored, log_probabilities};
 use crate::stop::StopMatcher;
 use crate::tokenizer::Tokenizer;
 use std::sync::Arc;
@@ -71,19 +72,25 @@ pub(crate) struct Active {
 }
 
 impl Active {
-    /// `eos_token_ids` are the model's; `room` is how many tokens fit in the context after the prompt.
+    /// `defaults` are the model's; `room` is how many tokens fit in the context after the prompt.
     pub(crate) fn new(
         request: GenerationRequest,
         tokenizer: Arc<Tokenizer>,
-        eos_token_ids: &[u32],
+        defaults: &GenerationDefaults,
         room: usize,
         fallback_seed: u64,
         sender: EventSender,
     ) -> Self {
         let mut end_tokens = request.stop.stop_token_ids.clone();
+        let mut stops = request.stop.stop.clone();
         if !request.stop.ignore_eos {
-            end_tokens.extend_from_slice(eos_token_ids);
+            end_tokens.extend_from_slice(&defaults.eos_token_ids);
+            stops.extend_from_slice(&defaults.stop);
         }
+        let skip_special_tokens = request
+            .output
+            .skip_special_tokens
+            .unwrap_or(defaults.skip_special_tokens);
         end_tokens.sort_unstable();
         end_tokens.dedup();
         Self {
@@ -92,9 +99,9 @@ impl Active {
                 &request.prompt.token_ids,
                 fallback_seed,
             ),
-            detokenizer: Detokenizer::new(tokenizer.clone(), request.output.skip_special_tokens)
+            detokenizer: Detokenizer::new(tokenizer.clone(), skip_special_tokens)
                 .keeping(request.output.kept_tokens.clone()),
-            stops: StopMatcher::new(&request.stop.stop),
+            stops: StopMatcher::new(&stops),
             tokenizer,
             sender,
             end_tokens,
@@ -127,7 +134,7 @@ impl Active {
     }
 
     /// Chooses the next token from its row of logits.
-    pub(crate) fn choose(&mut self, logits: &[f32]) -> Result<Choice, InvalidLogits> {
+    pub(crate) fn choose(&mut self, logits: &[f32]) -> Result<Choice, NoChoice> {
         let suppressed: &[u32] = if self.generated < self.request.stop.min_tokens {
             &self.end_tokens
         } else {

@@ -4,9 +4,10 @@ use crate::active::{Active, EventSender};
 use crate::error::EngineError;
 use crate::event::Event;
 use crate::memory::available_memory;
-use crate::model::{GenerationDefaults, TextModel};
+use crate::model::{GenerationDefaults, Task, TextModel};
 use crate::processor::TextProcessor;
 use crate::request::GenerationRequest;
+use crate::transcription::Transcriber;
 use crate::worker::{CacheSize, Command, Worker};
 use candle_core::Device;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -258,6 +259,8 @@ struct Inner {
     shared: Arc<Shared>,
     processor: TextProcessor,
     defaults: GenerationDefaults,
+    transcriber: Option<Arc<dyn Transcriber>>,
+    task: Task,
     vocab_size: usize,
     context_length: usize,
     options: EngineOptions,
@@ -279,11 +282,13 @@ impl Engine {
     /// Errors when the cache cannot hold a single sequence of reasonable length.
     pub fn start(model: TextModel, mut options: EngineOptions) -> Result<Self, EngineError> {
         options.validate()?;
+        let task = model.task();
         let TextModel {
             generator,
             encoder,
             processor,
             defaults,
+            transcriber,
         } = model;
         let spec = generator.cache_spec();
         let bytes_per_token = spec.bytes_per_token();
@@ -334,6 +339,8 @@ impl Engine {
                 shared,
                 processor,
                 defaults,
+                transcriber,
+                task,
                 vocab_size,
                 context_length,
                 options,
@@ -350,6 +357,16 @@ impl Engine {
     /// What the checkpoint says about generation.
     pub fn defaults(&self) -> &GenerationDefaults {
         &self.inner.defaults
+    }
+
+    /// What the model is for.
+    pub fn task(&self) -> Task {
+        self.inner.task
+    }
+
+    /// The way from recordings to transcripts, where the model recognises speech.
+    pub fn transcriber(&self) -> Option<&dyn Transcriber> {
+        self.inner.transcriber.as_deref()
     }
 
     /// Tokens that prompt and answer may have together.
@@ -380,7 +397,7 @@ impl Engine {
         let active = Active::new(
             request,
             inner.processor.shared_tokenizer(),
-            &inner.defaults.eos_token_ids,
+            &inner.defaults,
             room,
             random_seed(),
             EventSender {

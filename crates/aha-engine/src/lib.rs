@@ -27,6 +27,7 @@ pub mod service;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
+pub mod transcription;
 mod worker;
 
 pub use chat::{Chat, Message, Part, ToolCall};
@@ -49,6 +50,9 @@ pub use model::{GenerationDefaults, LoadedModel, Task, TextModel, UnknownTask};
 pub use ocr::{OcrBlock, OcrKind, OcrModel, OcrTask, PagePlace, PageSize};
 pub use pooled::{PooledBatch, PooledOutput};
 pub use processor::{ProcessorError, TextProcessor};
-pub use request::{GenerationRequest, OutputParams, Prompt, SamplingParams, StopParams};
+pub use request::{
+    GenerationRequest, NGRAM_LIMIT, NgramWindow, OutputParams, Prompt, SamplingParams, StopParams,
+};
 pub use rerank::{RerankEngine, RerankModel, RerankProcessor, Reranker};
 pub use service::Service;
+pub use transcription::{AudioInput, Transcriber, Transcript, TranscriptionOptions};

@@ -5,10 +5,13 @@
 //! keeps the result by content, and lays it in the place of the prompt's placeholder tokens.
 
 use crate::error::EngineError;
+use crate::transcription::AudioInput;
 use aha_media::image::{DecodedImage, Image};
 use aha_media::video::FrameSampling;
 use aha_nn::batch::AxisPositions;
 use candle_core::{Result, Tensor};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Arc, OnceLock};
@@ -85,20 +88,20 @@ pub enum MediaContent {
         /// What the request asks of their size.
         limits: PixelLimits,
     },
-    /// A recording.
+    /// A recording of one channel.
     Audio {
-        /// Interleaved samples in -1..1.
+        /// Samples, full scale at 1.
         samples: Vec<f32>,
-        /// Channels.
-        channels: usize,
-        /// Samples a second in each channel.
+        /// Samples a second.
         sample_rate: u32,
     },
 }
 
-/// A picture, clip or recording of a message.
+/// A picture, clip or recording of a message; cheap to clone.
+#[derive(Clone)]
 pub struct Media {
-    content: MediaContent,
+    content: Arc<MediaContent>,
+    settings: Arc<Map<String, Value>>,
     hash: ContentHash,
 }
 
@@ -108,8 +111,49 @@ impl Media {
     pub fn new(content: MediaContent, source: impl Hash) -> Self {
         Self {
             hash: ContentHash::of(source),
-            content,
+            content: Arc::new(content),
+            settings: Arc::default(),
         }
+    }
+
+    /// The same, to be prepared by a family's own settings (`mm_processor_kwargs`), which become part of its identity.
+    #[must_use]
+    pub fn with_settings(mut self, settings: Map<String, Value>) -> Self {
+        if !settings.is_empty() {
+            // In whatever order the client named them.
+            let mut named: Vec<(&String, String)> = settings
+                .iter()
+                .map(|(name, value)| (name, value.to_string()))
+                .collect();
+            named.sort_unstable();
+            self.hash = ContentHash::of((self.hash, named));
+            self.settings = Arc::new(settings);
+        }
+        self
+    }
+
+    /// What the request sets of the family's own preparation, by the names that the family's
+    /// [`MediaProcessor::settings`] lists.
+    pub fn settings(&self) -> &Map<String, Value> {
+        &self.settings
+    }
+
+    /// One of the settings, `None` where the request leaves it to the model.
+    ///
+    /// Errors when it has another type.
+    pub fn setting<T: DeserializeOwned>(
+        &self,
+        name: &str,
+    ) -> std::result::Result<Option<T>, EngineError> {
+        let Some(value) = self.settings.get(name) else {
+            return Ok(None);
+        };
+        T::deserialize(value).map(Some).map_err(|error| {
+            EngineError::invalid(
+                format!("mm_processor_kwargs.{name}"),
+                format!("`mm_processor_kwargs.{name}` cannot be used: {error}"),
+            )
+        })
     }
 
     /// The content.
@@ -119,7 +163,7 @@ impl Media {
 
     /// Its kind.
     pub fn kind(&self) -> MediaKind {
-        match self.content {
+        match *self.content {
             MediaContent::Image { .. } => MediaKind::Image,
             MediaContent::Video { .. } => MediaKind::Video,
             MediaContent::Audio { .. } => MediaKind::Audio,
@@ -134,7 +178,7 @@ impl Media {
     /// Pixels that it holds in memory; 0 for recordings.
     pub fn pixels(&self) -> u64 {
         let area = |image: &Image| u64::from(image.width()) * u64::from(image.height());
-        match &self.content {
+        match &*self.content {
             MediaContent::Image { image, .. } => area(image.stored()),
             MediaContent::Video { frames, .. } => frames.iter().map(area).sum(),
             MediaContent::Audio { .. } => 0,
@@ -208,6 +252,17 @@ pub trait MediaProcessor: fmt::Debug + Send + Sync {
     /// Which frames of a clip the model sees, where the request does not choose.
     fn frame_sampling(&self) -> FrameSampling {
         FrameSampling::QWEN3_VL
+    }
+
+    /// Names of `mm_processor_kwargs` that [`process`](Self::process) reads from [`Media::settings`]; requests with
+    /// others are refused.
+    fn settings(&self) -> &[&str] {
+        &[]
+    }
+
+    /// How the model hears recordings.
+    fn audio_input(&self) -> AudioInput {
+        AudioInput::SPEECH
     }
 
     /// Prepares a medium. Errors say what is wrong with it.
@@ -383,7 +438,6 @@ mod tests {
     fn sound() -> Arc<Media> {
         let content = MediaContent::Audio {
             samples: Vec::new(),
-            channels: 1,
             sample_rate: 16_000,
         };
         Arc::new(Media::new(content, 1))
@@ -416,5 +470,22 @@ mod tests {
     fn equal_sources_are_equal_media() {
         assert_eq!(sound(), sound());
         assert_ne!(ContentHash::of("a"), ContentHash::of("b"));
+    }
+
+    #[test]
+    fn settings_are_part_of_the_identity_whatever_their_order() {
+        let with = |settings: Value| {
+            let settings = settings.as_object().cloned().unwrap_or_default();
+            Media::clone(&sound()).with_settings(settings)
+        };
+        let set = with(serde_json::json!({"size": 640, "crop": true}));
+        assert_eq!(set, with(serde_json::json!({"crop": true, "size": 640})));
+        assert_ne!(set, with(serde_json::json!({"crop": false, "size": 640})));
+        assert_ne!(set, *sound());
+        assert_eq!(with(serde_json::json!({})), *sound());
+        assert_eq!(set.setting::<u32>("size"), Ok(Some(640)));
+        assert_eq!(set.setting::<u32>("base"), Ok(None));
+        let error = set.setting::<u32>("crop").unwrap_err().to_string();
+        assert!(error.contains("mm_processor_kwargs.crop"), "{error}");
     }
 }

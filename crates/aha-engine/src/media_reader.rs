@@ -1,7 +1,9 @@
 //! From the bytes of files to [`Media`].
 
 use crate::media::{Media, MediaContent, MediaKind, PixelLimits};
+use crate::transcription::AudioInput;
 use aha_media::MediaError;
+use aha_media::audio::{DecodeOptions, MonoReader, is_audio};
 use aha_media::image::{self, Limits};
 use aha_media::video::{self, Ffmpeg, FrameSampling, Video};
 use std::hash::{Hash, Hasher};
@@ -17,6 +19,8 @@ pub struct MediaReader {
     pub limits: Limits,
     /// What reads video containers.
     pub ffmpeg: Option<Ffmpeg>,
+    /// How much a recording may cost, and what reads formats that are not decoded here.
+    pub audio: DecodeOptions,
 }
 
 impl Default for MediaReader {
@@ -25,33 +29,37 @@ impl Default for MediaReader {
         Self {
             limits: Limits::default(),
             ffmpeg: Ffmpeg::find(),
+            audio: DecodeOptions::default(),
         }
     }
 }
 
 impl MediaReader {
-    /// What the bytes are: a picture (also an animated one), or a clip.
+    /// What the bytes are: a picture (also an animated one), a clip, or a recording.
     ///
     /// # Errors
-    /// [`MediaError::UnknownFormat`] and [`MediaError::UnsupportedFormat`] for neither.
+    /// [`MediaError::UnknownFormat`] and [`MediaError::UnsupportedFormat`] for none of them.
     pub fn kind(bytes: &[u8]) -> Result<MediaKind, MediaError> {
         match image::sniff(bytes) {
             Ok(_) => Ok(MediaKind::Image),
             Err(error) => match video::sniff(bytes) {
                 Ok(_) => Ok(MediaKind::Video),
+                Err(_) if is_audio(bytes) => Ok(MediaKind::Audio),
                 Err(_) => Err(error),
             },
         }
     }
 
-    /// A picture or a clip, whichever the bytes are; clips are sampled by `sampling`.
+    /// A picture, a clip or a recording, whichever the bytes are; clips are sampled by `sampling`, recordings as
+    /// speech models hear them.
     ///
     /// # Errors
-    /// Those of [`kind`](Self::kind), [`image`](Self::image) and [`video`](Self::video).
+    /// Those of [`kind`](Self::kind), [`image`](Self::image), [`video`](Self::video) and [`audio`](Self::audio).
     pub fn read(&self, bytes: &[u8], sampling: &FrameSampling) -> Result<Media, MediaError> {
         match Self::kind(bytes)? {
             MediaKind::Video => self.video(bytes, sampling, PixelLimits::default()),
-            _ => self.image(bytes, PixelLimits::default()),
+            MediaKind::Audio => self.audio(bytes, &AudioInput::SPEECH),
+            MediaKind::Image => self.image(bytes, PixelLimits::default()),
         }
     }
 
@@ -81,6 +89,22 @@ impl MediaReader {
         Ok(clip_media(clip, sampling.default_fps, limits, source))
     }
 
+    /// A recording as a model hears it: one channel at the model's rate.
+    ///
+    /// # Errors
+    /// [`MediaError::Audio`], also for sound that is longer than the model takes.
+    pub fn audio(&self, bytes: &[u8], input: &AudioInput) -> Result<Media, MediaError> {
+        let mut options = self.audio.clone();
+        options.limits.max_seconds = options.limits.max_seconds.min(input.max_seconds);
+        let reader = MonoReader::open(bytes, input.sample_rate, input.resampling, &options)?;
+        let content = MediaContent::Audio {
+            samples: reader.read_to_end()?,
+            sample_rate: input.sample_rate,
+        };
+        let heard = (input.sample_rate, input.resampling);
+        Ok(Media::new(content, (bytes, heard)))
+    }
+
     /// A clip that comes as pictures, all of which are taken, `fps` of them a second (2 where the rate is not known).
     ///
     /// # Errors
@@ -106,7 +130,7 @@ impl MediaReader {
 }
 
 impl Media {
-    /// A picture or clip of a file's bytes, within the default limits.
+    /// A picture, clip or recording of a file's bytes, within the default limits.
     ///
     /// # Errors
     /// As [`MediaReader::read`].
@@ -114,7 +138,7 @@ impl Media {
         MediaReader::default().read(bytes, &FrameSampling::QWEN3_VL)
     }
 
-    /// A picture or clip of a file.
+    /// A picture, clip or recording of a file.
     ///
     /// # Errors
     /// [`MediaError::Io`], and those of [`from_bytes`](Self::from_bytes).

@@ -6,8 +6,10 @@ use crate::media::MediaEncoder;
 use crate::processor::TextProcessor;
 use crate::request::SamplingParams;
 use crate::rerank::RerankModel;
+use crate::transcription::Transcriber;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// What a model is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,30 +20,42 @@ pub enum Task {
     Embed,
     /// How well documents answer a query.
     Rerank,
+    /// Speech to text.
+    Transcribe,
 }
 
 impl Task {
+    /// All tasks.
+    pub const ALL: &[Self] = &[Self::Chat, Self::Embed, Self::Rerank, Self::Transcribe];
+
     /// The task's name in lists and answers.
     pub fn name(self) -> &'static str {
         match self {
             Self::Chat => "chat",
             Self::Embed => "embed",
             Self::Rerank => "rerank",
+            Self::Transcribe => "transcribe",
         }
     }
 }
 
 /// A word that names no task.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown task `{0}`; use chat, embed or rerank")]
+#[error("unknown task `{0}`; use one of {names}", names = task_names())]
 pub struct UnknownTask(String);
+
+fn task_names() -> String {
+    let names: Vec<&str> = Task::ALL.iter().map(|task| task.name()).collect();
+    names.join(", ")
+}
 
 impl FromStr for Task {
     type Err = UnknownTask;
 
     fn from_str(text: &str) -> Result<Self, UnknownTask> {
-        [Self::Chat, Self::Embed, Self::Rerank]
-            .into_iter()
+        Self::ALL
+            .iter()
+            .copied()
             .find(|task| task.name() == text)
             .ok_or_else(|| UnknownTask(text.to_owned()))
     }
@@ -54,12 +68,31 @@ impl fmt::Display for Task {
 }
 
 /// What a checkpoint says about generation (`generation_config.json`), over OpenAI's defaults.
-#[derive(Debug, Clone, PartialEq, Default)]
+///
+/// A family may add what its recipe needs: bans of repetitions, texts that end an answer, special tokens that are part
+/// of it.
+#[derive(Debug, Clone, PartialEq)]
 pub struct GenerationDefaults {
     /// Sampling where a request says nothing.
     pub sampling: SamplingParams,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
+    /// Texts that end an answer besides those of the request; off with `ignore_eos`, as the tokens are.
+    pub stop: Vec<String>,
+    /// Whether special tokens are left out of texts where a request says nothing.
+    pub skip_special_tokens: bool,
+}
+
+impl Default for GenerationDefaults {
+    /// OpenAI's defaults: plain sampling, texts without special tokens.
+    fn default() -> Self {
+        Self {
+            sampling: SamplingParams::default(),
+            eos_token_ids: Vec::new(),
+            stop: Vec::new(),
+            skip_special_tokens: true,
+        }
+    }
 }
 
 /// A text generator with everything between it and text.
@@ -72,6 +105,18 @@ pub struct TextModel {
     pub processor: TextProcessor,
     /// What the checkpoint says about generation.
     pub defaults: GenerationDefaults,
+    /// The way from recordings to transcripts, for speech recognisers.
+    pub transcriber: Option<Arc<dyn Transcriber>>,
+}
+
+impl TextModel {
+    /// What the model is for.
+    pub fn task(&self) -> Task {
+        match self.transcriber {
+            Some(_) => Task::Transcribe,
+            None => Task::Chat,
+        }
+    }
 }
 
 impl fmt::Debug for TextModel {
@@ -97,7 +142,7 @@ impl LoadedModel {
     /// What the model is for.
     pub fn task(&self) -> Task {
         match self {
-            Self::Text(_) => Task::Chat,
+            Self::Text(model) => model.task(),
             Self::Embed(_) => Task::Embed,
             Self::Rerank(_) => Task::Rerank,
         }

@@ -9,6 +9,7 @@ use crate::request::Prompt;
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use aha_nn::weights::gguf::Metadata;
+use serde_json::{Map, Value};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -104,6 +105,29 @@ impl TextProcessor {
         ))
     }
 
+    /// Refuses settings of media (`mm_processor_kwargs`) that the model's preparation does not know: without an error
+    /// they would be ignored.
+    pub fn check_settings(&self, settings: &Map<String, Value>) -> Result<(), EngineError> {
+        let known = self
+            .media
+            .as_ref()
+            .map_or(&[][..], |media| media.settings());
+        for name in settings.keys() {
+            if !known.contains(&name.as_str()) {
+                let shown: String = name.chars().take(50).collect();
+                let knows = match known {
+                    [] => "it has no settings of its own".to_owned(),
+                    known => format!("its own are {}", known.join(", ")),
+                };
+                return Err(EngineError::invalid(
+                    "mm_processor_kwargs",
+                    format!("this model does not know {shown:?} of `mm_processor_kwargs`: {knows}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
@@ -143,6 +167,7 @@ impl TextProcessor {
         for (index, message) in chat.messages.iter().enumerate() {
             for media in message.media() {
                 self.check_takes(media.kind(), format!("messages[{index}].content"))?;
+                self.check_settings(media.settings())?;
                 all.push(media.clone());
             }
         }

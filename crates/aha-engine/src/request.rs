@@ -5,11 +5,15 @@ use crate::media::MediaSpan;
 use aha_nn::batch::AxisPositions;
 use std::sync::Arc;
 
+/// Longest n-gram whose repetition can be banned. The search for repetitions costs at each token up to this many
+/// comparisons for every token of the context.
+pub const NGRAM_LIMIT: usize = 256;
+
 /// How the next token is chosen.
 ///
-/// Order of the steps: logit bias, repetition / presence / frequency penalties, then for greedy decoding
-/// (temperature 0) the maximum; otherwise temperature, `top_k`, `top_p`, `min_p`, and a draw. It is the order of
-/// the Hugging Face reference (penalties before warpers, temperature before truncation).
+/// Order of the steps: logit bias, repetition / presence / frequency penalties, bans of repeated n-grams, then for
+/// greedy decoding (temperature 0) the maximum; otherwise temperature, `top_k`, `top_p`, `min_p`, and a draw. It is the
+/// order of the Hugging Face reference (penalties before warpers, temperature before truncation).
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// 0 is greedy.
@@ -26,6 +30,10 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Subtracted for each occurrence in the output.
     pub frequency_penalty: f32,
+    /// No n-gram of so many tokens occurs twice in prompt and output together; 0 is off.
+    pub no_repeat_ngram_size: usize,
+    /// The same among the latest tokens only, with exceptions.
+    pub ngram_window: Option<NgramWindow>,
     /// Added to the logits of single tokens.
     pub logit_bias: Vec<(u32, f32)>,
     /// Seed of this request's own random stream; `None` draws one.
@@ -43,6 +51,8 @@ impl Default for SamplingParams {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            no_repeat_ngram_size: 0,
+            ngram_window: None,
             logit_bias: Vec::new(),
             seed: None,
         }
@@ -71,7 +81,11 @@ impl SamplingParams {
             known_token("logit_bias", *token, vocab_size)?;
             within("logit_bias", *bias, -100.0, 100.0)?;
         }
-        Ok(())
+        ngram_within("no_repeat_ngram_size", self.no_repeat_ngram_size)?;
+        match &self.ngram_window {
+            Some(window) => window.validate(vocab_size),
+            None => Ok(()),
+        }
     }
 
     /// Greedy decoding.
@@ -80,6 +94,34 @@ impl SamplingParams {
             temperature: 0.0,
             ..Self::default()
         }
+    }
+}
+
+/// A ban on n-grams that occur among the latest tokens already (`vllm_xargs` of DeepSeek-OCR's recipes): documents
+/// repeat themselves at a distance, loops do at once.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NgramWindow {
+    /// Tokens of an n-gram; 0 is off.
+    pub ngram_size: usize,
+    /// Tokens of prompt and output, counted from the end, among which n-grams are looked for.
+    pub window_size: usize,
+    /// Tokens that are never banned, for example the tags of table cells.
+    pub whitelist_token_ids: Vec<u32>,
+}
+
+impl NgramWindow {
+    fn validate(&self, vocab_size: usize) -> Result<(), EngineError> {
+        ngram_within("vllm_xargs.ngram_size", self.ngram_size)?;
+        if self.ngram_size > 0 && self.window_size == 0 {
+            return Err(EngineError::invalid(
+                "vllm_xargs.window_size",
+                "`window_size` must be at least 1",
+            ));
+        }
+        for token in &self.whitelist_token_ids {
+            known_token("vllm_xargs.whitelist_token_ids", *token, vocab_size)?;
+        }
+        Ok(())
     }
 }
 
@@ -99,25 +141,15 @@ pub struct StopParams {
 }
 
 /// What is reported besides the text.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct OutputParams {
     /// `None`: no log-probabilities. `Some(n)`: the chosen token's and those of the n most probable ones.
     pub logprobs: Option<usize>,
-    /// Leave special tokens out of the text (default true).
-    pub skip_special_tokens: bool,
+    /// Leave special tokens out of the text; `None` is the model's default.
+    pub skip_special_tokens: Option<bool>,
     /// Special tokens that stay in the text all the same, because a parser looks for them
     /// ([`crate::TextProcessor::parsed_tokens`]).
     pub kept_tokens: Vec<u32>,
-}
-
-impl Default for OutputParams {
-    fn default() -> Self {
-        Self {
-            logprobs: None,
-            skip_special_tokens: true,
-            kept_tokens: Vec::new(),
-        }
-    }
 }
 
 /// A tokenised input.
@@ -193,6 +225,16 @@ impl GenerationRequest {
         }
         Ok(())
     }
+}
+
+fn ngram_within(param: &str, size: usize) -> Result<(), EngineError> {
+    if size <= NGRAM_LIMIT {
+        return Ok(());
+    }
+    Err(EngineError::invalid(
+        param,
+        format!("`{param}` is {size}, but must be at most {NGRAM_LIMIT}"),
+    ))
 }
 
 fn known_token(param: &str, token: u32, vocab_size: usize) -> Result<(), EngineError> {

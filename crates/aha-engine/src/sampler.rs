@@ -1,6 +1,7 @@
 //! Choosing the next token from a row of logits.
 
-use crate::request::SamplingParams;
+use crate::error::EngineError;
+use crate::request::{NgramWindow, SamplingParams};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use std::cmp::Ordering;
@@ -9,12 +10,30 @@ use std::collections::{HashMap, HashSet};
 /// A token and its log-probability in the raw distribution.
 pub(crate) type Scored = (u32, f32);
 
-/// Logits that no choice can be made from.
+/// Why no token can be chosen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the model produced logits that are not numbers (NaN or all infinite): the weights or the precision are at fault"
-)]
-pub(crate) struct InvalidLogits;
+pub(crate) enum NoChoice {
+    /// The model's own logits.
+    #[error(
+        "the model produced logits that are not numbers (NaN or all infinite): the weights or the precision are at \
+         fault"
+    )]
+    InvalidLogits,
+    /// The request's rules.
+    #[error(
+        "every token is banned here: ask for a larger `no_repeat_ngram_size` or `vllm_xargs.ngram_size`, or for fewer tokens"
+    )]
+    AllBanned,
+}
+
+impl From<NoChoice> for EngineError {
+    fn from(error: NoChoice) -> Self {
+        match error {
+            NoChoice::InvalidLogits => Self::internal(error),
+            NoChoice::AllBanned => Self::invalid("no_repeat_ngram_size", error.to_string()),
+        }
+    }
+}
 
 /// One request's choices: parameters, history and random stream.
 ///
@@ -25,6 +44,8 @@ pub(crate) struct Sampler {
     random: Xoshiro256PlusPlus,
     prompt_tokens: HashSet<u32>,
     output_counts: HashMap<u32, u32>,
+    /// Prompt and output, for the bans of n-grams; empty without one.
+    history: Vec<u32>,
     scratch: Vec<f32>,
 }
 
@@ -38,35 +59,65 @@ impl Sampler {
         } else {
             prompt.iter().copied().collect()
         };
-        Self {
+        let mut sampler = Self {
             params,
             random: Xoshiro256PlusPlus::seed_from_u64(seed),
             prompt_tokens,
             output_counts: HashMap::new(),
+            history: Vec::new(),
             scratch: Vec::new(),
+        };
+        if sampler.bans_ngrams() {
+            sampler.history = prompt.to_vec();
         }
+        sampler
     }
 
     /// Chooses a token. `suppressed` tokens cannot be chosen.
-    pub(crate) fn sample(
-        &mut self,
-        logits: &[f32],
-        suppressed: &[u32],
-    ) -> Result<u32, InvalidLogits> {
+    pub(crate) fn sample(&mut self, logits: &[f32], suppressed: &[u32]) -> Result<u32, NoChoice> {
         let mut scores = std::mem::take(&mut self.scratch);
         scores.clear();
         scores.extend_from_slice(logits);
         self.adjust(&mut scores);
-        for token in suppressed {
+        let banned = self.banned();
+        for token in suppressed.iter().chain(&banned) {
             if let Some(score) = scores.get_mut(*token as usize) {
                 *score = f32::NEG_INFINITY;
             }
         }
         let choice = self.choose(&scores);
         self.scratch = scores;
-        let token = choice?;
+        let token = match choice {
+            Err(NoChoice::InvalidLogits) if !banned.is_empty() && argmax(logits).is_ok() => {
+                return Err(NoChoice::AllBanned);
+            }
+            choice => choice?,
+        };
         *self.output_counts.entry(token).or_default() += 1;
+        if self.bans_ngrams() {
+            self.history.push(token);
+        }
         Ok(token)
+    }
+
+    fn bans_ngrams(&self) -> bool {
+        self.params.no_repeat_ngram_size > 0 || self.params.ngram_window.is_some()
+    }
+
+    /// Tokens that would repeat an n-gram.
+    fn banned(&self) -> Vec<u32> {
+        let mut banned = repeating(&self.history, self.params.no_repeat_ngram_size, usize::MAX);
+        if let Some(NgramWindow {
+            ngram_size,
+            window_size,
+            whitelist_token_ids,
+        }) = &self.params.ngram_window
+        {
+            let mut recent = repeating(&self.history, *ngram_size, *window_size);
+            recent.retain(|token| !whitelist_token_ids.contains(token));
+            banned.append(&mut recent);
+        }
+        banned
     }
 
     fn adjust(&self, scores: &mut [f32]) {
@@ -101,7 +152,7 @@ impl Sampler {
         }
     }
 
-    fn choose(&mut self, scores: &[f32]) -> Result<u32, InvalidLogits> {
+    fn choose(&mut self, scores: &[f32]) -> Result<u32, NoChoice> {
         let best = argmax(scores)?;
         if self.params.temperature == 0.0 || self.params.top_k == 1 {
             return Ok(best);
@@ -193,11 +244,34 @@ fn most_probable_first(tokens: &mut [u32], scores: &[f32], count: usize) {
     tokens[..count].sort_unstable_by(&order);
 }
 
-fn argmax(scores: &[f32]) -> Result<u32, InvalidLogits> {
+/// Tokens that would end an n-gram of `size` tokens which the last `window` tokens of `history` hold already. Size 0 is
+/// no rule; size 1 bans every token of the window.
+fn repeating(history: &[u32], size: usize, window: usize) -> Vec<u32> {
+    let Some(prefix_len) = size.checked_sub(1) else {
+        return Vec::new();
+    };
+    let recent = &history[history.len().saturating_sub(window)..];
+    let Some(prefix_start) = history.len().checked_sub(prefix_len) else {
+        return Vec::new();
+    };
+    let prefix = &history[prefix_start..];
+    let mut banned = Vec::new();
+    for ngram in recent.windows(size) {
+        if &ngram[..prefix_len] == prefix {
+            banned.push(ngram[prefix_len]);
+        }
+    }
+    // The run of a picture's placeholders is one n-gram many times over.
+    banned.sort_unstable();
+    banned.dedup();
+    banned
+}
+
+fn argmax(scores: &[f32]) -> Result<u32, NoChoice> {
     let mut best = None;
     for (token, score) in scores.iter().enumerate() {
         if score.is_nan() {
-            return Err(InvalidLogits);
+            return Err(NoChoice::InvalidLogits);
         }
         if best.is_none_or(|(_, highest)| *score > highest) {
             best = Some((token as u32, *score));
@@ -205,7 +279,7 @@ fn argmax(scores: &[f32]) -> Result<u32, InvalidLogits> {
     }
     match best {
         Some((token, highest)) if highest.is_finite() => Ok(token),
-        _ => Err(InvalidLogits),
+        _ => Err(NoChoice::InvalidLogits),
     }
 }
 
@@ -403,6 +477,96 @@ mod tests {
                 .sample(&[f32::INFINITY, 0.0], &[])
                 .is_err()
         );
+    }
+
+    /// Hugging Face's rule in its own terms: which tokens followed the last `size` - 1 tokens anywhere before.
+    fn followers(history: &[u32], size: usize) -> Vec<u32> {
+        let mut found: Vec<u32> = (0..=history.len().saturating_sub(size))
+            .filter(|start| start + size <= history.len())
+            .filter(|start| {
+                (0..size - 1)
+                    .all(|at| history[start + at] == history[history.len() + 1 + at - size])
+            })
+            .map(|start| history[start + size - 1])
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    #[test]
+    fn repeated_ngrams_are_found_in_the_whole_history_or_its_end() {
+        let history = [1, 2, 3, 1, 2, 4, 1, 2];
+        assert_eq!(repeating(&history, 3, usize::MAX), [3, 4]);
+        assert_eq!(repeating(&history, 3, 5), [4]);
+        assert_eq!(repeating(&history, 3, 4), [0; 0]);
+        assert_eq!(repeating(&history, 0, usize::MAX), [0; 0]);
+        assert_eq!(repeating(&history, 1, 3), [1, 2, 4]);
+        assert_eq!(repeating(&[], 1, 9), [0; 0]);
+        let mut state = Xoshiro256PlusPlus::seed_from_u64(5);
+        let mut hits = 0;
+        for _ in 0..500 {
+            let length = (state.next_u64() % 40) as usize;
+            let history: Vec<u32> = (0..length).map(|_| (state.next_u64() % 3) as u32).collect();
+            for size in 1..6 {
+                let expected = followers(&history, size);
+                hits += usize::from(!expected.is_empty());
+                assert_eq!(
+                    repeating(&history, size, usize::MAX),
+                    expected,
+                    "{history:?}"
+                );
+                let window = (state.next_u64() % 50) as usize;
+                let start = history.len().saturating_sub(window);
+                let inside: Vec<u32> = (start..=history.len().saturating_sub(size))
+                    .filter(|at| at + size <= history.len())
+                    .filter(|at| history[*at..at + size - 1] == history[history.len() + 1 - size..])
+                    .map(|at| history[at + size - 1])
+                    .collect();
+                for token in repeating(&history, size, window) {
+                    assert!(inside.contains(&token), "{history:?}");
+                }
+            }
+        }
+        assert!(hits > 500, "{hits}");
+    }
+
+    #[test]
+    fn banned_tokens_give_way_to_the_next_best_and_whitelisted_ones_stay() {
+        let logits = [3.0, 2.0, 1.0];
+        let greedy = |params: SamplingParams, prompt: &[u32], count: usize| {
+            let params = SamplingParams {
+                temperature: 0.0,
+                ..params
+            };
+            let mut sampler = Sampler::new(params, prompt, 0);
+            (0..count)
+                .map(|_| sampler.sample(&logits, &[]))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let plain = SamplingParams {
+            no_repeat_ngram_size: 2,
+            ..Default::default()
+        };
+        // 0 followed itself in the prompt, so it may not again; then 1, then 2, then nothing is left to follow it.
+        assert_eq!(greedy(plain.clone(), &[0, 0], 4).unwrap(), [1, 0, 2, 0]);
+        assert_eq!(greedy(plain, &[0, 0], 5), Err(NoChoice::AllBanned));
+        let windowed = |whitelist: &[u32]| SamplingParams {
+            ngram_window: Some(NgramWindow {
+                ngram_size: 1,
+                window_size: 2,
+                whitelist_token_ids: whitelist.to_vec(),
+            }),
+            ..Default::default()
+        };
+        assert_eq!(greedy(windowed(&[]), &[], 5).unwrap(), [0, 1, 2, 0, 1]);
+        assert_eq!(greedy(windowed(&[0]), &[], 3).unwrap(), [0, 0, 0]);
+        let once = SamplingParams {
+            no_repeat_ngram_size: 1,
+            ..Default::default()
+        };
+        assert_eq!(greedy(once.clone(), &[1], 2).unwrap(), [0, 2]);
+        assert_eq!(greedy(once, &[1], 3), Err(NoChoice::AllBanned));
     }
 
     #[test]

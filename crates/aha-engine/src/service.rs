@@ -34,7 +34,7 @@ impl Service {
     /// What the model is for.
     pub fn task(&self) -> Task {
         match self {
-            Self::Text(_) => Task::Chat,
+            Self::Text(engine) => engine.task(),
             Self::Embed(_) => Task::Embed,
             Self::Rerank(_) => Task::Rerank,
         }

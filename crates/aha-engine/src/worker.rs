@@ -270,7 +270,7 @@ impl Worker {
                     progress
                 }
                 Err(error) => {
-                    active.fail(EngineError::internal(error));
+                    active.fail(error.into());
                     Progress::Ended
                 }
             };

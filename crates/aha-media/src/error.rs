@@ -1,5 +1,6 @@
 //! What can go wrong with images, video and the addresses they come from.
 
+use crate::audio::AudioError;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -195,6 +196,9 @@ pub enum MediaError {
         /// The container found.
         format: &'static str,
     },
+    /// A recording.
+    #[error(transparent)]
+    Audio(#[from] AudioError),
     /// Reading or writing a file failed on this side.
     #[error("{what} failed")]
     Io {

@@ -266,20 +266,10 @@ const ROPE_FACTORS: &str = "rope_freqs.weight";
 impl Decoder {
     /// Loads `model.*` and, unless tied, `lm_head` from `weights`, and reports what is missing or misshapen.
     pub fn load(weights: &Weights, config: DecoderConfig) -> std::result::Result<Self, LoadError> {
-        let attention = config.attention.clone();
         // Checkpoints that were saved without a head lack the prefix.
         let bare = weights.contains("embed_tokens.weight");
-        let mut decoder = Self::load_parts(
-            &weights.pp(if bare { "" } else { "model" }),
-            &weights.pp("lm_head"),
-            config,
-            |layer, _| {
-                Ok(Box::new(SelfAttention::load(
-                    &layer.pp("self_attn"),
-                    &attention,
-                )?))
-            },
-        )?;
+        let model = weights.pp(if bare { "" } else { "model" });
+        let mut decoder = Self::load_at(&model, &weights.pp("lm_head"), config)?;
         if weights.contains(ROPE_FACTORS) {
             let factors = weights.tensor(ROPE_FACTORS, &[decoder.config.rotary_dim / 2])?;
             decoder.rotary = decoder
@@ -288,6 +278,22 @@ impl Decoder {
         }
         weights.finish(decoder.ignorable())?;
         Ok(decoder)
+    }
+
+    /// Loads a decoder of attention layers from where `model` and `lm_head` are, as [`load_parts`](Self::load_parts)
+    /// does.
+    pub fn load_at(
+        model: &Weights,
+        lm_head: &Weights,
+        config: DecoderConfig,
+    ) -> std::result::Result<Self, LoadError> {
+        let attention = config.attention.clone();
+        Self::load_parts(model, lm_head, config, |layer, _| {
+            Ok(Box::new(SelfAttention::load(
+                &layer.pp("self_attn"),
+                &attention,
+            )?))
+        })
     }
 
     /// Loads a decoder whose layers mix tokens by what `mixer` makes of a layer's weights and index, from where

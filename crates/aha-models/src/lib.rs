@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
+pub mod encoder;
 pub mod error;
 pub mod glm_ocr;
 pub mod hunyuan_ocr;

@@ -39,6 +39,7 @@ pub fn text_model(
         encoder: None,
         processor,
         defaults,
+        transcriber: None,
     }))
 }
 
@@ -57,6 +58,14 @@ pub fn media_model<M: MediaProcessor + 'static>(
         text.encoder = Some(encoder);
     }
     Ok(loaded)
+}
+
+/// The text of a token that `key` of the configuration names.
+pub fn token_text(tokenizer: &Tokenizer, id: u32, key: &str) -> Result<String, LoadError> {
+    tokenizer
+        .token_bytes(id)
+        .and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
+        .ok_or_else(|| LoadError::config(key, format!("the tokenizer has no token {id}")))
 }
 
 /// The checkpoint's tokenizer alone, for models without chats.

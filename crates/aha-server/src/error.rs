@@ -3,6 +3,7 @@
 use crate::media::FetchError;
 use aha_engine::{EngineError, Task};
 use aha_media::MediaError;
+use aha_media::audio::AudioError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -97,6 +98,7 @@ impl ApiError {
             Task::Chat => "/v1/chat/completions and /v1/completions",
             Task::Embed => "/v1/embeddings",
             Task::Rerank => "/v1/rerank and /v1/score",
+            Task::Transcribe => "/v1/audio/transcriptions and /v1/chat/completions",
         };
         let mut error = Self::bad_request(
             "wrong_task",
@@ -220,7 +222,35 @@ impl ApiError {
                 Some("ffmpeg_missing"),
                 message,
             ),
+            MediaError::Audio(error) => return Self::audio(error, param),
             MediaError::FfmpegNotRunnable { .. } | MediaError::Io { .. } => Self::internal(message),
+            _ => Self::bad_request("invalid_value", message),
+        };
+        found.body.param = Some(param.to_owned());
+        found
+    }
+
+    /// The status of a recording that cannot be used.
+    pub(crate) fn audio(error: AudioError, param: &str) -> Self {
+        let message = error.to_string();
+        let mut found = match error {
+            AudioError::TooManyBytes { .. } | AudioError::TooLong { .. } => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                INVALID_REQUEST,
+                Some("request_too_large"),
+                message,
+            ),
+            AudioError::UnknownFormat => Self::bad_request("unsupported_value", message),
+            AudioError::NeedsFfmpeg { .. } => Self::new(
+                StatusCode::NOT_IMPLEMENTED,
+                SERVER,
+                Some("ffmpeg_missing"),
+                message,
+            ),
+            AudioError::Io { .. } => {
+                tracing::error!(param, "{message}");
+                Self::internal("the recording could not be read")
+            }
             _ => Self::bad_request("invalid_value", message),
         };
         found.body.param = Some(param.to_owned());

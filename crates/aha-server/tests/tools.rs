@@ -86,6 +86,7 @@ fn app(fixture: &str, answer: &str) -> Router {
                 ..GenerationDefaults::default()
             },
             processor,
+            transcriber: None,
         },
         EngineOptions {
             cache_tokens: Some(4096),

@@ -49,9 +49,9 @@ pub use aha_engine::parser::{Delta, OutputParser};
 pub use aha_engine::{
     Chat, EmbeddingEngine, EmbeddingInput, EmbeddingOptions, Engine, EngineError, EngineOptions,
     EngineStatus, Event, FinishReason, Finished, Generation, GenerationDefaults, GenerationRequest,
-    Message, OutputParams, Part, ProcessorError, Prompt, RerankEngine, SamplingParams, Service,
-    StopParams, Task, TextProcessor, Timings, TokenEvent, TokenLogprob, ToolCall, Truncate,
-    UnknownTask, Usage,
+    Message, NgramWindow, OutputParams, Part, ProcessorError, Prompt, RerankEngine, SamplingParams,
+    Service, StopParams, Task, TextProcessor, Timings, TokenEvent, TokenLogprob, ToolCall,
+    Truncate, UnknownTask, Usage,
 };
 pub use aha_hub as hub;
 pub use aha_models::{FAMILIES, Family, LoadError, releases};

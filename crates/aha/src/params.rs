@@ -1,9 +1,11 @@
 //! What a caller may ask of a generation, over the defaults of the checkpoint.
 
 use aha_engine::{
-    Chat, GenerationRequest, Message, OutputParams, Prompt, SamplingParams, StopParams,
+    Chat, GenerationRequest, Media, Message, NgramWindow, OutputParams, Part, Prompt,
+    SamplingParams, StopParams,
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
+use std::sync::Arc;
 
 /// Wishes for one generation. What is `None` is decided by the checkpoint's
 /// generation_config.json, else by OpenAI's defaults.
@@ -23,6 +25,10 @@ pub struct GenerationParams {
     pub presence_penalty: Option<f32>,
     /// Subtracted for each occurrence in the answer.
     pub frequency_penalty: Option<f32>,
+    /// No n-gram of so many tokens occurs twice in prompt and answer together; 0 is off.
+    pub no_repeat_ngram_size: Option<usize>,
+    /// The same among the latest tokens only, with exceptions (`vllm_xargs` over HTTP).
+    pub ngram_window: Option<NgramWindow>,
     /// The same seed gives the same answer.
     pub seed: Option<u64>,
     /// Most tokens to generate; `None` is up to the end of the context.
@@ -33,6 +39,11 @@ pub struct GenerationParams {
     pub stop: Vec<String>,
     /// Go on past the model's end-of-sequence tokens.
     pub ignore_eos: bool,
+    /// Leave special tokens out of the text.
+    pub skip_special_tokens: Option<bool>,
+    /// How the model's own preparation treats pictures, clips and recordings that say nothing themselves
+    /// ([`Media::with_settings`]).
+    pub mm_processor_kwargs: Map<String, Value>,
     /// A system message before the prompt; for [`crate::GenerateModel`] only.
     pub system: Option<String>,
     /// Switches the thinking of models whose template has the switch.
@@ -60,8 +71,17 @@ impl GenerationParams {
         }
     }
 
-    /// Hands the wish about thinking to the chat template, unless the chat has its own.
+    /// Hands the wishes about thinking and media to the chat template and the media, unless those have their own.
     pub(crate) fn apply_to(&self, chat: &mut Chat) {
+        let parts = chat.messages.iter_mut().flat_map(|turn| &mut turn.content);
+        for part in parts {
+            if let Part::Media(media) = part
+                && media.settings().is_empty()
+            {
+                let settings = self.mm_processor_kwargs.clone();
+                *media = Arc::new(Media::clone(media).with_settings(settings));
+            }
+        }
         if let Some(thinking) = self.thinking {
             chat.template_kwargs
                 .entry("enable_thinking")
@@ -80,6 +100,13 @@ impl GenerationParams {
                 .unwrap_or(defaults.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            no_repeat_ngram_size: self
+                .no_repeat_ngram_size
+                .unwrap_or(defaults.no_repeat_ngram_size),
+            ngram_window: self
+                .ngram_window
+                .clone()
+                .or_else(|| defaults.ngram_window.clone()),
             logit_bias: defaults.logit_bias.clone(),
             seed: self.seed.or(defaults.seed),
         };
@@ -94,7 +121,10 @@ impl GenerationParams {
             prompt,
             sampling,
             stop,
-            output: OutputParams::default(),
+            output: OutputParams {
+                skip_special_tokens: self.skip_special_tokens,
+                ..OutputParams::default()
+            },
         }
     }
 }
@@ -121,6 +151,34 @@ mod tests {
             (request.sampling.top_k, request.sampling.seed),
             (5, Some(7))
         );
+    }
+
+    #[test]
+    fn settings_reach_media_that_have_none() {
+        let settings = |size: u32| {
+            let map = serde_json::json!({ "base_size": size });
+            map.as_object().cloned().unwrap()
+        };
+        let media = Media::new(
+            aha_engine::MediaContent::Audio {
+                samples: Vec::new(),
+                channels: 1,
+                sample_rate: 16_000,
+            },
+            1,
+        );
+        let own = media.clone().with_settings(settings(512));
+        let mut chat = Chat::of(Message::new("user").with_media(media).with_media(own));
+        let params = GenerationParams {
+            mm_processor_kwargs: settings(640),
+            ..Default::default()
+        };
+        params.apply_to(&mut chat);
+        let sizes: Vec<_> = chat.messages[0]
+            .media()
+            .map(|media| media.setting::<u32>("base_size").unwrap())
+            .collect();
+        assert_eq!(sizes, [Some(640), Some(512)]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod resample;
 mod spectrum;
 mod vad;
 
-pub use decode::{AudioLimits, AudioReader, AudioSource, DecodeOptions, FfmpegOptions};
+pub use decode::{AudioLimits, AudioReader, AudioSource, DecodeOptions, FfmpegOptions, is_audio};
 pub use encode::{AudioEncoder, AudioFormat, EncodeOptions, HeaderPatch, encode};
 pub use error::AudioError;
 pub use fbank::{Cmvn, FbankConfig, FbankExtractor, FbankWindow, Features};

@@ -7,7 +7,7 @@ mod ocr;
 mod tower;
 
 use crate::checkpoint::{Checkpoint, LoadOptions};
-use crate::decoder::{Decoder, TokenMixer};
+use crate::decoder::Decoder;
 use crate::error::LoadError;
 use crate::registry::Family;
 use crate::text::{media_model, reading_documents};
@@ -15,7 +15,6 @@ use crate::vision::{CLIP_MEAN, CLIP_STD, MropePictures, PictureSizing, Preproces
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{LoadedModel, Task};
 use aha_media::image::{Filter, PatchLayout, ShortSides};
-use aha_nn::attention::SelfAttention;
 use aha_nn::weights::{NameMap, Weights};
 use serde::Deserialize;
 
@@ -72,16 +71,7 @@ fn text_config(checkpoint: &Checkpoint) -> Result<GlmOcrTextConfig, LoadError> {
 /// Loads the tensors of the language model alone.
 pub fn decoder(checkpoint: &Checkpoint, weights: &Weights) -> Result<Decoder, LoadError> {
     let config = text_config(checkpoint)?.decoder();
-    let attention = config.attention.clone();
-    Decoder::load_parts(
-        &weights.pp(LANGUAGE_MODEL),
-        &weights.pp("lm_head"),
-        config,
-        |layer, _| -> aha_nn::weights::Result<Box<dyn TokenMixer>> {
-            let weights = layer.pp("self_attn");
-            Ok(Box::new(SelfAttention::load(&weights, &attention)?))
-        },
-    )
+    Decoder::load_at(&weights.pp(LANGUAGE_MODEL), &weights.pp("lm_head"), config)
 }
 
 /// Loads the tensors of the vision tower alone.

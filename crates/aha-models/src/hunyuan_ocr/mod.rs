@@ -9,7 +9,7 @@ mod processor;
 mod tower;
 
 use crate::checkpoint::{Checkpoint, LoadOptions};
-use crate::decoder::{Decoder, TokenMixer};
+use crate::decoder::Decoder;
 use crate::error::LoadError;
 use crate::registry::Family;
 use crate::text::{media_model, reading_documents};
@@ -18,7 +18,6 @@ use aha_engine::template::ChatTemplate;
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{LoadedModel, ProcessorError, Task};
 use aha_media::image::{Filter, PatchLayout, PatchOrder};
-use aha_nn::attention::SelfAttention;
 use aha_nn::weights::{NameMap, Weights};
 use processor::PictureIds;
 use serde::Deserialize;
@@ -51,20 +50,8 @@ const PIXELS: (u64, u64) = (512 * 512, 2048 * 2048);
 
 /// Where the tower lies: in the release, and in copies of it.
 const TOWERS: [&str; 2] = ["vit", "model.vit"];
-/// Common names of a decoder's layer, and the release's.
-const TEXT_NAMES: [(&str, &str); 2] = [
-    ("self_attn.q_norm", "self_attn.query_layernorm"),
-    ("self_attn.k_norm", "self_attn.key_layernorm"),
-];
-/// SigLIP's names of a tower's layer, and the release's.
-const VISION_NAMES: [(&str, &str); 5] = [
-    ("layer_norm1", "input_layernorm"),
-    ("layer_norm2", "post_attention_layernorm"),
-    ("self_attn.out_proj", "self_attn.o_proj"),
-    ("mlp.fc1", "mlp.dense_h_to_4h"),
-    ("mlp.fc2", "mlp.dense_4h_to_h"),
-];
-
+/// Common names of the norms over heads, and the release's.
+const TEXT_NAMES: [(&str, &str); 2] = [("q_norm", "query_layernorm"), ("k_norm", "key_layernorm")];
 fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
     let weights = open_weights(checkpoint, options)?;
     let decoder = decoder(checkpoint, &weights)?;
@@ -77,18 +64,14 @@ fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<LoadedModel, L
     Ok(reading_documents(loaded, ocr))
 }
 
-/// The view on the weights in which decoder and tower find the common names.
+/// The view on the weights in which the decoder finds the common names.
 pub fn open_weights(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Weights, LoadError> {
-    let layers = |names: NameMap, root: &str, pairs: &[(&str, &str)]| {
-        pairs.iter().fold(names, |names, (common, own)| {
-            let layer = format!("{root}.layers.{{i}}");
-            names.with_rule(&format!("{layer}.{common}"), &format!("{layer}.{own}"))
-        })
-    };
-    let text = layers(NameMap::identity(), "model", &TEXT_NAMES);
-    let names = TOWERS
+    let names = TEXT_NAMES
         .into_iter()
-        .fold(text, |names, root| layers(names, root, &VISION_NAMES));
+        .fold(NameMap::identity(), |names, (common, own)| {
+            let layer = "model.layers.{i}.self_attn";
+            names.with_rule(&format!("{layer}.{common}"), &format!("{layer}.{own}"))
+        });
     checkpoint.weights_named(names, NameMap::identity(), options)
 }
 
@@ -106,16 +89,7 @@ fn text_config(checkpoint: &Checkpoint) -> Result<HunyuanTextConfig, LoadError> 
 /// Loads the tensors of the language model alone.
 pub fn decoder(checkpoint: &Checkpoint, weights: &Weights) -> Result<Decoder, LoadError> {
     let config = text_config(checkpoint)?.decoder()?;
-    let attention = config.attention.clone();
-    Decoder::load_parts(
-        &weights.pp("model"),
-        &weights.pp("lm_head"),
-        config,
-        |layer, _| -> aha_nn::weights::Result<Box<dyn TokenMixer>> {
-            let weights = layer.pp("self_attn");
-            Ok(Box::new(SelfAttention::load(&weights, &attention)?))
-        },
-    )
+    Decoder::load_at(&weights.pp("model"), &weights.pp("lm_head"), config)
 }
 
 /// Loads the tensors of the vision tower alone; `hidden_size` is the language model's.

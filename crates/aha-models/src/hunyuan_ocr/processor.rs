@@ -1,7 +1,8 @@
 //! Pictures on their way into HunyuanOCR.
 
 use crate::error::LoadError;
-use crate::vision::{PictureSizing, token_text};
+use crate::text::token_text;
+use crate::vision::PictureSizing;
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{EngineError, Media, MediaKind, MediaProcessor, MediaSpan, ProcessedMedia};
 use aha_nn::batch::AxisPositions;
@@ -34,8 +35,8 @@ impl HunyuanPictures {
         sizing: PictureSizing,
         template: &str,
     ) -> Result<Self, LoadError> {
-        let start = token_text(tokenizer, "image_start_token_id", ids.image_start_token_id)?;
-        let end = token_text(tokenizer, "image_end_token_id", ids.image_end_token_id)?;
+        let start = token_text(tokenizer, ids.image_start_token_id, "image_start_token_id")?;
+        let end = token_text(tokenizer, ids.image_end_token_id, "image_end_token_id")?;
         let around = if template.contains(&start) {
             Default::default()
         } else {
@@ -43,7 +44,7 @@ impl HunyuanPictures {
         };
         Ok(Self {
             sizing,
-            image: token_text(tokenizer, "image_token_id", ids.image_token_id)?,
+            image: token_text(tokenizer, ids.image_token_id, "image_token_id")?,
             image_id: ids.image_token_id,
             around,
         })

@@ -3,8 +3,8 @@
 use super::config::VisionConfig;
 use crate::error::LoadError;
 use crate::vision::{
-    CellConv, Interpolation, PatchReader, VisionBlock, learned_positions, patch_places,
-    split_tokens,
+    BlockNames, CellConv, Interpolation, PatchReader, ProjectionNames, VisionBlock,
+    learned_positions, patch_places, split_tokens,
 };
 use aha_engine::{EncoderInput, MediaEncoder};
 use aha_media::image::{Normalization, PatchOrder};
@@ -14,6 +14,17 @@ use aha_nn::norm::RmsNorm;
 use aha_nn::ragged::SequenceBounds;
 use aha_nn::weights::{Result as WeightsResult, Weights};
 use candle_core::{Module, Result, Tensor};
+
+/// The release's names of a layer's parts.
+const LAYER_NAMES: BlockNames = BlockNames {
+    norms: ["input_layernorm", "post_attention_layernorm"],
+    projections: ProjectionNames::Separate {
+        names: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        key_bias: true,
+    },
+    output: "self_attn.o_proj",
+    mlp: ["mlp.dense_h_to_4h", "mlp.dense_4h_to_h"],
+};
 
 /// Patches to tokens of the language model: a token a cell, one behind each row of cells, one at either end.
 #[derive(Debug)]
@@ -98,7 +109,7 @@ pub struct VisionTower {
 }
 
 impl VisionTower {
-    /// Loads the tower from where SigLIP's names lead; `order` and `normalization` are the preprocessor's,
+    /// Loads the tower; `order` and `normalization` are the preprocessor's,
     /// `hidden_size` the language model's.
     pub fn load(
         weights: &Weights,
@@ -127,7 +138,8 @@ impl VisionTower {
             position_embedding: table,
             layers: (0..config.num_hidden_layers)
                 .map(|index| {
-                    VisionBlock::load_separate(&weights.pp(format_args!("layers.{index}")), &block)
+                    let weights = weights.pp(format_args!("layers.{index}"));
+                    VisionBlock::load(&weights, &block, &LAYER_NAMES)
                 })
                 .collect::<WeightsResult<_>>()?,
             perceive: Perceive::load(&weights.pp("perceive"), config, hidden_size)?,

@@ -2,7 +2,7 @@
 
 use super::config::ImageSettings;
 use crate::error::LoadError;
-use crate::vision::token_text;
+use crate::text::token_text;
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{
     ContentHash, EncoderContent, EncoderInput, EngineError, Media, MediaContent, MediaKind,
@@ -54,7 +54,7 @@ impl Lfm2VlMedia {
             let reason = format!("{} is no multiple of {factor}", settings.tile_size);
             return Err(LoadError::config("tile_size", reason));
         }
-        let image_token = token_text(tokenizer, "image_token_id", image_token_id)?;
+        let image_token = token_text(tokenizer, image_token_id, "image_token_id")?;
         Ok(Self {
             filter: settings.pixels.filter(Filter::Bilinear)?,
             settings,

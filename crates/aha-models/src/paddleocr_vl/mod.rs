@@ -7,7 +7,7 @@ mod ocr;
 mod tower;
 
 use crate::checkpoint::{Checkpoint, LoadOptions};
-use crate::decoder::{Decoder, TokenMixer};
+use crate::decoder::Decoder;
 use crate::error::LoadError;
 use crate::registry::Family;
 use crate::text::{media_model, reading_documents};
@@ -15,7 +15,6 @@ use crate::vision::{MropePictures, PictureSizing, PreprocessorConfig};
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{LoadedModel, Task};
 use aha_media::image::{Filter, PatchLayout, PatchOrder, ShortSides};
-use aha_nn::attention::SelfAttention;
 use aha_nn::weights::{NameMap, Weights};
 use serde::Deserialize;
 
@@ -83,8 +82,7 @@ pub fn decoder(checkpoint: &Checkpoint, weights: &Weights) -> Result<Decoder, Lo
     })?;
     let head = weights.pp("lm_head");
     let config = config.decoder(head.contains("weight"));
-    let attention = config.attention.clone();
-    Decoder::load_parts(
+    Decoder::load_at(
         &part(
             weights,
             "model",
@@ -93,10 +91,6 @@ pub fn decoder(checkpoint: &Checkpoint, weights: &Weights) -> Result<Decoder, Lo
         ),
         &head,
         config,
-        |layer, _| -> aha_nn::weights::Result<Box<dyn TokenMixer>> {
-            let weights = layer.pp("self_attn");
-            Ok(Box::new(SelfAttention::load(&weights, &attention)?))
-        },
     )
 }
 

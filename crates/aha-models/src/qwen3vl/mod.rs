@@ -6,7 +6,7 @@ mod config;
 mod tower;
 
 use crate::checkpoint::{Checkpoint, LoadOptions};
-use crate::decoder::{Decoder, TokenMixer};
+use crate::decoder::Decoder;
 use crate::error::LoadError;
 use crate::qwen3::Qwen3Config;
 use crate::registry::Family;
@@ -15,7 +15,6 @@ use crate::vision::PreprocessorConfig;
 use crate::vision::qwen::{MediaIds, QwenMedia, VideoForm};
 use aha_engine::{LoadedModel, Task};
 use aha_media::image::PatchLayout;
-use aha_nn::attention::SelfAttention;
 use aha_nn::weights::{NameMap, Weights};
 use serde::Deserialize;
 
@@ -59,17 +58,10 @@ fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<LoadedModel, L
 pub fn decoder(checkpoint: &Checkpoint, weights: &Weights) -> Result<Decoder, LoadError> {
     let config: Qwen3Config = checkpoint.text_config(Qwen3Config::from_gguf)?;
     let config = config.decoder()?;
-    let attention = config.attention.clone();
-    Decoder::load_parts(
+    Decoder::load_at(
         &weights.pp("model.language_model"),
         &weights.pp("lm_head"),
         config,
-        |layer, _| -> aha_nn::weights::Result<Box<dyn TokenMixer>> {
-            Ok(Box::new(SelfAttention::load(
-                &layer.pp("self_attn"),
-                &attention,
-            )?))
-        },
     )
 }
 

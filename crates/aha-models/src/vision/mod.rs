@@ -1,6 +1,5 @@
 //! What the vision towers share: blocks, positions of patches, and the way of pictures into prompts.
 
-mod block;
 mod cells;
 mod mrope;
 mod patches;
@@ -9,10 +8,13 @@ mod positions;
 mod preprocessor;
 pub mod qwen;
 
-pub use block::{Mlp, VisionBlock, VisionBlockConfig, check_sizes};
+pub use crate::encoder::{
+    BlockNames, EncoderBlock as VisionBlock, EncoderBlockConfig as VisionBlockConfig, Mlp,
+    ProjectionNames, split_tokens,
+};
 pub use cells::CellConv;
 pub use mrope::mrope_positions;
-pub use patches::{PatchReader, split_tokens};
-pub use pictures::{MropePictures, PictureSizing, token_text};
+pub use patches::PatchReader;
+pub use pictures::{MropePictures, PictureSizing};
 pub use positions::{Interpolation, axial_rotation, learned_positions, patch_places};
-pub use preprocessor::{CLIP_MEAN, CLIP_STD, PreprocessorConfig};
+pub use preprocessor::{CLIP_MEAN, CLIP_STD, PreprocessorConfig, check_sizes};

@@ -73,20 +73,3 @@ impl PatchReader {
         Ok((pixels.to_dtype(self.dtype)?, grids))
     }
 }
-
-/// The rows of each input in `encoded` `[tokens, width]`, which holds those of all inputs end to end. They are copies:
-/// who keeps one of them does not keep the memory of all.
-pub fn split_tokens(encoded: &Tensor, inputs: &[&EncoderInput]) -> Result<Vec<Tensor>> {
-    if let [_] = inputs {
-        return Ok(vec![encoded.clone()]);
-    }
-    let mut start = 0;
-    inputs
-        .iter()
-        .map(|input| {
-            let rows = encoded.narrow(0, start, input.num_tokens)?;
-            start += input.num_tokens;
-            rows.copy()
-        })
-        .collect()
-}

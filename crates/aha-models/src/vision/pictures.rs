@@ -3,6 +3,7 @@
 use super::mrope::mrope_positions;
 use super::preprocessor::PreprocessorConfig;
 use crate::error::LoadError;
+use crate::text::token_text;
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{
     ContentHash, EncoderContent, EncoderInput, EngineError, Media, MediaContent, MediaKind,
@@ -13,14 +14,6 @@ use aha_media::image::{
     DecodedImage, Filter, Image, PatchSizing, Resampler, ShortSides, resize, smart_resize,
 };
 use aha_nn::batch::AxisPositions;
-
-/// The tokenizer's text of the token that config.json names by `key`.
-pub fn token_text(tokenizer: &Tokenizer, key: &str, id: u32) -> Result<String, LoadError> {
-    tokenizer
-        .token_bytes(id)
-        .and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
-        .ok_or_else(|| LoadError::config(key, format!("the tokenizer has no token {id}")))
-}
 
 /// The model's areas of pictures, fewest and most pixels, moved by what a request asks.
 pub fn pixels_within((least, most): (u64, u64), limits: PixelLimits) -> (u64, u64) {
@@ -147,7 +140,7 @@ impl MropePictures {
     ) -> Result<Self, LoadError> {
         Ok(Self {
             sizing,
-            token: token_text(tokenizer, "image_token_id", token_id)?,
+            token: token_text(tokenizer, token_id, "image_token_id")?,
             token_id,
         })
     }

@@ -115,3 +115,14 @@ impl PreprocessorConfig {
         }
     }
 }
+
+/// Refuses sizes of `vision_config` that no checkpoint has: of each key the value and the most that it may be.
+pub fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<(), LoadError> {
+    for &(key, value, most) in sizes {
+        if value == 0 || value > most {
+            let reason = format!("{value} is not between 1 and {most}");
+            return Err(LoadError::config(format!("vision_config.{key}"), reason));
+        }
+    }
+    Ok(())
+}

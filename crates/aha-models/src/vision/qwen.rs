@@ -1,9 +1,10 @@
 //! Pictures and clips on their way into Qwen's vision-language models.
 
 use super::mrope::mrope_positions;
-use super::pictures::{pixels_within, token_text};
+use super::pictures::pixels_within;
 use super::preprocessor::PreprocessorConfig;
 use crate::error::LoadError;
+use crate::text::token_text;
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{
     ContentHash, EncoderContent, EncoderInput, EngineError, Media, MediaContent, MediaKind,
@@ -38,7 +39,7 @@ pub struct MediaIds {
 impl MediaIds {
     /// The marks as the tokenizer writes them.
     pub fn marks(&self, tokenizer: &Tokenizer) -> Result<Marks, LoadError> {
-        let text = |key: &str, id: u32| token_text(tokenizer, key, id);
+        let text = |key: &str, id: u32| token_text(tokenizer, id, key);
         Ok(Marks {
             vision_start: text("vision_start_token_id", self.vision_start_token_id)?,
             vision_end: text("vision_end_token_id", self.vision_end_token_id)?,

@@ -8,13 +8,14 @@ mod tests;
 use crate::error::ApiError;
 use crate::options::MediaOptions;
 use crate::state::AppState;
-use crate::types::media::{Form, MediaPart, Source, Wishes};
-use aha_engine::{Chat, Media, MediaKind, MediaReader, Part, TextProcessor};
+use crate::types::media::{Form, MediaPart, RequestMedia, Source, Wishes};
+use aha_engine::{AudioInput, Chat, Media, MediaKind, MediaReader, Part, TextProcessor};
 use aha_media::MediaError;
 use aha_media::image::Limits;
 use aha_media::source::{MediaSource, RemoteUrl, SourcePolicy, decode_base64};
 use aha_media::video::{FrameRate, FrameSampling};
 use futures_util::stream::{self, StreamExt};
+use serde_json::{Map, Value};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ enum File {
 #[derive(Default)]
 pub(crate) struct Gathering {
     parts: Vec<MediaPart>,
+    /// What the request sets of the family's own preparation.
+    settings: Map<String, Value>,
     /// The files of each part.
     files: Vec<Vec<File>>,
     budget: Budget,
@@ -74,10 +77,15 @@ impl Gathering {
     /// Checks that the model takes the media and that they are not too many, and reads what needs no network. Nothing
     /// is read for a model that would refuse it.
     pub(crate) fn open(
-        mut parts: Vec<MediaPart>,
+        media: RequestMedia,
         processor: &TextProcessor,
         options: &MediaOptions,
     ) -> Result<Self, ApiError> {
+        let RequestMedia {
+            mut parts,
+            settings,
+        } = media;
+        processor.check_settings(&settings)?;
         for part in &parts {
             processor.check_takes(part.kind, &part.path)?;
             if part.form == Form::Frames && part.sources.len() > options.max_frames {
@@ -113,6 +121,7 @@ impl Gathering {
         }
         Ok(Self {
             parts,
+            settings,
             files,
             budget,
         })
@@ -162,6 +171,7 @@ impl Gathering {
             reader.limits.max_pixels = options.limits.max_pixels.min(pixels);
             reader.limits.max_video_pixels = options.limits.max_video_pixels.min(pixels);
             let media = decode(&part, &files, processor, &reader).map_err(fault)?;
+            let media = media.with_settings(self.settings.clone());
             pixels = pixels.saturating_sub(media.pixels());
             if let Some(message) = chat.messages.get_mut(part.message) {
                 // Parts come in the order of their places, so all before this one are there.
@@ -245,10 +255,14 @@ fn decode(
             let sampling = sampling(own.unwrap_or(FrameSampling::QWEN3_VL), &part.wishes);
             reader.video(file, &sampling, pixels)
         }
+        (MediaKind::Audio, _, [file]) => {
+            let input = processor.media().map(|media| media.audio_input());
+            reader.audio(file, &input.unwrap_or(AudioInput::SPEECH))
+        }
         (kind, ..) => Err(MediaError::UnsupportedFormat {
             format: kind.name(),
             what: "input",
-            supported: "pictures or clips",
+            supported: "pictures, clips or recordings",
         }),
     }
 }

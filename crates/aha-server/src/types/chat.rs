@@ -5,7 +5,7 @@ use crate::types::fields::{Fields, wrong_type};
 use crate::types::generation::{
     Sampling, Streaming, TOP_LOGPROBS_LIMIT, choices, refuse_constraints, stop_params,
 };
-use crate::types::media::{MediaPart, Wishes};
+use crate::types::media::{RequestMedia, Wishes};
 use crate::types::message::{Messages, messages, tools};
 use aha_engine::{Chat, OutputParams, StopParams};
 use serde_json::{Map, Value};
@@ -28,7 +28,7 @@ pub(crate) struct ChatRequest {
     pub(crate) model: Option<String>,
     pub(crate) chat: Chat,
     /// What is to be read and put into the chat.
-    pub(crate) media: Vec<MediaPart>,
+    pub(crate) media: RequestMedia,
     pub(crate) sampling: Sampling,
     pub(crate) stop: StopParams,
     pub(crate) output: OutputParams,
@@ -60,7 +60,7 @@ impl ChatRequest {
 }
 
 /// Reads the conversation itself, its media apart; `POST /tokenize` takes the same fields.
-pub(crate) fn chat(fields: &mut Fields) -> Result<(Chat, Vec<MediaPart>), ApiError> {
+pub(crate) fn chat(fields: &mut Fields) -> Result<(Chat, RequestMedia), ApiError> {
     let values = fields
         .array("messages")?
         .ok_or_else(|| ApiError::missing("messages", "'messages' is missing"))?;
@@ -75,7 +75,7 @@ pub(crate) fn chat(fields: &mut Fields) -> Result<(Chat, Vec<MediaPart>), ApiErr
             "'continue_final_message' and 'add_generation_prompt' exclude each other",
         ));
     }
-    let wishes = Wishes::of_request(fields)?;
+    let (wishes, settings) = Wishes::of_request(fields)?;
     let Messages { messages, media } = messages(values, wishes)?;
     let chat = Chat {
         messages,
@@ -83,6 +83,10 @@ pub(crate) fn chat(fields: &mut Fields) -> Result<(Chat, Vec<MediaPart>), ApiErr
         template_kwargs: template_kwargs(fields)?,
         add_generation_prompt,
         continue_final_message,
+    };
+    let media = RequestMedia {
+        parts: media,
+        settings,
     };
     Ok((chat, media))
 }
@@ -120,7 +124,7 @@ fn output(fields: &mut Fields) -> Result<OutputParams, ApiError> {
     }
     Ok(OutputParams {
         logprobs: logprobs.then(|| top.unwrap_or(0)),
-        skip_special_tokens: fields.boolean("skip_special_tokens")?.unwrap_or(true),
+        skip_special_tokens: fields.boolean("skip_special_tokens")?,
         ..OutputParams::default()
     })
 }
@@ -193,7 +197,7 @@ mod tests {
             ChatRequest {
                 model: None,
                 chat: Chat::user("hi"),
-                media: Vec::new(),
+                media: RequestMedia::default(),
                 sampling: Sampling::default(),
                 stop: StopParams::default(),
                 output: OutputParams::default(),
@@ -266,6 +270,18 @@ mod tests {
             "top_logprobs"
         );
         assert_eq!(param(json!({"logprobs": 3})), "logprobs");
+    }
+
+    #[test]
+    fn a_familys_own_settings_are_told_apart_from_those_of_all_media() {
+        let kwargs = json!({"max_pixels": 4096, "base_size": 640, "crop_mode": null});
+        let request = parse(json!({"mm_processor_kwargs": kwargs})).unwrap();
+        let settings = Value::Object(request.media.settings);
+        assert_eq!(settings, json!({"base_size": 640}));
+        assert_eq!(
+            param(json!({"mm_processor_kwargs": [640]})),
+            "mm_processor_kwargs"
+        );
     }
 
     #[test]

@@ -140,7 +140,7 @@ fn output(fields: &mut Fields) -> Result<OutputParams, ApiError> {
     }
     Ok(OutputParams {
         logprobs,
-        skip_special_tokens: fields.boolean("skip_special_tokens")?.unwrap_or(true),
+        skip_special_tokens: fields.boolean("skip_special_tokens")?,
         ..OutputParams::default()
     })
 }

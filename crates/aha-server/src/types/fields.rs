@@ -142,6 +142,13 @@ impl Fields {
         Ok(found.and_then(|value| usize::try_from(value).ok()))
     }
 
+    /// What was not taken yet, without nulls.
+    pub(crate) fn rest(&mut self) -> Map<String, Value> {
+        let mut rest = std::mem::take(&mut self.map);
+        rest.retain(|_, value| !value.is_null());
+        rest
+    }
+
     /// An array of token ids.
     pub(crate) fn token_ids(&mut self, name: &str) -> Result<Option<Vec<u32>>, ApiError> {
         let path = self.path(name);

@@ -2,7 +2,7 @@
 
 use crate::error::ApiError;
 use crate::types::fields::{Fields, number_in, token_ids, wrong_type};
-use aha_engine::{SamplingParams, StopParams};
+use aha_engine::{NGRAM_LIMIT, NgramWindow, SamplingParams, StopParams};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -17,10 +17,14 @@ const STOP_TOKEN_LIMIT: usize = 64;
 pub(crate) const TOP_LOGPROBS_LIMIT: usize = 20;
 /// Most tokens whose logits a request may shift.
 const LOGIT_BIAS_LIMIT: usize = 1024;
+/// Most tokens that a ban of n-grams may except.
+const WHITELIST_LIMIT: usize = 1024;
+/// Tokens among which n-grams are looked for unless `vllm_xargs` say: vLLM's own number.
+const DEFAULT_WINDOW_SIZE: usize = 100;
 
 /// Fields that would restrict the answer. They are refused rather than ignored: an answer that
 /// looks unrestricted would be wrong.
-const UNSUPPORTED_CONSTRAINTS: [&str; 15] = [
+const UNSUPPORTED_CONSTRAINTS: [&str; 14] = [
     "grammar",
     "ebnf",
     "regex",
@@ -34,7 +38,6 @@ const UNSUPPORTED_CONSTRAINTS: [&str; 15] = [
     "allowed_token_ids",
     "bad_words",
     "logits_processors",
-    "no_repeat_ngram_size",
     "chat_template",
 ];
 
@@ -48,6 +51,8 @@ pub(crate) struct Sampling {
     repetition_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
+    no_repeat_ngram_size: Option<usize>,
+    ngram_window: Option<NgramWindow>,
     logit_bias: Vec<(u32, f32)>,
     seed: Option<u64>,
 }
@@ -75,6 +80,8 @@ impl Sampling {
             repetition_penalty,
             presence_penalty: float(fields, "presence_penalty", -2.0, 2.0)?,
             frequency_penalty: float(fields, "frequency_penalty", -2.0, 2.0)?,
+            no_repeat_ngram_size: fields.count("no_repeat_ngram_size", 0..=NGRAM_LIMIT)?,
+            ngram_window: ngram_window(fields)?,
             logit_bias: logit_bias(fields)?,
             seed: seed(fields)?,
         })
@@ -94,6 +101,13 @@ impl Sampling {
                 .unwrap_or(defaults.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            no_repeat_ngram_size: self
+                .no_repeat_ngram_size
+                .unwrap_or(defaults.no_repeat_ngram_size),
+            ngram_window: self
+                .ngram_window
+                .clone()
+                .or_else(|| defaults.ngram_window.clone()),
             logit_bias: if self.logit_bias.is_empty() {
                 defaults.logit_bias.clone()
             } else {
@@ -304,6 +318,42 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
         .collect()
 }
 
+/// The ban of repetitions among the latest tokens, which vLLM's users know as arguments of its n-gram processor.
+fn ngram_window(fields: &mut Fields) -> Result<Option<NgramWindow>, ApiError> {
+    let Some(map) = fields.object("vllm_xargs")? else {
+        return Ok(None);
+    };
+    let mut fields = Fields::of(Value::Object(map), "vllm_xargs".to_owned())?;
+    let ngram_size = fields.count("ngram_size", 0..=NGRAM_LIMIT)?;
+    let window_size = fields.count("window_size", 1..=usize::MAX)?;
+    let whitelist = fields.token_ids("whitelist_token_ids")?;
+    if let Some(name) = fields.rest().keys().next() {
+        let shown: String = name.chars().take(50).collect();
+        return Err(ApiError::unsupported(
+            "vllm_xargs",
+            format!(
+                "'vllm_xargs' supports ngram_size, window_size and whitelist_token_ids, not '{shown}'"
+            ),
+        ));
+    }
+    let Some(ngram_size) = ngram_size else {
+        if window_size.is_none() && whitelist.is_none() {
+            return Ok(None);
+        }
+        let path = fields.path("ngram_size");
+        let message = format!("'{path}' is missing");
+        return Err(ApiError::missing(path, message));
+    };
+    let whitelist_token_ids = whitelist.unwrap_or_default();
+    let path = fields.path("whitelist_token_ids");
+    bounded(&path, whitelist_token_ids.len(), WHITELIST_LIMIT)?;
+    Ok(Some(NgramWindow {
+        ngram_size,
+        window_size: window_size.unwrap_or(DEFAULT_WINDOW_SIZE),
+        whitelist_token_ids,
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -399,6 +449,56 @@ mod tests {
         ] {
             let read = sampling(json!({"seed": value.clone()})).unwrap();
             assert_eq!(read.seed, Some(seed), "{value}");
+        }
+    }
+
+    #[test]
+    fn bans_of_ngrams_are_read_and_override_the_models() {
+        let defaults = SamplingParams {
+            no_repeat_ngram_size: 20,
+            ngram_window: Some(NgramWindow {
+                ngram_size: 30,
+                window_size: 90,
+                whitelist_token_ids: vec![5],
+            }),
+            ..SamplingParams::default()
+        };
+        let resolved = |value| sampling(value).unwrap().resolve(&defaults, 0);
+        assert_eq!(resolved(json!({})), defaults);
+        assert_eq!(resolved(json!({"vllm_xargs": {}})), defaults);
+        let off = json!({"no_repeat_ngram_size": 0, "vllm_xargs": {"ngram_size": 0}});
+        let off = resolved(off);
+        assert_eq!(off.no_repeat_ngram_size, 0);
+        assert_eq!(off.ngram_window.unwrap().ngram_size, 0);
+        let own = json!({"ngram_size": 4, "window_size": 9, "whitelist_token_ids": [1, 2.0]});
+        assert_eq!(
+            resolved(json!({"vllm_xargs": own})).ngram_window,
+            Some(NgramWindow {
+                ngram_size: 4,
+                window_size: 9,
+                whitelist_token_ids: vec![1, 2],
+            })
+        );
+        for (bad, param) in [
+            (json!({"no_repeat_ngram_size": 257}), "no_repeat_ngram_size"),
+            (json!({"no_repeat_ngram_size": -1}), "no_repeat_ngram_size"),
+            (json!({"vllm_xargs": 3}), "vllm_xargs"),
+            (
+                json!({"vllm_xargs": {"window_size": 9}}),
+                "vllm_xargs.ngram_size",
+            ),
+            (
+                json!({"vllm_xargs": {"ngram_size": 2, "window_size": 0}}),
+                "vllm_xargs.window_size",
+            ),
+            (
+                json!({"vllm_xargs": {"ngram_size": 2, "whitelist_token_ids": ["a"]}}),
+                "vllm_xargs.whitelist_token_ids[0]",
+            ),
+            (json!({"vllm_xargs": {"kv_transfer": 1}}), "vllm_xargs"),
+        ] {
+            let error = sampling(bad.clone()).unwrap_err();
+            assert_eq!(error.body.param.as_deref(), Some(param), "{bad}");
         }
     }
 

@@ -47,6 +47,15 @@ pub(crate) struct MediaPart {
     pub(crate) wishes: Wishes,
 }
 
+/// The media of a request, and what it sets for all of them.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct RequestMedia {
+    /// In the order of their places.
+    pub(crate) parts: Vec<MediaPart>,
+    /// Those `mm_processor_kwargs` that only some families know.
+    pub(crate) settings: Map<String, Value>,
+}
+
 /// How a picture or clip shall be prepared; what is `None` is the model's own.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Wishes {
@@ -60,13 +69,15 @@ pub(crate) struct Wishes {
 }
 
 impl Wishes {
-    /// `mm_processor_kwargs` of the request, which hold for every part that says nothing else.
-    pub(crate) fn of_request(fields: &mut Fields) -> Result<Self, ApiError> {
+    /// `mm_processor_kwargs` of the request, which hold for every part that says nothing else, and those among them
+    /// that are a family's own.
+    pub(crate) fn of_request(fields: &mut Fields) -> Result<(Self, Map<String, Value>), ApiError> {
         match fields.object("mm_processor_kwargs")? {
-            None => Ok(Self::default()),
+            None => Ok(Default::default()),
             Some(map) => {
                 let mut fields = Fields::of(Value::Object(map), "mm_processor_kwargs".to_owned())?;
-                Self::default().overridden(&mut fields)
+                let wishes = Self::default().overridden(&mut fields)?;
+                Ok((wishes, fields.rest()))
             }
         }
     }
@@ -353,7 +364,7 @@ mod tests {
         let limits = |part: Value, request: Value| {
             let mut fields =
                 Fields::of(json!({"mm_processor_kwargs": request}), String::new()).unwrap();
-            let request = Wishes::of_request(&mut fields).unwrap();
+            let (request, _) = Wishes::of_request(&mut fields).unwrap();
             let mut fields = Fields::of(part, "p".to_owned()).unwrap();
             let read = read_part("image_url", &mut fields, request)
                 .unwrap()

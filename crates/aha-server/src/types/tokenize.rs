@@ -3,7 +3,7 @@
 use crate::error::ApiError;
 use crate::types::chat::chat;
 use crate::types::fields::Fields;
-use crate::types::media::MediaPart;
+use crate::types::media::RequestMedia;
 use aha_engine::Chat;
 use serde::Serialize;
 
@@ -17,7 +17,7 @@ pub(crate) enum TokenizeInput {
         add_special_tokens: bool,
     },
     /// A conversation, through the chat template, and the media that are to be read into it.
-    Chat(Chat, Vec<MediaPart>),
+    Chat(Chat, RequestMedia),
 }
 
 /// A request to tokenise.

@@ -8,10 +8,15 @@
     reason = "tests may"
 )]
 
+use aha_engine::{Engine, EngineOptions, LoadedModel, TextModel};
+use aha_models::LoadOptions;
+use aha_nn::weights::DtypeRequest;
+use aha_server::{ServedModel, ServerOptions, Service, Shutdown};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use serde_json::Value;
+use std::path::PathBuf;
 use tower::ServiceExt;
 
 /// An answer, read to its end.
@@ -87,4 +92,55 @@ pub async fn send(app: &Router, request: Request<Body>) -> Answer {
         headers: parts.headers,
         text: String::from_utf8(bytes.to_vec()).unwrap(),
     }
+}
+
+/// A checkpoint of the fixtures.
+pub fn checkpoint(name: &str) -> PathBuf {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    fixtures.join(name)
+}
+
+/// A fixture's model, in f32.
+pub fn text_model(name: &str) -> TextModel {
+    let load = LoadOptions {
+        dtype: DtypeRequest::F32,
+        ..LoadOptions::default()
+    };
+    let LoadedModel::Text(model) = aha_models::load(&checkpoint(name), &load).unwrap() else {
+        panic!("{name} is no text model")
+    };
+    model
+}
+
+/// An engine with a small cache.
+pub fn start(model: TextModel, options: EngineOptions) -> Engine {
+    let options = EngineOptions {
+        cache_tokens: Some(options.cache_tokens.unwrap_or(4096)),
+        ..options
+    };
+    Engine::start(model, options).unwrap()
+}
+
+/// The router of a server with one model.
+pub fn serve(engine: &Engine, options: ServerOptions) -> Router {
+    let model = ServedModel::new("model", [], "chat");
+    model.ready(Service::Text(engine.clone()));
+    aha_server::router(options, vec![model], Shutdown::default())
+}
+
+/// The JSON of an answer with status 200.
+#[track_caller]
+pub fn accepted(answer: &Answer) -> Value {
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    answer.json()
+}
+
+/// The message of a refusal with that status and `param`.
+#[track_caller]
+pub fn refused(answer: &Answer, status: u16, param: &str) -> String {
+    assert_eq!(answer.status, status, "{}", answer.text);
+    let error = answer.json()["error"].clone();
+    assert_eq!(error["param"], param, "{error}");
+    assert_eq!(error["type"], "invalid_request_error", "{error}");
+    error["message"].as_str().unwrap().to_owned()
 }

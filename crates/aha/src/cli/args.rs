@@ -2,7 +2,7 @@
 
 use super::units::{between, positive, positive_or_empty};
 use aha::hub::{HubConfig, HubError};
-use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader, Task};
+use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader, NgramWindow, Task};
 use clap::{ArgGroup, Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -17,6 +17,7 @@ pub(crate) enum LogFormat {
 
 /// What a variable says that may be empty.
 type Count = Option<usize>;
+type JsonObject = serde_json::Map<String, serde_json::Value>;
 
 /// Options of every command.
 #[derive(Debug, Args)]
@@ -97,7 +98,7 @@ pub(crate) struct ModelArgs {
     /// GGUF file, which holds weights, tokenizer and template
     #[arg(long, value_name = "FILE", group = "which")]
     pub(crate) gguf_path: Option<PathBuf>,
-    /// What the model is for: chat, embed or rerank [default: what its files or name say]
+    /// What the model is for: chat, embed, rerank or transcribe [default: what its files or name say]
     #[arg(long, value_name = "TASK")]
     pub(crate) task: Option<Task>,
 }
@@ -167,6 +168,29 @@ pub(crate) struct SamplingArgs {
     /// Make tokens that were used less likely; 1 is off
     #[arg(long, value_name = "X", value_parser = between(0.01, 100.0), allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
+    /// No N tokens in a row occur twice in prompt and answer; 0 is off
+    #[arg(long, value_name = "N")]
+    no_repeat_ngram_size: Option<usize>,
+    /// The same among the last --window-size tokens only
+    #[arg(long, value_name = "N", requires = "window_size")]
+    ngram_size: Option<usize>,
+    /// Tokens that --ngram-size looks back
+    #[arg(long, value_name = "N", requires = "ngram_size", value_parser = positive)]
+    window_size: Option<usize>,
+    /// Token ids that --ngram-size never bans, with commas between them
+    #[arg(
+        long,
+        value_name = "IDS",
+        requires = "ngram_size",
+        value_delimiter = ','
+    )]
+    whitelist_token_ids: Vec<u32>,
+    /// Whether special tokens are left out of the answer: true or false
+    #[arg(long, value_name = "BOOL")]
+    skip_special_tokens: Option<bool>,
+    /// Settings of the model's own for pictures, clips and recordings, as a JSON object
+    #[arg(long, value_name = "JSON", value_parser = object)]
+    mm_processor_kwargs: Option<JsonObject>,
     /// The same seed gives the same answer
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -188,7 +212,19 @@ impl SamplingArgs {
     /// The wishes as the library takes them.
     pub(crate) fn params(&self) -> GenerationParams {
         let thinking = (self.thinking || self.no_thinking).then_some(self.thinking);
+        let ngram_window =
+            self.ngram_size
+                .zip(self.window_size)
+                .map(|(ngram_size, window_size)| NgramWindow {
+                    ngram_size,
+                    window_size,
+                    whitelist_token_ids: self.whitelist_token_ids.clone(),
+                });
         GenerationParams {
+            no_repeat_ngram_size: self.no_repeat_ngram_size,
+            ngram_window,
+            skip_special_tokens: self.skip_special_tokens,
+            mm_processor_kwargs: self.mm_processor_kwargs.clone().unwrap_or_default(),
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
@@ -202,6 +238,10 @@ impl SamplingArgs {
             ..GenerationParams::default()
         }
     }
+}
+
+fn object(text: &str) -> Result<JsonObject, String> {
+    serde_json::from_str(text).map_err(|error| format!("it is no JSON object: {error}"))
 }
 
 fn not_empty(text: &str) -> Result<String, String> {

@@ -62,7 +62,7 @@ impl Run {
         let task = loader.family()?.task;
         bar.finish();
         match task {
-            Task::Chat => self.answer(context),
+            Task::Chat | Task::Transcribe => self.answer(context),
             Task::Embed => self.embed(context),
             Task::Rerank => self.rerank(context),
         }

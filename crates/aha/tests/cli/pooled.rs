@@ -255,7 +255,7 @@ fn models_of_other_tasks_say_so() {
     let message = home
         .run(&["run", "-m", &model, "--task", "sing", "-i", "a"])
         .failed(2);
-    assert!(message.contains("chat, embed or rerank"), "{message}");
+    assert!(message.contains("chat, embed, rerank"), "{message}");
     let message = home.run(&["chat", "-m", &embedder()]).failed(1);
     assert!(message.contains("`embed`"), "{message}");
 }

@@ -22,6 +22,11 @@ use sniff::Sniffed;
 use source::TaglessStream;
 use wav::Wav;
 
+/// Whether a file that begins with these bytes (512 are enough) may hold sound, by its format.
+pub fn is_audio(head: &[u8]) -> bool {
+    head.starts_with(b"ID3") || sniff::sniff(head) != Sniffed::Unknown
+}
+
 /// How to decode.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DecodeOptions {

@@ -6,7 +6,7 @@ use super::error::{AudioError, Result};
 use kernel::{Shape, Steps, Taps};
 
 /// Which reference the conversion follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum ResampleMethod {
     /// `librosa.resample` and everything else that uses soxr at high quality: steep, -120 dB of
     /// aliasing. The one to take unless a model was fed otherwise.

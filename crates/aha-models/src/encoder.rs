@@ -1,6 +1,8 @@
-//! The pre-norm encoder block of vision transformers (arXiv 2010.11929).
+//! The pre-norm transformer block of encoders of pictures (arXiv 2010.11929) and sound (arXiv 2212.04356).
 
 use crate::error::LoadError;
+use crate::vision::check_sizes;
+use aha_engine::EncoderInput;
 use aha_nn::linear::Linear;
 use aha_nn::mlp::{Activation, GatedMlp};
 use aha_nn::norm::{LayerNorm, RmsNorm};
@@ -42,7 +44,7 @@ impl Module for Mlp {
 
 /// Sizes of a block.
 #[derive(Debug, Clone, Copy)]
-pub struct VisionBlockConfig {
+pub struct EncoderBlockConfig {
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width inside the MLP.
@@ -55,18 +57,7 @@ pub struct VisionBlockConfig {
     pub activation: Activation,
 }
 
-/// Refuses sizes of `vision_config` that no checkpoint has: of each key the value and the most that it may be.
-pub fn check_sizes(sizes: &[(&str, usize, usize)]) -> std::result::Result<(), LoadError> {
-    for (key, value, most) in sizes {
-        if value == &0 || value > most {
-            let reason = format!("{value} is not between 1 and {most}");
-            return Err(LoadError::config(format!("vision_config.{key}"), reason));
-        }
-    }
-    Ok(())
-}
-
-impl VisionBlockConfig {
+impl EncoderBlockConfig {
     /// Refuses sizes that no checkpoint has.
     pub fn validate(&self) -> std::result::Result<(), LoadError> {
         check_sizes(&[
@@ -90,6 +81,53 @@ impl VisionBlockConfig {
     }
 }
 
+/// What a release calls the projections to queries, keys and values.
+#[derive(Debug, Clone, Copy)]
+pub enum ProjectionNames {
+    /// One matrix for all three.
+    Fused(&'static str),
+    /// One each.
+    Separate {
+        /// Queries, keys and values.
+        names: [&'static str; 3],
+        /// Whether the keys have a bias, which softmax does not see.
+        key_bias: bool,
+    },
+}
+
+/// What a release calls the parts of a block.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockNames {
+    /// The norms before attention and MLP.
+    pub norms: [&'static str; 2],
+    /// The projections into attention.
+    pub projections: ProjectionNames,
+    /// The projection out of attention.
+    pub output: &'static str,
+    /// The two layers of the MLP.
+    pub mlp: [&'static str; 2],
+}
+
+impl BlockNames {
+    /// Qwen3-VL's.
+    pub const QWEN3_VL: Self = Self {
+        norms: ["norm1", "norm2"],
+        projections: ProjectionNames::Fused("attn.qkv"),
+        output: "attn.proj",
+        mlp: ["mlp.linear_fc1", "mlp.linear_fc2"],
+    };
+    /// SigLIP's.
+    pub const SIGLIP: Self = Self {
+        norms: ["layer_norm1", "layer_norm2"],
+        projections: ProjectionNames::Separate {
+            names: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            key_bias: true,
+        },
+        output: "self_attn.out_proj",
+        mlp: ["mlp.fc1", "mlp.fc2"],
+    };
+}
+
 /// Projections to queries, keys and values, as releases store them.
 #[derive(Debug)]
 enum Projections {
@@ -100,8 +138,22 @@ enum Projections {
 }
 
 impl Projections {
-    fn fused(weights: &Weights, hidden_size: usize, bias: bool) -> WeightsResult<Self> {
-        let qkv = Linear::load(weights, hidden_size, 3 * hidden_size, bias)?;
+    fn load(weights: &Weights, names: ProjectionNames, size: usize) -> WeightsResult<Self> {
+        Ok(match names {
+            ProjectionNames::Fused(name) => Self::fused(&weights.pp(name), size, true)?,
+            ProjectionNames::Separate { names, key_bias } => {
+                let [q, k, v] = names.map(|name| weights.pp(name));
+                Self::Separate([
+                    Linear::load(&q, size, size, true)?,
+                    Linear::load(&k, size, size, key_bias)?,
+                    Linear::load(&v, size, size, true)?,
+                ])
+            }
+        })
+    }
+
+    fn fused(weights: &Weights, size: usize, bias: bool) -> WeightsResult<Self> {
+        let qkv = Linear::load(weights, size, 3 * size, bias)?;
         Ok(Self::Fused(qkv))
     }
 
@@ -121,7 +173,7 @@ impl Projections {
 
 /// `x += attention(norm1(x)); x += mlp(norm2(x))`. `N` is the kind of the norms, `F` that of the MLP.
 #[derive(Debug)]
-pub struct VisionBlock<N = LayerNorm, F = Mlp> {
+pub struct EncoderBlock<N = LayerNorm, F = Mlp> {
     norms: [N; 2],
     projections: Projections,
     /// Norms over each head of queries and keys, before they are rotated.
@@ -131,47 +183,49 @@ pub struct VisionBlock<N = LayerNorm, F = Mlp> {
     attention: RaggedAttention,
 }
 
-impl VisionBlock {
-    /// Qwen3-VL's names: `norm1`, `norm2`, `attn.qkv`, `attn.proj`, `mlp.linear_fc1`, `mlp.linear_fc2`.
-    pub fn load_fused(weights: &Weights, config: &VisionBlockConfig) -> WeightsResult<Self> {
-        Ok(Self {
-            norms: layer_norms(weights, config, ["norm1", "norm2"])?,
-            projections: Projections::fused(&weights.pp("attn.qkv"), config.hidden_size, true)?,
-            head_norms: None,
-            output: square(&weights.pp("attn.proj"), config, true)?,
-            mlp: plain_mlp(weights, config, ["mlp.linear_fc1", "mlp.linear_fc2"])?,
-            attention: attention(config),
-        })
+impl EncoderBlock {
+    /// [`load`](Self::load) with Qwen3-VL's names.
+    pub fn load_fused(weights: &Weights, config: &EncoderBlockConfig) -> WeightsResult<Self> {
+        Self::load(weights, config, &BlockNames::QWEN3_VL)
     }
 
-    /// SigLIP's names: `layer_norm1`, `layer_norm2`, `self_attn.{q,k,v,out}_proj`, `mlp.fc1`, `mlp.fc2`.
-    pub fn load_separate(weights: &Weights, config: &VisionBlockConfig) -> WeightsResult<Self> {
-        let linear = |name| square(&weights.pp(name), config, true);
+    /// [`load`](Self::load) with SigLIP's names.
+    pub fn load_separate(weights: &Weights, config: &EncoderBlockConfig) -> WeightsResult<Self> {
+        Self::load(weights, config, &BlockNames::SIGLIP)
+    }
+
+    /// Loads a block whose parts have these names.
+    pub fn load(
+        weights: &Weights,
+        config: &EncoderBlockConfig,
+        names: &BlockNames,
+    ) -> WeightsResult<Self> {
+        let hidden = config.hidden_size;
+        let norm = |name| LayerNorm::load(&weights.pp(name), hidden, config.norm_eps);
+        let [first, second] = names.norms;
+        let [fc1, fc2] = names.mlp.map(|name| weights.pp(name));
+        let sizes = (hidden, config.intermediate_size, hidden);
         Ok(Self {
-            norms: layer_norms(weights, config, ["layer_norm1", "layer_norm2"])?,
-            projections: Projections::Separate([
-                linear("self_attn.q_proj")?,
-                linear("self_attn.k_proj")?,
-                linear("self_attn.v_proj")?,
-            ]),
+            norms: [norm(first)?, norm(second)?],
+            projections: Projections::load(weights, names.projections, hidden)?,
             head_norms: None,
-            output: linear("self_attn.out_proj")?,
-            mlp: plain_mlp(weights, config, ["mlp.fc1", "mlp.fc2"])?,
+            output: square(&weights.pp(names.output), config, true)?,
+            mlp: Mlp::load(&fc1, &fc2, sizes, config.activation)?,
             attention: attention(config),
         })
     }
 }
 
-impl VisionBlock<RmsNorm, GatedMlp> {
+impl EncoderBlock<RmsNorm, GatedMlp> {
     /// Qwen2.5-VL's names: `norm1`, `norm2`, `attn.qkv`, `attn.proj`, `mlp.{gate,up,down}_proj`.
-    pub fn load_gated(weights: &Weights, config: &VisionBlockConfig) -> WeightsResult<Self> {
+    pub fn load_gated(weights: &Weights, config: &EncoderBlockConfig) -> WeightsResult<Self> {
         Self::load_rms(weights, config, None, true)
     }
 
     /// GLM-OCR's names: the same with `attn.q_norm` and `attn.k_norm`, with or without biases.
     pub fn load_gated_with_head_norms(
         weights: &Weights,
-        config: &VisionBlockConfig,
+        config: &EncoderBlockConfig,
         bias: bool,
     ) -> WeightsResult<Self> {
         let norm = |name| RmsNorm::load(&weights.pp(name), config.head_dim(), config.norm_eps);
@@ -181,7 +235,7 @@ impl VisionBlock<RmsNorm, GatedMlp> {
 
     fn load_rms(
         weights: &Weights,
-        config: &VisionBlockConfig,
+        config: &EncoderBlockConfig,
         head_norms: Option<[RmsNorm; 2]>,
         bias: bool,
     ) -> WeightsResult<Self> {
@@ -204,40 +258,17 @@ impl VisionBlock<RmsNorm, GatedMlp> {
     }
 }
 
-fn layer_norms(
-    weights: &Weights,
-    config: &VisionBlockConfig,
-    [first, second]: [&str; 2],
-) -> WeightsResult<[LayerNorm; 2]> {
-    let norm = |name| LayerNorm::load(&weights.pp(name), config.hidden_size, config.norm_eps);
-    Ok([norm(first)?, norm(second)?])
-}
-
-fn square(weights: &Weights, config: &VisionBlockConfig, bias: bool) -> WeightsResult<Linear> {
+fn square(weights: &Weights, config: &EncoderBlockConfig, bias: bool) -> WeightsResult<Linear> {
     Linear::load(weights, config.hidden_size, config.hidden_size, bias)
 }
 
-fn plain_mlp(
-    weights: &Weights,
-    config: &VisionBlockConfig,
-    [fc1, fc2]: [&str; 2],
-) -> WeightsResult<Mlp> {
-    let hidden = config.hidden_size;
-    Mlp::load(
-        &weights.pp(fc1),
-        &weights.pp(fc2),
-        (hidden, config.intermediate_size, hidden),
-        config.activation,
-    )
-}
-
-fn attention(config: &VisionBlockConfig) -> RaggedAttention {
+fn attention(config: &EncoderBlockConfig) -> RaggedAttention {
     RaggedAttention::full(config.num_heads, config.head_dim())
 }
 
-impl<N: Module, F: Module> VisionBlock<N, F> {
+impl<N: Module, F: Module> EncoderBlock<N, F> {
     /// `hidden` is `[tokens, hidden_size]`; tokens see each other within `bounds`, at places of `rotation` if the
-    /// tower has rotary positions.
+    /// encoder has rotary positions.
     pub fn forward(
         &self,
         hidden: &Tensor,
@@ -267,4 +298,21 @@ impl<N: Module, F: Module> VisionBlock<N, F> {
         let fed = self.mlp.forward(&norm2.forward(&hidden)?)?;
         hidden + fed
     }
+}
+
+/// The rows of each input in `encoded` `[tokens, width]`, which holds those of all inputs end to end. They are copies:
+/// who keeps one of them does not keep the memory of all.
+pub fn split_tokens(encoded: &Tensor, inputs: &[&EncoderInput]) -> Result<Vec<Tensor>> {
+    if let [_] = inputs {
+        return Ok(vec![encoded.clone()]);
+    }
+    let mut start = 0;
+    inputs
+        .iter()
+        .map(|input| {
+            let rows = encoded.narrow(0, start, input.num_tokens)?;
+            start += input.num_tokens;
+            rows.copy()
+        })
+        .collect()
 }
