@@ -52,6 +52,7 @@ const PIXELS: (u64, u64) = (512 * 512, 2048 * 2048);
 const TOWERS: [&str; 2] = ["vit", "model.vit"];
 /// Common names of the norms over heads, and the release's.
 const TEXT_NAMES: [(&str, &str); 2] = [("q_norm", "query_layernorm"), ("k_norm", "key_layernorm")];
+
 fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
     let weights = open_weights(checkpoint, options)?;
     let decoder = decoder(checkpoint, &weights)?;

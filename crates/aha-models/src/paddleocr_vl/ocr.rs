@@ -44,7 +44,7 @@ impl PaddleOcr {
         if min_pixels < FIRST_MIN_PIXELS {
             tasks.push(task("seal", "the text of a seal", "Seal Recognition:"));
             let mut spotting = task(SPOTTING, "lines of text with their corners", "Spotting:");
-            spotting.output.skip_special_tokens = false;
+            spotting.output.skip_special_tokens = Some(false);
             spotting.pixels = PixelLimits {
                 min_pixels: None,
                 max_pixels: Some(SPOTTING_MAX_PIXELS),
@@ -118,7 +118,7 @@ mod tests {
     fn spotting_keeps_its_places_and_sees_small_pages_doubled() {
         let model = PaddleOcr::new(112_896);
         let spotting = model.task("spotting").unwrap();
-        assert!(!spotting.output.skip_special_tokens);
+        assert_eq!(spotting.output.skip_special_tokens, Some(false));
         let side = |task: &str, side| {
             let page = Image::filled_rgb(side, 20, [255; 3]).unwrap();
             model
