@@ -259,17 +259,38 @@ impl Checkpoint {
             }
             Format::Gguf(file) => Weights::from_gguf(file.clone(), gguf, Placement::cpu()),
         };
+        Ok(Self::place(weights, options))
+    }
+
+    /// The weights in the first of `files` that the folder holds, for releases that keep parts of a model apart (a
+    /// codec) or have files of their own (`audiovae.safetensors`, else `audiovae.pth`).
+    pub fn weights_of(&self, files: &[&str], options: &LoadOptions) -> Result<Weights, LoadError> {
+        let file = files
+            .iter()
+            .map(|file| self.path.join(file))
+            .find(|file| file.is_file())
+            .ok_or_else(|| LoadError::NotACheckpoint {
+                path: self.path.clone(),
+                reason: format!("the folder holds none of: {}", files.join(", ")),
+            })?;
+        let catalog = Catalog::open(&file)?;
+        let weights = Weights::from_catalog(catalog, NameMap::identity(), Placement::cpu());
+        Ok(Self::place(weights, options))
+    }
+
+    /// The weights where and in the precision that `options` ask for.
+    fn place(weights: Weights, options: &LoadOptions) -> Weights {
         let stored = weights.catalog().main_type();
         let (placement, explanation) = Placement::resolve(options.dtype, &options.device, stored);
         tracing::info!("{explanation}");
         let weights = weights.with_placement(placement);
-        Ok(match &options.progress {
+        match &options.progress {
             Some(progress) => {
                 let progress = progress.clone();
                 weights.on_progress(move |done, total| progress(done, total))
             }
             None => weights,
-        })
+        }
     }
 
     /// What the checkpoint says about generation.

@@ -5,6 +5,7 @@
 pub mod attention;
 pub mod batch;
 pub mod cache;
+pub mod conv;
 mod cpu;
 pub mod gated_delta;
 pub mod linear;

@@ -93,37 +93,51 @@ fn pack(
     rows: usize,
     cols: usize,
 ) -> Result<PackedMatrix> {
-    let kind = match precision {
+    let kind = kind_for(stored.stored(), precision);
+    let bytes = stored.bytes()?;
+    if kind != stored.stored() {
+        return pack_values(kind, rows, cols, &stored.to_f32()?);
+    }
+    let packed = match kind {
+        StoredType::F32 => PackedMatrix::from_f32(rows, cols, &typed::<f32>(&bytes)),
+        StoredType::F16 => PackedMatrix::from_f16(rows, cols, &typed::<f16>(&bytes)),
+        StoredType::Bf16 => PackedMatrix::from_bf16(rows, cols, &typed::<bf16>(&bytes)),
+        quantized => match gguf_kind(quantized) {
+            Some(kind) => PackedMatrix::from_gguf_blocks(kind, rows, cols, &bytes),
+            // A rare type without a kernel (f64, f8): exact in f32.
+            None => PackedMatrix::from_f32(rows, cols, &stored.to_f32()?),
+        },
+    };
+    packed.map_err(|error| WeightsError::from(candle_core::Error::wrap(error)))
+}
+
+/// The type in which the CPU keeps values that a file stores as `stored`.
+pub(crate) fn kind_for(stored: StoredType, precision: Precision) -> StoredType {
+    match precision {
         Precision::F32 => StoredType::F32,
         Precision::F16 => StoredType::F16,
         Precision::Bf16 => StoredType::Bf16,
-        Precision::Stored => stored.stored(),
-    };
-    let bytes = stored.bytes()?;
-    let packed = if kind == stored.stored() {
-        match kind {
-            StoredType::F32 => PackedMatrix::from_f32(rows, cols, &typed::<f32>(&bytes)),
-            StoredType::F16 => PackedMatrix::from_f16(rows, cols, &typed::<f16>(&bytes)),
-            StoredType::Bf16 => PackedMatrix::from_bf16(rows, cols, &typed::<bf16>(&bytes)),
-            quantized => match gguf_kind(quantized) {
-                Some(kind) => PackedMatrix::from_gguf_blocks(kind, rows, cols, &bytes),
-                // A rare type without a kernel (f64, f8): exact in f32.
-                None => PackedMatrix::from_f32(rows, cols, &stored.to_f32()?),
-            },
+        Precision::Stored => stored,
+    }
+}
+
+/// Packs values as `kind` where that is a 16-bit type, else as f32.
+pub(crate) fn pack_values(
+    kind: StoredType,
+    rows: usize,
+    cols: usize,
+    values: &[f32],
+) -> Result<PackedMatrix> {
+    let packed = match kind {
+        StoredType::F16 => {
+            let values: Vec<f16> = values.iter().map(|value| f16::from_f32(*value)).collect();
+            PackedMatrix::from_f16(rows, cols, &values)
         }
-    } else {
-        let values = stored.to_f32()?;
-        match kind {
-            StoredType::F16 => {
-                let values: Vec<f16> = values.iter().map(|value| f16::from_f32(*value)).collect();
-                PackedMatrix::from_f16(rows, cols, &values)
-            }
-            StoredType::Bf16 => {
-                let values: Vec<bf16> = values.iter().map(|value| bf16::from_f32(*value)).collect();
-                PackedMatrix::from_bf16(rows, cols, &values)
-            }
-            _ => PackedMatrix::from_f32(rows, cols, &values),
+        StoredType::Bf16 => {
+            let values: Vec<bf16> = values.iter().map(|value| bf16::from_f32(*value)).collect();
+            PackedMatrix::from_bf16(rows, cols, &values)
         }
+        _ => PackedMatrix::from_f32(rows, cols, values),
     };
     packed.map_err(|error| WeightsError::from(candle_core::Error::wrap(error)))
 }

@@ -162,7 +162,6 @@ mod tests {
         let media = Media::new(
             aha_engine::MediaContent::Audio {
                 samples: Vec::new(),
-                channels: 1,
                 sample_rate: 16_000,
             },
             1,

@@ -160,7 +160,6 @@ mod tests {
         let media = Arc::new(Media::new(
             crate::MediaContent::Audio {
                 samples: Vec::new(),
-                channels: 1,
                 sample_rate: 1,
             },
             "page",
