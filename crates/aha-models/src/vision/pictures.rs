@@ -15,6 +15,9 @@ use aha_media::image::{
 };
 use aha_nn::batch::AxisPositions;
 
+/// What shows through transparent pictures.
+const PAPER: [u8; 3] = [255; 3];
+
 /// The model's areas of pictures, fewest and most pixels, moved by what a request asks.
 pub fn pixels_within((least, most): (u64, u64), limits: PixelLimits) -> (u64, u64) {
     let most = limits.max_pixels.unwrap_or(most);
@@ -118,7 +121,7 @@ impl PictureSizing {
             .with_short_sides(self.short_sides)
             .with_frames(self.frames, self.frames);
         let (width, height) = smart_resize(image.width(), image.height(), &sizing)?;
-        let image = image.into_rgb_dropping_alpha();
+        let image = image.composited_over(PAPER);
         resize(&image, width, height, self.filter, Resampler::Pillow)
     }
 }
