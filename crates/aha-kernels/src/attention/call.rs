@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::grid::GridBias;
 use super::task::{ROWS, Task};
 use crate::InstructionSet;
 use crate::matmul::{PARALLEL_FROM, for_each_task};
@@ -44,6 +45,8 @@ pub(super) enum Places<'a> {
 pub(super) enum Seen {
     /// All of its sequence.
     All,
+    /// Those up to its own, but at least so many.
+    Prefix(usize),
     /// Those up to its own; queries are the last positions of the context. With a window only so many,
     /// its own included.
     Causal(Option<usize>),
@@ -54,6 +57,7 @@ impl Sequence<'_> {
     pub(super) fn visible(&self, index: usize) -> Range<usize> {
         match self.seen {
             Seen::All => 0..self.context_len,
+            Seen::Prefix(prefix) => 0..prefix.max(index + 1).min(self.context_len),
             Seen::Causal(window) => {
                 let end = self.context_len - self.query_len + index + 1;
                 window.map_or(0, |window| end.saturating_sub(window))..end
@@ -85,6 +89,7 @@ pub(super) struct Call<'a> {
     pub(super) q: Rows<'a>,
     pub(super) k: Rows<'a>,
     pub(super) v: Rows<'a>,
+    pub(super) bias: Option<GridBias<'a>>,
     pub(super) out: Output,
 }
 

@@ -3,6 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod call;
+mod grid;
 mod ragged;
 mod scalar;
 mod task;
@@ -12,6 +13,7 @@ use crate::{InstructionSet, KernelError, instruction_set};
 
 pub use call::Rows;
 use call::{Call, Output, Places, Seen, Sequence};
+pub use grid::GridBias;
 pub use ragged::RaggedAttention;
 
 /// Attention of each query token over its sequence's part of a paged cache.
@@ -114,6 +116,7 @@ impl PagedAttention<'_> {
             q: rows(q, self.num_heads),
             k: rows(k_cache, self.num_kv_heads),
             v: rows(v_cache, self.num_kv_heads),
+            bias: None,
             out: Output::new(out),
         }
         .run();
@@ -219,6 +222,8 @@ impl PagedSequence<'_> {
     }
 }
 
+#[cfg(test)]
+mod grid_tests;
 #[cfg(test)]
 mod ragged_tests;
 #[cfg(test)]

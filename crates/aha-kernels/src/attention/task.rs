@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::call::{Call, Rows};
+use super::grid::GridBias;
 use crate::InstructionSet;
 use crate::buffer::{Line, bytes_of, flat, flat_mut, prefetch, with_scratch};
 use crate::matmul::{Activations, Panels, Sums, TILE_ROWS, tile, tile_panels};
@@ -125,6 +126,9 @@ impl Task {
                     };
                     self.load(call, head.kv_head, tile, first..last, loaded);
                     score(call, rows, flat(head.queries), keys, scores);
+                    if let Some(bias) = &call.bias {
+                        self.add_bias(call, bias, head.kv_head, tile, scores);
+                    }
                     head.advance(call, visible, scores, probabilities);
                     weigh(
                         call.set,
@@ -213,6 +217,34 @@ impl Task {
                             line.0[..piece.len()].copy_from_slice(piece);
                         }
                     }
+                }
+            }
+        }
+    }
+
+    /// Adds the grid's addends to the scores `[panel][row]` of the tile at position `tile`.
+    fn add_bias(
+        &self,
+        call: &Call<'_>,
+        bias: &GridBias<'_>,
+        kv_head: usize,
+        tile: usize,
+        scores: &mut [Line],
+    ) {
+        let rows = scores.len() / KEY_PANELS;
+        let end = (tile + KEYS).min(call.sequences[self.sequence].context_len);
+        for row in 0..rows {
+            let (token, head) = self.query(call, kv_head, row);
+            let position = self.start + row / call.group;
+            let mut addends = [0.0; KEYS];
+            bias.addends((token, head, position), (tile, end), &mut addends);
+            for (line, addends) in scores[row..]
+                .iter_mut()
+                .step_by(rows)
+                .zip(addends.chunks_exact(PANEL))
+            {
+                for (score, addend) in line.0.iter_mut().zip(addends) {
+                    *score += addend;
                 }
             }
         }
