@@ -19,7 +19,7 @@ use aha_nn::batch::AxisPositions;
 const PAPER: [u8; 3] = [255; 3];
 
 /// The model's areas of pictures, fewest and most pixels, moved by what a request asks.
-pub fn pixels_within((least, most): (u64, u64), limits: PixelLimits) -> (u64, u64) {
+pub(super) fn pixels_within((least, most): (u64, u64), limits: PixelLimits) -> (u64, u64) {
     let most = limits.max_pixels.unwrap_or(most);
     (limits.min_pixels.unwrap_or(least).min(most), most)
 }
