@@ -3,6 +3,7 @@
 
     benches/pages.py make OUT                # random bf16 weights in the shape of PaddleOCR-VL, 1.9 GB; needs numpy
     aha serv -m ./OUT & benches/pages.py ask [--url http://127.0.0.1:10100] [--pages 8] [--alone 4] [--tokens 256]
+    benches/pages.py tower [--url ...]       # the tower's time, and that of PyTorch's layers of the same shape; needs torch
 
 Weights are small random numbers, so the text is noise; shapes, types and file layout are the release's. Tokenizer, template
 and picture settings are those of a test fixture. Every page is another picture of coarse noise.
@@ -122,12 +123,50 @@ def picture(number, width=448, height=280):
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def read(url, tokens, number):
-    content = [{"type": "image_url", "image_url": {"url": picture(number)}}, {"type": "text", "text": "OCR:"}]
+def post(url, tokens, content):
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
     request = urllib.request.Request(url + "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=1200) as answer:
-        assert json.load(answer)["usage"]["completion_tokens"] == tokens
+        usage = json.load(answer)["usage"]
+    assert usage["completion_tokens"] == tokens
+    return usage["prompt_tokens"]
+
+
+def read(url, tokens, number):
+    content = [{"type": "image_url", "image_url": {"url": picture(number)}}, {"type": "text", "text": "OCR:"}]
+    return post(url, tokens, content)
+
+
+def seconds(work, times=3):
+    """The least of some runs."""
+    best = None
+    for number in range(times):
+        started = time.time()
+        work(number)
+        spent = time.time() - started
+        best = min(best or spent, spent)
+    return best
+
+
+def tower(options):
+    import torch
+
+    tokens = read(options.url, 1, 2000)
+    seen = seconds(lambda number: read(options.url, 1, 3000 + number))
+    # As many tokens of text: what is not the tower's.
+    text = seconds(lambda number: post(options.url, 1, "%d " % number + "\N{SNOWMAN}" * (tokens // 3)))
+    torch.set_num_threads(options.threads)
+    layer = torch.nn.TransformerEncoderLayer(
+        VISION["hidden_size"], VISION["num_attention_heads"], VISION["intermediate_size"], activation="gelu",
+        batch_first=True, norm_first=True)
+    layers = torch.nn.TransformerEncoder(layer, VISION["num_hidden_layers"], enable_nested_tensor=False).eval()
+    patches = (448 // 14) * (280 // 14)
+    with torch.inference_mode():
+        x = torch.randn(1, patches, VISION["hidden_size"])
+        layers(x)
+        peer = seconds(lambda number: layers(x))
+    print("%d patches: tower %.2f s (a request of %.2f s less %.2f s for as much text); PyTorch's layers, f32: %.2f s"
+          % (patches, seen - text, seen, text, peer))
 
 
 def ask(options):
@@ -157,11 +196,16 @@ def main():
     asking.add_argument("--pages", type=int, default=8)
     asking.add_argument("--alone", type=int, default=4)
     asking.add_argument("--tokens", type=int, default=256)
+    peer = commands.add_parser("tower")
+    peer.add_argument("--url", default="http://127.0.0.1:10100")
+    peer.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if options.command == "make":
         make(options.out)
-    else:
+    elif options.command == "ask":
         ask(options)
+    else:
+        tower(options)
 
 
 if __name__ == "__main__":
