@@ -1,5 +1,6 @@
 //! The model families: one folder each, one line each in [`registry`].
 
+pub mod audio;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
@@ -7,6 +8,8 @@ pub mod deepseek_ocr;
 pub mod deepseek_ocr2;
 pub mod encoder;
 pub mod error;
+pub mod fun_asr_nano;
+pub mod glm_asr_nano;
 pub mod lfm2;
 pub mod lfm2vl;
 pub mod llama;
@@ -17,6 +20,7 @@ pub mod pooling;
 pub mod qwen2_5vl;
 pub mod qwen3;
 pub mod qwen3_5;
+pub mod qwen3_asr;
 pub mod qwen3_embedding;
 pub mod qwen3_reranker;
 pub mod qwen3vl;
@@ -26,6 +30,7 @@ pub mod sentence;
 pub mod task;
 pub mod text;
 pub mod vision;
+mod yaml;
 
 pub use checkpoint::{Checkpoint, LoadOptions};
 pub use error::LoadError;

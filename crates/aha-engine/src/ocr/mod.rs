@@ -5,8 +5,13 @@
 //! Prompts of one's own need none of this: they are chats.
 
 mod block;
+mod document;
+mod html;
+mod page;
 
 pub use block::{OcrBlock, OcrKind, PageSize, markdown};
+pub use document::{DocumentFormat, OcrDocument, OcrPage, PageSource};
+pub use page::{PageAnswer, PageError, PageReader, ReadOptions, ReadPage, Reading};
 
 use crate::chat::{Chat, Message};
 use crate::error::EngineError;

@@ -5,6 +5,7 @@
 
 mod convert;
 mod decode;
+mod encode;
 mod geometry;
 mod limits;
 mod orientation;
@@ -13,8 +14,9 @@ mod sizing;
 mod sniff;
 mod tensor;
 
-pub use decode::{DecodedImage, decode, decode_pages};
-pub(crate) use decode::{gif, guarded as decode_guarded, webp_animation};
+pub use decode::{DecodedImage, count_pages, decode, decode_page, decode_pages};
+pub(crate) use decode::{gif, guarded as decode_guarded, malformed, webp_animation};
+pub use encode::encode_png;
 pub use geometry::{PadOffset, center_crop, crop, pad_to, tiles};
 pub use limits::Limits;
 pub use orientation::Orientation;

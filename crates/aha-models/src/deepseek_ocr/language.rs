@@ -108,7 +108,10 @@ impl LanguageConfig {
         }
         let heads = self.num_attention_heads;
         if heads == 0 || !self.hidden_size.is_multiple_of(heads) {
-            let reason = format!("{} values do not divide into {heads} heads", self.hidden_size);
+            let reason = format!(
+                "{} values do not divide into {heads} heads",
+                self.hidden_size
+            );
             return wrong("num_attention_heads", reason);
         }
         match self.n_shared_experts {

@@ -27,11 +27,7 @@ const TASKS: [(&str, &str, &str); 5] = [
         "pieces of text with their places",
         "<|grounding|>OCR this image.",
     ),
-    (
-        "chart",
-        "what a figure or chart shows",
-        "Parse the figure.",
-    ),
+    ("chart", "what a figure or chart shows", "Parse the figure."),
 ];
 
 /// Tasks of both releases.
@@ -176,7 +172,10 @@ fn next_reference(text: &str) -> Option<Reference<'_>> {
     const OPEN: &str = "<|ref|>";
     text.match_indices(OPEN).find_map(|(at, _)| {
         let (label, rest) = text[at + OPEN.len()..].split_once("<|/ref|>")?;
-        let (places, after) = rest.trim_start().strip_prefix("<|det|>")?.split_once("<|/det|>")?;
+        let (places, after) = rest
+            .trim_start()
+            .strip_prefix("<|det|>")?
+            .split_once("<|/det|>")?;
         if label.contains(OPEN) {
             return None;
         }
@@ -219,17 +218,29 @@ mod tests {
         let parts = parsed(answer);
         assert_eq!(
             parts[0],
-            (OcrKind::Title, Some([20.0, 20.0, 220.0, 40.0]), "# 标题".to_owned())
+            (
+                OcrKind::Title,
+                Some([20.0, 20.0, 220.0, 40.0]),
+                "# 标题".to_owned()
+            )
         );
         assert_eq!(
             parts[1],
-            (OcrKind::Figure, Some([0.0, 100.0, 1998.0, 999.0]), String::new())
+            (
+                OcrKind::Figure,
+                Some([0.0, 100.0, 1998.0, 999.0]),
+                String::new()
+            )
         );
         assert_eq!(parts[2].0, OcrKind::Table);
         assert_eq!(parts[2].2, "<table><tr><td>a</td></tr></table>");
         assert_eq!(
             parts[3],
-            (OcrKind::Formula, Some([2.0, 1.0, 12.0, 9.0]), "\\[a := b\\]".to_owned())
+            (
+                OcrKind::Formula,
+                Some([2.0, 1.0, 12.0, 9.0]),
+                "\\[a := b\\]".to_owned()
+            )
         );
         assert_eq!(parts.len(), 4);
     }
@@ -254,9 +265,16 @@ mod tests {
         assert_eq!(text(" plain \n"), ["plain"]);
         assert_eq!(text(""), [""; 0]);
         assert_eq!(text("a <|ref|>b<|/ref|> c"), ["a <|ref|>b<|/ref|> c"]);
-        assert_eq!(text("<|ref|>b<|/ref|><|det|>[[1, 2"), ["<|ref|>b<|/ref|><|det|>[[1, 2"]);
-        assert_eq!(text("<|ref|>text<|/ref|><|det|>[[1, x]]<|/det|> kept"), ["kept"]);
-        let cut = parsed("before <|ref|>text<|/ref|><|det|>[[0, 0, 999, 999]]<|/det|> in <|ref|>te");
+        assert_eq!(
+            text("<|ref|>b<|/ref|><|det|>[[1, 2"),
+            ["<|ref|>b<|/ref|><|det|>[[1, 2"]
+        );
+        assert_eq!(
+            text("<|ref|>text<|/ref|><|det|>[[1, x]]<|/det|> kept"),
+            ["kept"]
+        );
+        let cut =
+            parsed("before <|ref|>text<|/ref|><|det|>[[0, 0, 999, 999]]<|/det|> in <|ref|>te");
         assert_eq!(cut[0].2, "before");
         assert_eq!(cut[1].2, "in <|ref|>te");
         assert_eq!(cut[1].1, Some([0.0, 0.0, 1998.0, 999.0]));

@@ -200,8 +200,7 @@ impl MediaProcessor for DeepseekViews {
             .rules
             .plan((page.width(), page.height()), mode, *limits);
         let views = self.rules.views(&page, plan);
-        let views =
-            views.map_err(|error| EngineError::invalid("messages", error.to_string()))?;
+        let views = views.map_err(|error| EngineError::invalid("messages", error.to_string()))?;
         let num_tokens = self.rules.num_tokens(plan);
         let (rows, columns) = plan.grid.map_or((0, 0), |grid| (grid.rows, grid.columns));
         Ok(ProcessedMedia {

@@ -67,9 +67,9 @@ impl DeepEncoder {
         side: usize,
         mut visit: impl FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
-        let map = self
-            .sam
-            .forward(pixels, side, &mut |name, x| visit(&format!("sam.{name}"), x))?;
+        let map = self.sam.forward(pixels, side, &mut |name, x| {
+            visit(&format!("sam.{name}"), x)
+        })?;
         visit("sam.out", &map);
         let map = map.flatten(1, 2)?;
         let seen = self.clip.forward(&map, side / MERGE_SIZE, &mut |name, x| {

@@ -63,7 +63,10 @@ impl ViewReader {
         inputs: &[&EncoderInput],
         encode: impl Fn(&Tensor, usize) -> Result<Tensor>,
     ) -> Result<Vec<Vec<Tensor>>> {
-        let views: Vec<&[Image]> = inputs.iter().map(|input| frames(input)).collect::<Result<_>>()?;
+        let views: Vec<&[Image]> = inputs
+            .iter()
+            .map(|input| frames(input))
+            .collect::<Result<_>>()?;
         let mut order: Vec<(usize, usize)> = views
             .iter()
             .enumerate()
@@ -76,8 +79,10 @@ impl ViewReader {
         for of_size in order.chunk_by(|a, b| width(a) == width(b)) {
             let patches = (width(&of_size[0]) as usize / PATCH_SIZE).pow(2).max(1);
             for group in of_size.chunks((PATCHES_AT_ONCE / patches).max(1)) {
-                let images: Vec<&Image> =
-                    group.iter().map(|&(input, view)| &views[input][view]).collect();
+                let images: Vec<&Image> = group
+                    .iter()
+                    .map(|&(input, view)| &views[input][view])
+                    .collect();
                 let (pixels, side) = self.read(&images)?;
                 let encoded = encode(&pixels, side)?;
                 for (index, &(input, view)) in group.iter().enumerate() {

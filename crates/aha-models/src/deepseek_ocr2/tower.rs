@@ -72,9 +72,9 @@ impl DeepEncoderV2 {
         side: usize,
         mut visit: impl FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
-        let map = self
-            .sam
-            .forward(pixels, side, &mut |name, x| visit(&format!("sam.{name}"), x))?;
+        let map = self.sam.forward(pixels, side, &mut |name, x| {
+            visit(&format!("sam.{name}"), x)
+        })?;
         visit("sam.out", &map);
         let map = map.flatten(1, 2)?;
         let read = self.encoder.forward(&map, &mut |name, x| {

@@ -12,6 +12,6 @@ pub use crate::encoder::{
     split_tokens,
 };
 pub use patches::PatchReader;
-pub(crate) use positions::{interpolate_axis, interpolate_table};
 pub use positions::{Interpolation, axial_rotation, learned_positions, patch_places};
+pub(crate) use positions::{interpolate_axis, interpolate_table};
 pub use preprocessor::PreprocessorConfig;

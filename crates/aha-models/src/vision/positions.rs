@@ -85,7 +85,11 @@ fn covered(index: usize, count: usize, row: &mut [f32], (reach, filter): (f32, f
 }
 
 /// A table `[entries, width]` stretched to `[count, width]`, in f32.
-pub(crate) fn interpolate_axis(table: &Tensor, count: usize, rule: Interpolation) -> Result<Tensor> {
+pub(crate) fn interpolate_axis(
+    table: &Tensor,
+    count: usize,
+    rule: Interpolation,
+) -> Result<Tensor> {
     let entries = table.dim(0)?;
     if entries == 0 || count == 0 {
         candle_core::bail!("{entries} positions cannot be stretched to {count}");
@@ -234,7 +238,10 @@ mod tests {
         let shrunk = stretched(&[1.0, 2.0, 4.0, 8.0, 3.0], 3);
         close(shrunk, &[1.230_769_4, 4.641_86, 5.261_538_5]);
         let grown = stretched(&[1.0, 2.0, 4.0], 5);
-        close(grown, &[0.924_528_3, 1.261_194, 2.0, 3.343_283_7, 4.150_943_3]);
+        close(
+            grown,
+            &[0.924_528_3, 1.261_194, 2.0, 3.343_283_7, 4.150_943_3],
+        );
     }
 
     #[test]
