@@ -60,13 +60,6 @@ impl TextProcessor {
         ))
     }
 
-    /// The same with another chat template, for checkpoints whose prompt their code writes.
-    #[must_use]
-    pub fn with_template(mut self, template: ChatTemplate) -> Self {
-        self.template = Some(Arc::new(template));
-        self
-    }
-
     /// The same for a model that takes media.
     #[must_use]
     pub fn with_media(mut self, media: Arc<dyn MediaProcessor>) -> Self {

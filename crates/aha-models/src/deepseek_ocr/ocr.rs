@@ -63,74 +63,93 @@ impl OcrModel for DeepseekOcr {
     }
 
     fn parse(&self, task: &OcrTask, answer: &str, page: PageSize) -> Vec<OcrBlock> {
-        let kind = match task.name {
-            "chart" => OcrKind::Chart,
-            _ => OcrKind::Text,
+        let form = Form {
+            page,
+            labels_are_kinds: task.prompt == DOCUMENT,
+            plain: match task.name {
+                "chart" => OcrKind::Chart,
+                _ => OcrKind::Text,
+            },
         };
-        grounded(answer, page, kind)
+        form.parts(answer)
     }
 }
 
-/// The parts of an answer that names each by `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2]]<|/det|>`, followed by its
-/// text. A label without a text is the text itself. `plain` is the kind of what has no label.
-fn grounded(answer: &str, page: PageSize, plain: OcrKind) -> Vec<OcrBlock> {
-    let mut blocks = Vec::new();
-    let mut rest = answer;
-    let mut open: Option<(&str, Vec<[f32; 4]>)> = None;
-    loop {
-        let next = next_reference(rest);
-        let text = next.as_ref().map_or(rest, |next| next.before);
-        push(&mut blocks, open.take(), text, (page, plain));
-        match next {
-            Some(next) => {
-                open = Some((next.label, next.boxes));
-                rest = next.after;
+/// How an answer is read.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    page: PageSize,
+    /// What has a place is named by its kind, as in documents, and not by its text.
+    labels_are_kinds: bool,
+    /// The kind of what has no other.
+    plain: OcrKind,
+}
+
+impl Form {
+    /// The parts of an answer that names each by `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2]]<|/det|>`, followed by
+    /// its text.
+    fn parts(self, answer: &str) -> Vec<OcrBlock> {
+        let mut blocks = Vec::new();
+        let mut rest = answer;
+        let mut kind = None;
+        loop {
+            let next = next_reference(rest);
+            let text = written(next.as_ref().map_or(rest, |next| next.before));
+            match kind.take() {
+                Some((OcrKind::Figure, boxes)) => {
+                    blocks.push(self.around(OcrBlock::new(OcrKind::Figure, ""), boxes));
+                    self.push_plain(&mut blocks, text);
+                }
+                Some((kind, boxes)) if !text.is_empty() => {
+                    blocks.push(self.around(OcrBlock::new(kind, text), boxes));
+                }
+                _ => self.push_plain(&mut blocks, text),
             }
-            None => return blocks,
+            let Some(next) = next else {
+                return blocks;
+            };
+            rest = next.after;
+            kind = kind_of(next.label)
+                .filter(|_| self.labels_are_kinds)
+                .map(|kind| (kind, next.boxes.clone()));
+            if kind.is_none() {
+                // A name of what was looked for: a part for each place.
+                let named = || OcrBlock::new(self.plain, next.label.trim());
+                if next.boxes.is_empty() {
+                    self.push_plain(&mut blocks, named().text);
+                }
+                blocks.extend(
+                    next.boxes
+                        .iter()
+                        .map(|found| self.around(named(), vec![*found])),
+                );
+            }
         }
     }
-}
 
-/// Adds a part: what `open` names, or a text without a name.
-fn push(
-    blocks: &mut Vec<OcrBlock>,
-    open: Option<(&str, Vec<[f32; 4]>)>,
-    text: &str,
-    (page, plain): (PageSize, OcrKind),
-) {
-    let text = written(text);
-    let corners = |&[left, top, right, bottom]: &[f32; 4]| {
-        [[left, top], [right, bottom]].map(|corner| page.point(corner, FULL))
-    };
-    let Some((label, boxes)) = open else {
+    fn push_plain(self, blocks: &mut Vec<OcrBlock>, text: String) {
         if !text.is_empty() {
-            blocks.push(OcrBlock::new(plain, text));
+            blocks.push(OcrBlock::new(self.plain, text));
         }
-        return;
-    };
-    let kind = kind_of(label);
-    if text.is_empty() && kind != Some(OcrKind::Figure) && !boxes.is_empty() {
-        // A name of what was looked for: one part for each place.
-        let named = boxes
-            .iter()
-            .map(|found| OcrBlock::new(plain, label.trim()).at(corners(found).to_vec()));
-        blocks.extend(named);
-        return;
     }
-    let around = boxes.iter().copied().reduce(|a, b| {
-        let [left, top, right, bottom] = a;
-        [
-            left.min(b[0]),
-            top.min(b[1]),
-            right.max(b[2]),
-            bottom.max(b[3]),
-        ]
-    });
-    let block = OcrBlock::new(kind.unwrap_or(plain), text);
-    match around {
-        Some(around) => blocks.push(block.at(corners(&around).to_vec())),
-        None if block.text.is_empty() => {}
-        None => blocks.push(block),
+
+    /// A part in the box around all `boxes`.
+    fn around(self, block: OcrBlock, boxes: Vec<[f32; 4]>) -> OcrBlock {
+        let around = boxes
+            .into_iter()
+            .reduce(|[left, top, right, bottom], other| {
+                [
+                    left.min(other[0]),
+                    top.min(other[1]),
+                    right.max(other[2]),
+                    bottom.max(other[3]),
+                ]
+            });
+        let Some([left, top, right, bottom]) = around else {
+            return block;
+        };
+        let corners = [[left, top], [right, bottom]].map(|corner| self.page.point(corner, FULL));
+        block.at(corners.to_vec())
     }
 }
 
@@ -202,11 +221,20 @@ mod tests {
         height: 999,
     };
 
-    fn parsed(answer: &str) -> Vec<(OcrKind, Option<[f32; 4]>, String)> {
-        grounded(answer, PAGE, OcrKind::Text)
-            .into_iter()
+    fn read(labels_are_kinds: bool, answer: &str) -> Vec<(OcrKind, Option<[f32; 4]>, String)> {
+        let form = Form {
+            page: PAGE,
+            labels_are_kinds,
+            plain: OcrKind::Text,
+        };
+        let parts = form.parts(answer).into_iter();
+        parts
             .map(|block| (block.kind, block.bbox, block.text))
             .collect()
+    }
+
+    fn parsed(answer: &str) -> Vec<(OcrKind, Option<[f32; 4]>, String)> {
+        read(true, answer)
     }
 
     #[test]
@@ -246,13 +274,17 @@ mod tests {
     }
 
     #[test]
-    fn names_without_a_text_are_the_text_at_each_place() {
-        let answer = "<|ref|>Total 42<|/ref|><|det|>[[0, 0, 10, 10], [20, 0, 30, 10]]<|/det|>\
-                      <|ref|>text<|/ref|><|det|>[[1, 1, 2, 2]]<|/det|>";
-        let parts = parsed(answer);
+    fn names_that_are_no_kinds_are_the_text_at_each_place() {
+        let answer = "<|ref|>Total 42<|/ref|><|det|>[[0, 0, 10, 10], [20, 0, 30, 10]]<|/det|>\n\
+                      <|ref|>text<|/ref|><|det|>[[1, 1, 2, 2]]<|/det|> behind";
+        let parts = read(false, answer);
         let texts: Vec<&str> = parts.iter().map(|part| part.2.as_str()).collect();
-        assert_eq!(texts, ["Total 42", "Total 42", "text"]);
+        assert_eq!(texts, ["Total 42", "Total 42", "text", "behind"]);
         assert_eq!(parts[1].1, Some([40.0, 0.0, 60.0, 10.0]));
+        let document = parsed(answer);
+        let texts: Vec<&str> = document.iter().map(|part| part.2.as_str()).collect();
+        assert_eq!(texts, ["Total 42", "Total 42", "behind"]);
+        assert_eq!(document[2].1, Some([2.0, 1.0, 4.0, 2.0]));
     }
 
     #[test]
