@@ -40,6 +40,8 @@ pub static FAMILIES: &[Family] = &[
     crate::qwen3_embedding::FAMILY,
     crate::qwen3_reranker::FAMILY,
     crate::minilm::FAMILY,
+    crate::voxcpm::FAMILY,
+    crate::voxcpm::FAMILY_1_5,
 ];
 
 impl Family {

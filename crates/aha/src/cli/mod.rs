@@ -26,6 +26,7 @@ mod run;
 mod serv;
 mod show;
 mod signals;
+mod speak;
 mod stop;
 mod units;
 mod verify;
@@ -84,6 +85,8 @@ enum Command {
     Embed(embed::Embed),
     /// Order the texts of a file by how well they answer a query
     Rerank(rerank::Rerank),
+    /// Speak a text into a file or a pipe
+    Speak(speak::Speak),
     /// Read documents: scans, photos and PDFs to Markdown, HTML, JSON or text
     Ocr(ocr::Ocr),
     /// Download a model
@@ -166,6 +169,7 @@ fn execute(cli: Cli) -> Outcome {
         Command::Chat(command) => command.execute(&context),
         Command::Embed(command) => command.execute(&context),
         Command::Rerank(command) => command.execute(&context),
+        Command::Speak(command) => command.execute(&context),
         Command::Ocr(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),
         Command::List(command) => command.execute(&context),

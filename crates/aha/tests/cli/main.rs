@@ -17,4 +17,5 @@ mod pdf;
 mod pooled;
 mod running;
 mod server;
+mod speech;
 mod support;
