@@ -168,12 +168,16 @@ impl Gathering {
         reader: &MediaReader,
     ) -> Result<(), ApiError> {
         let mut reader = reader.clone();
+        let input = processor
+            .media()
+            .map_or(AudioInput::SPEECH, |media| media.audio_input());
         let single = |part: &&MediaPart| part.form != Form::Document;
         let mut room = Room {
             items: options
                 .max_items
                 .saturating_sub(self.parts.iter().filter(single).count()),
             pixels: options.max_total_pixels,
+            seconds: reader.audio.limits.max_seconds.min(input.max_seconds),
         };
         // The message of the last part, and how many more media it got than parts.
         let (mut message, mut more) = (0, 0);
@@ -182,6 +186,7 @@ impl Gathering {
             let files = here(files).map_err(fault)?;
             reader.limits.max_pixels = options.limits.max_pixels.min(room.pixels);
             reader.limits.max_video_pixels = options.limits.max_video_pixels.min(room.pixels);
+            reader.audio.limits.max_seconds = room.seconds;
             let media = match (part.form, &files[..]) {
                 (Form::Document, [file]) => {
                     pages_of(&part, file, options, &mut room).map_err(fault)?
@@ -199,6 +204,8 @@ impl Gathering {
             more += media.len().saturating_sub(1);
             let pixels: u64 = media.iter().map(Media::pixels).sum();
             room.pixels = room.pixels.saturating_sub(pixels);
+            let seconds: f64 = media.iter().map(Media::seconds).sum();
+            room.seconds = (room.seconds - seconds).max(0.0);
             let media = media
                 .into_iter()
                 .map(|media| Part::Media(Arc::new(media.with_settings(self.settings.clone()))));
@@ -212,6 +219,8 @@ impl Gathering {
 struct Room {
     items: usize,
     pixels: u64,
+    /// Sound: all recordings together may have what one prompt takes.
+    seconds: f64,
 }
 
 /// The pages of a document as pictures.
