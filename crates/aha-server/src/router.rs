@@ -6,7 +6,9 @@ use crate::error::ApiError;
 use crate::limits::{HostRule, check_host};
 use crate::model::ServedModel;
 use crate::options::ServerOptions;
-use crate::routes::{admin, chat, completions, embeddings, health, models, ocr, rerank, tokenize};
+use crate::routes::{
+    admin, chat, completions, embeddings, health, models, ocr, rerank, tokenize, transcriptions,
+};
 use crate::shutdown::Shutdown;
 use crate::state::AppState;
 use axum::Router;
@@ -38,6 +40,8 @@ pub(crate) fn build(state: AppState) -> Router {
         .route("/rerank", post(rerank::rerank))
         .route("/score", post(rerank::score))
         .route("/ocr", post(ocr::create))
+        .route("/audio/transcriptions", post(transcriptions::transcribe))
+        .route("/audio/translations", post(transcriptions::translate))
         .route("/models", get(models::list))
         .route("/models/{*id}", get(models::get))
         .route("/tokenize", post(tokenize::tokenize))

@@ -33,6 +33,7 @@ mod params;
 mod pooled;
 mod resolve;
 mod stream;
+mod transcribe;
 
 pub use device::{DeviceChoice, UnknownDevice};
 pub use error::{Error, Result};
@@ -44,8 +45,10 @@ pub use params::GenerationParams;
 pub use pooled::Ranked;
 pub use resolve::{Checkpoint, resolve, resolve_in};
 pub use stream::{ChatEvent, ChatStream, Ended};
+pub use transcribe::{Transcribed, TranscriptionParams};
 
 pub use aha_engine::parser::{Delta, OutputParser};
+pub use aha_engine::subtitles;
 pub use aha_engine::{
     Chat, EmbeddingEngine, EmbeddingInput, EmbeddingOptions, Engine, EngineError, EngineOptions,
     EngineStatus, Event, FinishReason, Finished, Generation, GenerationDefaults, GenerationRequest,
@@ -53,7 +56,12 @@ pub use aha_engine::{
     Service, StopParams, Task, TextProcessor, Timings, TokenEvent, TokenLogprob, ToolCall,
     Truncate, UnknownTask, Usage,
 };
+pub use aha_engine::{
+    Cutting, RecordingError, RecordingEvent, RecordingStream, Segment, Transcript, Transcription,
+    TranscriptionOptions,
+};
 pub use aha_hub as hub;
+pub use aha_media::audio::{AudioSource, VadMethod, VadOptions};
 pub use aha_models::{FAMILIES, Family, LoadError, releases};
 pub use aha_nn::weights::DtypeRequest as Dtype;
 

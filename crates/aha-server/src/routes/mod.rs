@@ -9,6 +9,7 @@ pub(crate) mod models;
 pub(crate) mod ocr;
 pub(crate) mod rerank;
 pub(crate) mod tokenize;
+pub(crate) mod transcriptions;
 
 use crate::error::ApiError;
 use crate::state::AppState;

@@ -11,3 +11,4 @@ pub(crate) mod ocr;
 pub(crate) mod rerank;
 pub(crate) mod response;
 pub(crate) mod tokenize;
+pub(crate) mod transcription;

@@ -27,6 +27,7 @@ mod serv;
 mod show;
 mod signals;
 mod stop;
+mod transcribe;
 mod units;
 mod verify;
 mod weights;
@@ -86,6 +87,8 @@ enum Command {
     Rerank(rerank::Rerank),
     /// Read documents: scans, photos and PDFs to Markdown, HTML, JSON or text
     Ocr(ocr::Ocr),
+    /// Write down what is said in recordings: text, subtitles or JSON
+    Transcribe(transcribe::Transcribe),
     /// Download a model
     Download(download::Download),
     /// List the models that are known by name, or those on this disk
@@ -167,6 +170,7 @@ fn execute(cli: Cli) -> Outcome {
         Command::Embed(command) => command.execute(&context),
         Command::Rerank(command) => command.execute(&context),
         Command::Ocr(command) => command.execute(&context),
+        Command::Transcribe(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),
         Command::List(command) => command.execute(&context),
         Command::Show(command) => command.execute(),
