@@ -124,9 +124,8 @@ def report(name, seconds):
     print("%-24s median %.3f s, rounds %s" % (name, ordered[len(ordered) // 2], ", ".join("%.3f" % s for s in seconds)))
 
 
-def encoder(out, threads, rounds):
+def encoder(out, threads, rounds, binary):
     environment = {**os.environ, "RAYON_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-    binary = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/examples/speech_encoder"
     recording = out / "recording.wav"
     done = subprocess.run([binary, out, recording, str(rounds)], env=environment, check=True, capture_output=True, text=True)
     own = json.loads(done.stdout.splitlines()[-1])
@@ -194,13 +193,14 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--binary", type=Path, default=ROOT / "target/release/examples/speech_encoder")
     parser.add_argument("--url", default="http://127.0.0.1:10100")
     parser.add_argument("--tokens", type=int, default=32)
     options = parser.parse_args()
     if options.what == "make":
         make(options.out)
     elif options.what == "encoder":
-        encoder(options.out, options.threads, options.rounds)
+        encoder(options.out, options.threads, options.rounds, options.binary)
     else:
         batch(options.out, options.url, options.tokens)
 
