@@ -4,7 +4,6 @@ use crate::media::FetchError;
 use aha_engine::{EngineError, Task};
 use aha_media::MediaError;
 use aha_media::audio::AudioError;
-use aha_media::audio::AudioError;
 use aha_media::document::DocumentError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -218,7 +217,6 @@ impl ApiError {
             | MediaError::UnsupportedScheme { .. } => {
                 Self::bad_request("unsupported_value", message)
             }
-            MediaError::Audio(error) => return Self::audio(&error, message, param),
             MediaError::FfmpegMissing { .. } => Self::new(
                 StatusCode::NOT_IMPLEMENTED,
                 SERVER,
@@ -260,31 +258,6 @@ impl ApiError {
                 tracing::error!(param, "{message}");
                 Self::internal("the recording could not be read")
             }
-            _ => Self::bad_request("invalid_value", message),
-        };
-        found.body.param = Some(param.to_owned());
-        found
-    }
-
-    /// What is wrong with a recording.
-    fn audio(error: &AudioError, message: String, param: &str) -> Self {
-        let mut found = match error {
-            AudioError::TooManyBytes { .. } | AudioError::TooLong { .. } => Self::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                INVALID_REQUEST,
-                Some("audio_too_long"),
-                message,
-            ),
-            AudioError::UnknownFormat => Self::bad_request("unsupported_value", message),
-            AudioError::NeedsFfmpeg { .. } => Self::new(
-                StatusCode::NOT_IMPLEMENTED,
-                SERVER,
-                Some("ffmpeg_missing"),
-                message,
-            ),
-            AudioError::Io { .. }
-            | AudioError::Encode { .. }
-            | AudioError::EncoderUnavailable { .. } => Self::internal(message),
             _ => Self::bad_request("invalid_value", message),
         };
         found.body.param = Some(param.to_owned());

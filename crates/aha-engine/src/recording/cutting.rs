@@ -199,7 +199,13 @@ mod tests {
                     .map(move |at| level * (at as f32 * 0.3).sin() * (at as f32 * 0.0007).sin())
             })
             .collect();
-        encode(&samples, RATE, AudioFormat::Wav, &EncodeOptions::default()).unwrap()
+        let options = EncodeOptions {
+            format: AudioFormat::WavPcm16,
+            sample_rate: RATE,
+            channels: 1,
+            bitrate: None,
+        };
+        encode(&samples, options).unwrap()
     }
 
     fn pieces(bytes: Vec<u8>, piece_seconds: f64, cutting: &Cutting) -> Vec<Piece> {

@@ -390,10 +390,12 @@ impl RecordingStream {
 
     /// Tells what is new of the first piece under way, and goes on to the next where that one is done.
     fn tell(&mut self) {
-        let options = self.request.options.clone();
         while let Some(front) = self.running.front_mut() {
             // Space at the end may be trimmed when the piece ends.
-            let known = self.transcriber.text_so_far(&front.raw, &options).trim();
+            let known = self
+                .transcriber
+                .text_so_far(&front.raw, &self.request.options)
+                .trim();
             if front.generation.is_some() && front.finished.is_none() {
                 let delta = known.get(front.told..).unwrap_or_default().to_owned();
                 if delta.is_empty() {
@@ -407,7 +409,9 @@ impl RecordingStream {
             let told = known.get(..front.told).unwrap_or_default();
             let transcript = match front.generation {
                 None => Transcript::default(),
-                Some(_) => self.transcriber.transcript(&front.raw, &options),
+                Some(_) => self
+                    .transcriber
+                    .transcript(&front.raw, &self.request.options),
             };
             let rest = transcript
                 .text

@@ -15,7 +15,6 @@ use aha_engine::{
     RecordingError, RecordingEvent, RecordingRequest, RecordingStream, Segment, TokenEvent,
     Transcription,
 };
-use aha_media::MediaError;
 use aha_media::audio::AudioSource;
 use axum::Json;
 use axum::extract::{Extension, State};
@@ -183,6 +182,10 @@ impl Job {
                 None => job.next().await.transpose()?,
             };
             let chunks = event.map(|event| match event {
+                // Tokens without text, which end an answer.
+                RecordingEvent::Text { delta, .. } if delta.is_empty() && listed.is_none() => {
+                    Vec::new()
+                }
                 RecordingEvent::Text { delta, tokens } => {
                     let mut chunk = json!({"type": "transcript.text.delta", "delta": delta});
                     if let Some(listed) = &mut listed {
@@ -229,7 +232,7 @@ fn cue(segment: &Segment) -> Cue {
 
 fn refusal(error: RecordingError) -> ApiError {
     match error {
-        RecordingError::Audio(error) => ApiError::media(MediaError::Audio(error), FILE),
+        RecordingError::Audio(error) => ApiError::audio(error, FILE),
         RecordingError::Engine(error) => error.into(),
     }
 }

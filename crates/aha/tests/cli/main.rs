@@ -18,3 +18,4 @@ mod pooled;
 mod running;
 mod server;
 mod support;
+mod transcribe;
