@@ -19,6 +19,7 @@ pub mod ocr;
 pub mod parser;
 pub mod pooled;
 pub mod processor;
+pub mod recording;
 pub mod request;
 pub mod rerank;
 mod sampler;
@@ -26,6 +27,7 @@ mod scheduler;
 pub mod service;
 pub mod speech;
 pub mod stop;
+pub mod subtitles;
 pub mod template;
 pub mod tokenizer;
 pub mod transcription;
@@ -51,6 +53,10 @@ pub use model::{GenerationDefaults, LoadedModel, Task, TextModel, UnknownTask};
 pub use ocr::{OcrBlock, OcrKind, OcrModel, OcrTask, PagePlace, PageSize};
 pub use pooled::{PooledBatch, PooledOutput};
 pub use processor::{ProcessorError, TextProcessor};
+pub use recording::{
+    Cutting, RecordingError, RecordingEvent, RecordingRequest, RecordingStream, Segment,
+    Transcription,
+};
 pub use request::{
     GenerationRequest, NGRAM_LIMIT, NgramWindow, OutputParams, Prompt, SamplingParams, StopParams,
 };

@@ -27,7 +27,6 @@ mod limits;
 mod media;
 mod metrics;
 mod model;
-#[allow(dead_code, reason = "routes with files are about to use it")]
 mod multipart;
 mod options;
 mod replay;

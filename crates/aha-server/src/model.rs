@@ -120,6 +120,18 @@ impl ServedModel {
         }
     }
 
+    /// The engine of a speech recogniser, or the error that says why there is none.
+    pub(crate) fn speech_engine(&self) -> Result<Engine, ApiError> {
+        match self.service()? {
+            Service::Text(engine) if engine.transcriber().is_some() => Ok(engine),
+            other => Err(ApiError::wrong_task(
+                self.id(),
+                other.task(),
+                Task::Transcribe,
+            )),
+        }
+    }
+
     /// The engine of an embedder, or the error that says why there is none.
     pub(crate) fn embedding_engine(&self) -> Result<EmbeddingEngine, ApiError> {
         match self.service()? {

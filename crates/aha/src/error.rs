@@ -1,6 +1,6 @@
 //! What the library's face can fail with.
 
-use aha_engine::{EngineError, ReferenceError, Task};
+use aha_engine::{EngineError, RecordingError, ReferenceError, Task};
 use aha_hub::HubError;
 use aha_media::MediaError;
 use aha_media::audio::AudioError;
@@ -15,6 +15,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, ThisError)]
 #[non_exhaustive]
 pub enum Error {
+    /// A recording has no transcript: it cannot be heard, or the engine refused or failed.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
     /// The path that was given leads nowhere.
     #[error("cannot find the model: {}: there is no such file or folder", .path.display())]
     NoSuchPath {

@@ -34,6 +34,7 @@ mod pooled;
 mod resolve;
 mod speech;
 mod stream;
+mod transcribe;
 
 pub use device::{DeviceChoice, UnknownDevice};
 pub use error::{Error, Result};
@@ -46,8 +47,10 @@ pub use pooled::Ranked;
 pub use resolve::{Checkpoint, resolve, resolve_in};
 pub use speech::Sound;
 pub use stream::{ChatEvent, ChatStream, Ended};
+pub use transcribe::{Transcribed, TranscriptionParams};
 
 pub use aha_engine::parser::{Delta, OutputParser};
+pub use aha_engine::subtitles;
 pub use aha_engine::{
     Chat, EmbeddingEngine, EmbeddingInput, EmbeddingOptions, Engine, EngineError, EngineOptions,
     EngineStatus, Event, FinishReason, Finished, Generation, GenerationDefaults, GenerationRequest,
@@ -59,9 +62,15 @@ pub use aha_engine::{
     DEFAULT_VOICE, Speech, SpeechEngine, SpeechEvent, SpeechFinished, SpeechFormat, SpeechParams,
     SpeechRequest, Voice, VoiceError, VoiceRecord, VoiceStore, normalize_text,
 };
+pub use aha_engine::{
+    Cutting, RecordingError, RecordingEvent, RecordingStream, Segment, Transcript, Transcription,
+    TranscriptionOptions,
+};
 pub use aha_hub as hub;
 pub use aha_media::MediaError;
 pub use aha_media::audio::{AudioEncoder, AudioError, AudioFormat, DecodeOptions, EncodeOptions};
+
+pub use aha_media::audio::{AudioSource, VadMethod, VadOptions};
 pub use aha_models::{FAMILIES, Family, LoadError, releases};
 pub use aha_nn::weights::DtypeRequest as Dtype;
 

@@ -11,6 +11,7 @@ pub(crate) mod rerank;
 pub(crate) mod speech;
 pub(crate) mod tokenize;
 pub(crate) mod voices;
+pub(crate) mod transcriptions;
 
 use crate::error::ApiError;
 use crate::state::AppState;

@@ -12,3 +12,4 @@ pub(crate) mod rerank;
 pub(crate) mod response;
 pub(crate) mod speech;
 pub(crate) mod tokenize;
+pub(crate) mod transcription;

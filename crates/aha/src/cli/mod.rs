@@ -28,6 +28,7 @@ mod show;
 mod signals;
 mod speak;
 mod stop;
+mod transcribe;
 mod units;
 mod verify;
 mod weights;
@@ -89,6 +90,8 @@ enum Command {
     Speak(speak::Speak),
     /// Read documents: scans, photos and PDFs to Markdown, HTML, JSON or text
     Ocr(ocr::Ocr),
+    /// Write down what is said in recordings: text, subtitles or JSON
+    Transcribe(transcribe::Transcribe),
     /// Download a model
     Download(download::Download),
     /// List the models that are known by name, or those on this disk
@@ -171,6 +174,7 @@ fn execute(cli: Cli) -> Outcome {
         Command::Rerank(command) => command.execute(&context),
         Command::Speak(command) => command.execute(&context),
         Command::Ocr(command) => command.execute(&context),
+        Command::Transcribe(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),
         Command::List(command) => command.execute(&context),
         Command::Show(command) => command.execute(),

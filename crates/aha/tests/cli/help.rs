@@ -2,7 +2,7 @@
 
 use crate::support::{Home, assert_expected, fixture};
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "bench",
     "chat",
     "cli",
@@ -16,6 +16,7 @@ const COMMANDS: [&str; 14] = [
     "serv",
     "show",
     "stop",
+    "transcribe",
     "verify",
 ];
 

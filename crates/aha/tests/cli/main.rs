@@ -20,3 +20,4 @@ mod running;
 mod server;
 mod speech;
 mod support;
+mod transcribe;
