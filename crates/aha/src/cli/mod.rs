@@ -78,7 +78,7 @@ enum Command {
     #[command(visible_alias = "serve")]
     Serv(serv::Serv),
     /// Answer one prompt and end
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Talk with a model in the terminal
     Chat(chat::Chat),
     /// Make a vector of each text in a file
