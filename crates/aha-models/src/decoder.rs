@@ -381,14 +381,25 @@ impl DecoderStack {
     /// `caches` has one entry a layer.
     pub fn forward(
         &self,
+        hidden: Tensor,
+        batch: &Batch,
+        caches: &mut [LayerCache],
+    ) -> Result<Tensor> {
+        self.forward_adding(hidden, batch, caches, |hidden, _| Ok(hidden))
+    }
+
+    /// The same with what `add` does to the hidden states after each layer, whose index it is told.
+    fn forward_adding(
+        &self,
         mut hidden: Tensor,
         batch: &Batch,
         caches: &mut [LayerCache],
+        add: impl Fn(Tensor, usize) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let rotation = self.rotation(batch)?;
         for (index, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
             hidden = layer.forward(&hidden, &rotation, batch, cache)?;
-            hidden = batch.add_deepstack(hidden, index)?;
+            hidden = add(hidden, index)?;
         }
         Ok(hidden)
     }
@@ -562,8 +573,9 @@ impl Decoder {
 
     /// Embedding and all layers: `[tokens, hidden_size]` before the final norm.
     fn forward_layers(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
+        let add = |hidden, layer| batch.add_deepstack(hidden, layer);
         self.stack
-            .forward(self.embed(batch)?, batch, cache.layers_mut())
+            .forward_adding(self.embed(batch)?, batch, cache.layers_mut(), add)
     }
 
     /// The final norm over `[rows, hidden_size]`.
