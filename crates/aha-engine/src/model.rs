@@ -2,6 +2,7 @@
 
 use crate::embedding::EmbeddingModel;
 use crate::generator::Generator;
+use crate::matting::MattingModel;
 use crate::media::MediaEncoder;
 use crate::processor::TextProcessor;
 use crate::request::SamplingParams;
@@ -22,11 +23,19 @@ pub enum Task {
     Rerank,
     /// Speech to text.
     Transcribe,
+    /// Pictures to masks of their foreground.
+    Matte,
 }
 
 impl Task {
     /// All tasks.
-    pub const ALL: &[Self] = &[Self::Chat, Self::Embed, Self::Rerank, Self::Transcribe];
+    pub const ALL: &[Self] = &[
+        Self::Chat,
+        Self::Embed,
+        Self::Rerank,
+        Self::Transcribe,
+        Self::Matte,
+    ];
 
     /// The task's name in lists and answers.
     pub fn name(self) -> &'static str {
@@ -35,6 +44,7 @@ impl Task {
             Self::Embed => "embed",
             Self::Rerank => "rerank",
             Self::Transcribe => "transcribe",
+            Self::Matte => "matte",
         }
     }
 }
@@ -136,6 +146,8 @@ pub enum LoadedModel {
     Embed(EmbeddingModel),
     /// Scores documents.
     Rerank(RerankModel),
+    /// Finds the foreground of pictures.
+    Matte(MattingModel),
 }
 
 impl LoadedModel {
@@ -145,6 +157,7 @@ impl LoadedModel {
             Self::Text(model) => model.task(),
             Self::Embed(_) => Task::Embed,
             Self::Rerank(_) => Task::Rerank,
+            Self::Matte(_) => Task::Matte,
         }
     }
 }

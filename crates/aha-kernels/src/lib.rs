@@ -27,7 +27,7 @@ mod pack;
 mod quant;
 mod recurrent;
 
-pub use attention::{PagedAttention, PagedSequence, RaggedAttention, Rows};
+pub use attention::{PagedAttention, PagedSequence, RaggedAttention, Rows, WindowAttention};
 pub use bandwidth::measure_read_bandwidth;
 pub use elementwise::{
     add_bias, gelu, gelu_on, layer_norm, layer_norm_on, rms_norm, rms_norm_on, silu_mul,

@@ -35,6 +35,7 @@ pub static FAMILIES: &[Family] = &[
     crate::qwen3_embedding::FAMILY,
     crate::qwen3_reranker::FAMILY,
     crate::minilm::FAMILY,
+    crate::rmbg2::FAMILY,
 ];
 
 impl Family {

@@ -12,8 +12,10 @@ pub mod linear;
 pub mod mlp;
 pub mod norm;
 pub mod ragged;
+pub mod resize;
 pub mod rope;
 pub mod short_conv;
 #[cfg(test)]
 mod testing;
 pub mod weights;
+pub mod windows;

@@ -28,6 +28,30 @@ pub(super) struct Sequence<'a> {
     pub(super) context_len: usize,
     pub(super) places: Places<'a>,
     pub(super) seen: Seen,
+    /// What is added to the scaled scores.
+    pub(super) bias: Option<ScoreBias<'a>>,
+}
+
+/// What is added to the scaled scores of a sequence.
+#[derive(Clone, Copy)]
+pub(super) struct ScoreBias<'a> {
+    /// `[num_heads, len, len]`: head, query, key.
+    pub(super) heads: &'a [f32],
+    /// `[len, len]` for all heads.
+    pub(super) mask: &'a [f32],
+    pub(super) len: usize,
+}
+
+impl<'a> ScoreBias<'a> {
+    /// What is added for the keys from `first` on: by head, and for all heads.
+    pub(super) fn keys(&self, head: usize, query: usize, first: usize) -> (&'a [f32], &'a [f32]) {
+        let row = query * self.len;
+        let keys = first..self.len;
+        (
+            &self.heads[head * self.len * self.len + row..][keys.clone()],
+            &self.mask[row..][keys],
+        )
+    }
 }
 
 /// Where the key of a position lies.

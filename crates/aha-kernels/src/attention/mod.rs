@@ -6,6 +6,7 @@ mod call;
 mod ragged;
 mod scalar;
 mod task;
+mod windows;
 
 use crate::error::{check_len, checked_mul};
 use crate::{InstructionSet, KernelError, instruction_set};
@@ -13,6 +14,7 @@ use crate::{InstructionSet, KernelError, instruction_set};
 pub use call::Rows;
 use call::{Call, Output, Places, Seen, Sequence};
 pub use ragged::RaggedAttention;
+pub use windows::WindowAttention;
 
 /// Attention of each query token over its sequence's part of a paged cache.
 ///
@@ -98,6 +100,7 @@ impl PagedAttention<'_> {
                 context_len: sequence.context_len,
                 places: Places::Blocks(sequence.blocks, self.block_size),
                 seen: Seen::Causal(sequence.window),
+                bias: None,
             })
             .collect();
         let rows = |values, heads: usize| Rows {

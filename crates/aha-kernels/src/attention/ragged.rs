@@ -75,6 +75,7 @@ impl RaggedAttention<'_> {
                     context_len: len,
                     places: Places::From(start),
                     seen,
+                    bias: None,
                 }
             })
             .collect();
@@ -132,7 +133,12 @@ impl RaggedAttention<'_> {
 }
 
 impl Rows<'_> {
-    fn check(&self, argument: &'static str, rows: usize, width: usize) -> Result<(), KernelError> {
+    pub(super) fn check(
+        &self,
+        argument: &'static str,
+        rows: usize,
+        width: usize,
+    ) -> Result<(), KernelError> {
         if self.stride < width {
             return Err(KernelError::OutOfRange {
                 argument: "row length",

@@ -1,7 +1,9 @@
 //! Convolutions.
 
 mod conv2d;
+mod deform;
 mod filters;
 
 pub use conv2d::{Conv2d, Conv2dConfig};
+pub use deform::{DeformConv2d, Sampling};
 pub use filters::BatchNorm;
