@@ -175,6 +175,17 @@ impl Media {
         self.hash
     }
 
+    /// Seconds of sound that it holds in memory; 0 for anything but recordings.
+    pub fn seconds(&self) -> f64 {
+        match &*self.content {
+            MediaContent::Audio {
+                samples,
+                sample_rate,
+            } => samples.len() as f64 / f64::from((*sample_rate).max(1)),
+            MediaContent::Image { .. } | MediaContent::Video { .. } => 0.0,
+        }
+    }
+
     /// Pixels that it holds in memory; 0 for recordings.
     pub fn pixels(&self) -> u64 {
         let area = |image: &Image| u64::from(image.width()) * u64::from(image.height());

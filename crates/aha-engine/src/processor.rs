@@ -67,6 +67,13 @@ impl TextProcessor {
         self
     }
 
+    /// The same with another chat template than the checkpoint's.
+    #[must_use]
+    pub fn with_template(mut self, template: ChatTemplate) -> Self {
+        self.template = Some(Arc::new(template));
+        self
+    }
+
     /// How the model takes media, if it does.
     pub fn media(&self) -> Option<&dyn MediaProcessor> {
         self.media.as_deref()

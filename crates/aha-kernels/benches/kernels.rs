@@ -115,6 +115,8 @@ fn encoder_attention(criterion: &mut Criterion) {
             head_dim,
             scale: 0.1,
             causal: false,
+            prefix: 0,
+            bias: None,
             cu_seqlens: &cu_seqlens,
         };
         let pairs: u64 = lengths.iter().map(|&l| u64::from(l).pow(2)).sum();

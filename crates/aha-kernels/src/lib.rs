@@ -18,6 +18,7 @@
 mod attention;
 mod bandwidth;
 mod buffer;
+mod depthwise;
 mod elementwise;
 mod error;
 mod exp;
@@ -27,8 +28,11 @@ mod pack;
 mod quant;
 mod recurrent;
 
-pub use attention::{PagedAttention, PagedSequence, RaggedAttention, Rows, WindowAttention};
+pub use attention::{
+    GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows, WindowAttention,
+};
 pub use bandwidth::measure_read_bandwidth;
+pub use depthwise::DepthwiseConv;
 pub use elementwise::{
     add_bias, gelu, gelu_on, layer_norm, layer_norm_on, rms_norm, rms_norm_on, silu_mul,
     silu_mul_on,

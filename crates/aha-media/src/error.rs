@@ -1,6 +1,7 @@
 //! What can go wrong with images, video and the addresses they come from.
 
 use crate::audio::AudioError;
+use crate::document::DocumentError;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -71,6 +72,9 @@ pub enum MediaError {
         /// The limit of their pixels together.
         limit: u64,
     },
+    /// Something about a document that images do not have.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
     /// Nothing was sent.
     #[error("the {what} is empty")]
     Empty {

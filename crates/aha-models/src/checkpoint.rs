@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::LoadError;
@@ -58,9 +58,9 @@ impl std::fmt::Debug for LoadOptions {
 /// How the checkpoint is kept.
 #[derive(Debug, Clone)]
 pub enum Format {
-    /// A folder with config.json, tokenizer.json and safetensors.
+    /// A folder with config.json (or config.yaml), a tokenizer and weights.
     Folder {
-        /// The parsed config.json.
+        /// The parsed configuration.
         config: Value,
     },
     /// One GGUF file, which holds everything.
@@ -75,6 +75,8 @@ pub struct Checkpoint {
 }
 
 const CONFIG: &str = "config.json";
+/// The same of releases that FunASR reads.
+const YAML_CONFIG: &str = "config.yaml";
 /// Where configurations of several models in one keep the language model's.
 const TEXT_CONFIG: &str = "text_config";
 /// Control tokens that end an answer wherever they are. A GGUF has room for one end of sequence; of a release that
@@ -116,6 +118,12 @@ impl Checkpoint {
             });
         }
         match ggufs.as_slice() {
+            [] if path.join(YAML_CONFIG).is_file() => Ok(Self {
+                path: path.to_owned(),
+                format: Format::Folder {
+                    config: read_yaml(&path.join(YAML_CONFIG))?,
+                },
+            }),
             [] => Err(not_one(
                 "the folder holds neither config.json nor a .gguf file",
             )),
@@ -150,6 +158,31 @@ impl Checkpoint {
         })
     }
 
+    fn config_path(&self) -> PathBuf {
+        let json = self.path.join(CONFIG);
+        let yaml = self.path.join(YAML_CONFIG);
+        if !json.is_file() && yaml.is_file() {
+            return yaml;
+        }
+        json
+    }
+
+    /// The path of a file or folder inside the checkpoint that `key` of the configuration names.
+    pub fn inner_path(&self, key: &str, name: &str) -> Result<PathBuf, LoadError> {
+        let inner = Path::new(name);
+        let stays = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+        if name.is_empty() || !inner.components().all(stays) {
+            let reason = format!("`{name}` is no path inside the checkpoint");
+            return Err(LoadError::config(key, reason));
+        }
+        Ok(self.path.join(inner))
+    }
+
+    /// The text of such a file.
+    pub fn inner_text(&self, key: &str, name: &str) -> Result<String, LoadError> {
+        read_small(&self.inner_path(key, name)?)
+    }
+
     /// What was opened.
     pub fn path(&self) -> &Path {
         &self.path
@@ -171,7 +204,7 @@ impl Checkpoint {
                     architectures: Option<Vec<String>>,
                     model_type: Option<String>,
                 }
-                let names: Names = parse(config, &self.path.join(CONFIG))?;
+                let names: Names = parse(config, &self.config_path())?;
                 Ok(Architecture::Config {
                     architectures: names.architectures.unwrap_or_default(),
                     model_type: names.model_type.unwrap_or_default(),
@@ -195,7 +228,7 @@ impl Checkpoint {
         from_gguf: impl FnOnce(&GgufFile) -> Result<C, LoadError>,
     ) -> Result<C, LoadError> {
         match &self.format {
-            Format::Folder { config } => parse(config, &self.path.join(CONFIG)),
+            Format::Folder { config } => parse(config, &self.config_path()),
             Format::Gguf(file) => from_gguf(file),
         }
     }
@@ -237,7 +270,7 @@ impl Checkpoint {
         if let (false, Some(tied)) = (text.contains_key(TIED), config.get(TIED)) {
             text.insert(TIED.to_owned(), tied.clone());
         }
-        parse(&Value::Object(text), &self.path.join(CONFIG))
+        parse(&Value::Object(text), &self.config_path())
     }
 
     /// The view on the weights that layers load from; `names` maps the release's tensor names to a GGUF's.
@@ -259,17 +292,38 @@ impl Checkpoint {
             }
             Format::Gguf(file) => Weights::from_gguf(file.clone(), gguf, Placement::cpu()),
         };
+        Ok(Self::place(weights, options))
+    }
+
+    /// The weights in the first of `files` that the folder holds, for releases that keep parts of a model apart (a
+    /// codec) or have files of their own (`audiovae.safetensors`, else `audiovae.pth`).
+    pub fn weights_of(&self, files: &[&str], options: &LoadOptions) -> Result<Weights, LoadError> {
+        let file = files
+            .iter()
+            .map(|file| self.path.join(file))
+            .find(|file| file.is_file())
+            .ok_or_else(|| LoadError::NotACheckpoint {
+                path: self.path.clone(),
+                reason: format!("the folder holds none of: {}", files.join(", ")),
+            })?;
+        let catalog = Catalog::open(&file)?;
+        let weights = Weights::from_catalog(catalog, NameMap::identity(), Placement::cpu());
+        Ok(Self::place(weights, options))
+    }
+
+    /// The weights where and in the precision that `options` ask for.
+    fn place(weights: Weights, options: &LoadOptions) -> Weights {
         let stored = weights.catalog().main_type();
         let (placement, explanation) = Placement::resolve(options.dtype, &options.device, stored);
         tracing::info!("{explanation}");
         let weights = weights.with_placement(placement);
-        Ok(match &options.progress {
+        match &options.progress {
             Some(progress) => {
                 let progress = progress.clone();
                 weights.on_progress(move |done, total| progress(done, total))
             }
             None => weights,
-        })
+        }
     }
 
     /// What the checkpoint says about generation.
@@ -283,7 +337,7 @@ impl Checkpoint {
                     GenerationConfig::default()
                 };
                 let eos = |config| -> Result<Option<OneOrMany>, LoadError> {
-                    let keys: EosKey = parse(config, &self.path.join(CONFIG))?;
+                    let keys: EosKey = parse(config, &self.config_path())?;
                     Ok(keys.eos_token_id)
                 };
                 let text = config.get(TEXT_CONFIG).map(eos).transpose()?.flatten();
@@ -448,23 +502,41 @@ fn files_with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, 
 }
 
 pub(crate) fn read_json(path: &Path) -> Result<Value, LoadError> {
+    serde_json::from_str(&read_small(path)?).map_err(|error| malformed(path, error))
+}
+
+/// A YAML configuration, whose `model` is what JSON ones call `model_type`.
+fn read_yaml(path: &Path) -> Result<Value, LoadError> {
+    let mut config =
+        crate::yaml::parse(&read_small(path)?).map_err(|error| malformed(path, error))?;
+    if let Some(model) = config.get("model").cloned()
+        && let Some(keys) = config.as_object_mut()
+    {
+        keys.entry("model_type").or_insert(model);
+    }
+    Ok(config)
+}
+
+/// A text of no more than a configuration's size.
+fn read_small(path: &Path) -> Result<String, LoadError> {
     let io = |source| LoadError::Io {
         path: path.to_owned(),
         source,
     };
     let length = fs::metadata(path).map_err(io)?.len();
-    let malformed = |reason: String| LoadError::Json {
+    if length > LARGEST_JSON {
+        let reason = format!("{length} bytes is too large for a configuration");
+        return Err(malformed(path, reason));
+    }
+    fs::read_to_string(path).map_err(io)
+}
+
+fn malformed(path: &Path, reason: impl ToString) -> LoadError {
+    LoadError::Json {
         path: path.to_owned(),
         field: ".".to_owned(),
-        reason,
-    };
-    if length > LARGEST_JSON {
-        return Err(malformed(format!(
-            "{length} bytes is too large for a configuration"
-        )));
+        reason: reason.to_string(),
     }
-    serde_json::from_slice(&fs::read(path).map_err(io)?)
-        .map_err(|error| malformed(error.to_string()))
 }
 
 pub(crate) fn parse<T: DeserializeOwned>(value: &Value, path: &Path) -> Result<T, LoadError> {

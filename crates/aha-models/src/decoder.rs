@@ -6,6 +6,7 @@ use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, CacheSpec, LayerCache, LayerSpec};
 use aha_nn::linear::{Embedding, Linear};
 use aha_nn::mlp::{Activation, GatedMlp};
+use aha_nn::moe::MoeMlp;
 use aha_nn::norm::RmsNorm;
 use aha_nn::rope::{RopeScaling, RotaryEmbedding, Rotation};
 use aha_nn::weights::Weights;
@@ -19,7 +20,7 @@ use std::fmt;
 pub struct DecoderConfig {
     /// Rows of the embedding (`vocab_size`).
     pub vocab_size: usize,
-    /// Width of the gated MLP (`intermediate_size`).
+    /// Width of the gated MLP (`intermediate_size`); layers with experts have theirs.
     pub intermediate_size: usize,
     /// Decoder layers (`num_hidden_layers`).
     pub num_layers: usize,
@@ -182,13 +183,44 @@ impl TokenMixer for SelfAttention {
     }
 }
 
+/// What follows the mixer in a layer.
+#[derive(Debug)]
+pub enum FeedForward {
+    /// One MLP for all tokens.
+    Dense(GatedMlp),
+    /// Experts of which each token uses a few.
+    Experts(MoeMlp),
+}
+
+impl FeedForward {
+    /// The MLP that `config` describes, at `mlp` of a layer's weights.
+    pub fn dense(layer: &Weights, config: &DecoderConfig) -> aha_nn::weights::Result<Self> {
+        Ok(Self::Dense(GatedMlp::load(
+            &layer.pp("mlp"),
+            config.attention.hidden_size,
+            config.intermediate_size,
+            config.activation,
+            config.mlp_bias,
+        )?))
+    }
+}
+
+impl Module for FeedForward {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(mlp) => mlp.forward(x),
+            Self::Experts(experts) => experts.forward(x),
+        }
+    }
+}
+
 /// Token mixer and MLP, each behind a norm and beside a residual.
 #[derive(Debug)]
 pub struct DecoderLayer {
     input_layernorm: RmsNorm,
     mixer: Box<dyn TokenMixer>,
     post_attention_layernorm: RmsNorm,
-    mlp: GatedMlp,
+    mlp: FeedForward,
     residual_scale: f64,
 }
 
@@ -197,6 +229,7 @@ impl DecoderLayer {
         weights: &Weights,
         config: &DecoderConfig,
         mixer: Box<dyn TokenMixer>,
+        mlp: FeedForward,
     ) -> aha_nn::weights::Result<Self> {
         let hidden_size = config.attention.hidden_size;
         Ok(Self {
@@ -204,13 +237,7 @@ impl DecoderLayer {
             mixer,
             post_attention_layernorm: config
                 .norm(&weights.pp("post_attention_layernorm"), hidden_size)?,
-            mlp: GatedMlp::load(
-                &weights.pp("mlp"),
-                hidden_size,
-                config.intermediate_size,
-                config.activation,
-                config.mlp_bias,
-            )?,
+            mlp,
             residual_scale: config.scales.residual,
         })
     }
@@ -292,6 +319,19 @@ impl Decoder {
         config: DecoderConfig,
         mixer: impl Fn(&Weights, usize) -> aha_nn::weights::Result<Box<dyn TokenMixer>>,
     ) -> std::result::Result<Self, LoadError> {
+        let dense = config.clone();
+        Self::load_layers(model, lm_head, config, |layer, index| {
+            Ok((mixer(layer, index)?, FeedForward::dense(layer, &dense)?))
+        })
+    }
+
+    /// The same for layers that differ in what follows the mixer, too.
+    pub fn load_layers(
+        model: &Weights,
+        lm_head: &Weights,
+        config: DecoderConfig,
+        parts: impl Fn(&Weights, usize) -> aha_nn::weights::Result<(Box<dyn TokenMixer>, FeedForward)>,
+    ) -> std::result::Result<Self, LoadError> {
         config.validate()?;
         let hidden_size = config.attention.hidden_size;
         let embed_tokens =
@@ -299,7 +339,8 @@ impl Decoder {
         let layers = (0..config.num_layers)
             .map(|index| {
                 let layer = model.pp(format_args!("layers.{index}"));
-                DecoderLayer::load(&layer, &config, mixer(&layer, index)?)
+                let (mixer, mlp) = parts(&layer, index)?;
+                DecoderLayer::load(&layer, &config, mixer, mlp)
             })
             .collect::<aha_nn::weights::Result<_>>()?;
         let norm = config.norm(&model.pp("norm"), hidden_size)?;

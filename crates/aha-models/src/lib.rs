@@ -1,10 +1,13 @@
 //! The model families: one folder each, one line each in [`registry`].
 
+pub mod audio;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
 pub mod error;
+pub mod fun_asr_nano;
+pub mod glm_asr_nano;
 pub mod lfm2;
 pub mod lfm2vl;
 pub mod llama;
@@ -15,6 +18,7 @@ pub mod pooling;
 pub mod qwen2_5vl;
 pub mod qwen3;
 pub mod qwen3_5;
+pub mod qwen3_asr;
 pub mod qwen3_embedding;
 pub mod qwen3_reranker;
 pub mod qwen3vl;
@@ -25,6 +29,7 @@ pub mod sentence;
 pub mod task;
 pub mod text;
 pub mod vision;
+mod yaml;
 
 pub use checkpoint::{Checkpoint, LoadOptions};
 pub use error::LoadError;

@@ -10,6 +10,7 @@ mod cpu;
 pub mod gated_delta;
 pub mod linear;
 pub mod mlp;
+pub mod moe;
 pub mod norm;
 pub mod ragged;
 pub mod resize;

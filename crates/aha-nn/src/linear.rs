@@ -197,6 +197,19 @@ impl Linear {
 }
 
 impl Linear {
+    /// A map without bias by a matrix `[out_features, in_features]` that was computed, not loaded.
+    pub fn from_tensor(weight: &Tensor) -> candle_core::Result<Self> {
+        let (rows, columns) = weight.dims2()?;
+        let weight = if weight.device().is_cpu() {
+            let values = weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            let packed = PackedMatrix::from_f32(rows, columns, &values);
+            Matrix::Packed(Arc::new(packed.map_err(candle_core::Error::wrap)?))
+        } else {
+            Matrix::Dense(weight.clone())
+        };
+        Ok(Self { weight, bias: None })
+    }
+
     /// Loads a convolution that meets every input value once (its stride is its size) as the product that it is:
     /// `weight` is `[out_features, kernel...]`, rows of `x` are flattened pieces of the input.
     pub fn load_kernel(

@@ -18,6 +18,8 @@ pub enum Activation {
     /// The tanh approximation.
     #[serde(alias = "gelu_new")]
     GeluPytorchTanh,
+    /// `x * sigmoid(1.702 x)`, an approximation that CLIP was trained with.
+    QuickGelu,
     /// `max(x, 0)`.
     Relu,
     /// `1 / (1 + e^-x)`.
@@ -31,6 +33,7 @@ impl Module for Activation {
             Self::Gelu if cpu::is_f32_on_cpu(x) => x.contiguous()?.apply_op1_no_bwd(&cpu::Gelu),
             Self::Gelu => x.gelu_erf(),
             Self::GeluPytorchTanh => x.gelu(),
+            Self::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
             Self::Relu => x.relu(),
             Self::Sigmoid => candle_nn::ops::sigmoid(x),
         }

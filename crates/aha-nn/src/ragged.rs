@@ -1,8 +1,10 @@
 //! Attention among the tokens of sequences that are computed at once and not cached: encoders.
 
 use crate::cpu::rows_f32;
-use aha_kernels::RaggedAttention as Kernel;
-use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
+use aha_kernels::{GridBias as KernelBias, RaggedAttention as Kernel};
+use candle_core::{
+    CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Storage, Tensor,
+};
 
 /// Where sequences begin among tokens that lie end to end, without padding.
 ///
@@ -82,6 +84,22 @@ pub struct RaggedAttention {
     pub scale: f64,
     /// Whether a token sees only those up to itself.
     pub causal: bool,
+    /// With `causal`: the first tokens of a sequence, which all see each other.
+    pub prefix: usize,
+}
+
+/// Addends of the scores between tokens of a grid, for sequences that are grids of one size, row after row
+/// (decomposed relative positions, arXiv 2112.01526).
+#[derive(Debug, Clone)]
+pub struct GridBias {
+    /// Rows of the grid.
+    pub height: usize,
+    /// Tokens of a row.
+    pub width: usize,
+    /// `[tokens, num_heads * (2 * height - 1 + 2 * width - 1)]`: for each token and head the addends for keys
+    /// `1 - height` to `height - 1` rows further down, then for keys `1 - width` to `width - 1` columns further
+    /// right. They stand beside the product of query and key, before the factor of the scores.
+    pub terms: Tensor,
 }
 
 impl RaggedAttention {
@@ -93,6 +111,7 @@ impl RaggedAttention {
             head_dim,
             scale: 1.0 / (head_dim as f64).sqrt(),
             causal: false,
+            prefix: 0,
         }
     }
 
@@ -105,6 +124,18 @@ impl RaggedAttention {
         k: &Tensor,
         v: &Tensor,
         bounds: &SequenceBounds,
+    ) -> Result<Tensor> {
+        self.forward_biased(q, k, v, bounds, None)
+    }
+
+    /// The same with addends of the scores.
+    pub fn forward_biased(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        bounds: &SequenceBounds,
+        bias: Option<&GridBias>,
     ) -> Result<Tensor> {
         let tokens = bounds.num_tokens();
         for (name, x, heads) in [
@@ -135,10 +166,11 @@ impl RaggedAttention {
                 &Op {
                     attention: self,
                     bounds,
+                    bias,
                 },
             );
         }
-        self.forward_plain(q, k, v, bounds)
+        self.forward_plain(q, k, v, bounds, bias)
     }
 
     /// By Candle's own operations, one sequence after the other, scores in f32.
@@ -148,6 +180,7 @@ impl RaggedAttention {
         k: &Tensor,
         v: &Tensor,
         bounds: &SequenceBounds,
+        bias: Option<&GridBias>,
     ) -> Result<Tensor> {
         let groups = self.num_heads / self.num_kv_heads.max(1);
         let mut outputs = Vec::with_capacity(bounds.num_sequences());
@@ -167,11 +200,23 @@ impl RaggedAttention {
                 self.head_dim,
             ))?;
             let (keys, values) = (heads(k, self.num_kv_heads)?, heads(v, self.num_kv_heads)?);
-            let mut scores = (queries.matmul(&keys.t()?)?.to_dtype(DType::F32)? * self.scale)?;
+            let mut scores = queries.matmul(&keys.t()?)?.to_dtype(DType::F32)?;
+            if let Some(bias) = bias {
+                let terms = bias.terms.narrow(0, range.start, len)?;
+                let shape = (self.num_heads, len, bias.height, bias.width);
+                let addends = bias.addends(&terms, self.num_heads)?;
+                scores = addends
+                    .iter()
+                    .try_fold(scores.reshape(shape)?, |scores, part| {
+                        scores.broadcast_add(part)
+                    })?
+                    .reshape((self.num_kv_heads, groups * len, len))?;
+            }
+            scores = (scores * self.scale)?;
             if self.causal {
                 scores = scores
                     .reshape((self.num_kv_heads, groups, len, len))?
-                    .broadcast_add(&causal_mask(len, q.device())?)?
+                    .broadcast_add(&causal_mask(len, self.prefix, q.device())?)?
                     .reshape((self.num_kv_heads, groups * len, len))?;
             }
             let shares = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(values.dtype())?;
@@ -190,10 +235,44 @@ impl RaggedAttention {
     }
 }
 
-fn causal_mask(len: usize, device: &Device) -> Result<Tensor> {
+impl GridBias {
+    /// What a sequence's scores `[heads, queries, height, width]` gain: `[heads, queries, height, 1]` by rows and
+    /// `[heads, queries, 1, width]` by columns. `terms` are those of the sequence's tokens.
+    fn addends(&self, terms: &Tensor, num_heads: usize) -> Result<[Tensor; 2]> {
+        let (height, width) = (self.height, self.width);
+        let tokens = terms.dim(0)?;
+        let terms = terms
+            .contiguous()?
+            .reshape((tokens, num_heads, 2 * (height + width) - 2))?
+            .transpose(0, 1)?
+            .contiguous()?
+            .to_dtype(DType::F32)?;
+        let side = |from: usize, size: usize, place: &dyn Fn(usize) -> usize| {
+            let picked: Vec<u32> = (0..tokens)
+                .flat_map(|token| (0..size).map(move |key| (token, key)))
+                .map(|(token, key)| (from + key + size - 1 - place(token)) as u32)
+                .collect();
+            let picked = Tensor::from_vec(picked, (1, tokens, size), terms.device())?;
+            let picked = picked.broadcast_as((num_heads, tokens, size))?;
+            terms.gather(&picked.contiguous()?, 2)
+        };
+        Ok([
+            side(0, height, &|token| token / width)?.unsqueeze(3)?,
+            side(2 * height - 1, width, &|token| token % width)?.unsqueeze(2)?,
+        ])
+    }
+}
+
+fn causal_mask(len: usize, prefix: usize, device: &Device) -> Result<Tensor> {
     let mask: Vec<f32> = (0..len)
         .flat_map(|query| (0..len).map(move |key| (query, key)))
-        .map(|(query, key)| if key <= query { 0.0 } else { f32::NEG_INFINITY })
+        .map(|(query, key)| {
+            if key <= query || key < prefix {
+                0.0
+            } else {
+                f32::NEG_INFINITY
+            }
+        })
         .collect();
     Tensor::from_vec(mask, (len, len), device)
 }
@@ -202,6 +281,7 @@ fn causal_mask(len: usize, device: &Device) -> Result<Tensor> {
 struct Op<'a> {
     attention: &'a RaggedAttention,
     bounds: &'a SequenceBounds,
+    bias: Option<&'a GridBias>,
 }
 
 impl CustomOp3 for Op<'_> {
@@ -221,6 +301,20 @@ impl CustomOp3 for Op<'_> {
         let attention = self.attention;
         let width = attention.num_heads * attention.head_dim;
         let tokens = self.bounds.num_tokens();
+        let terms = self.bias.map(|bias| bias.terms.storage_and_layout());
+        let bias = match (self.bias, &terms) {
+            (Some(bias), Some((storage, layout))) => {
+                let Storage::Cpu(storage) = &**storage else {
+                    candle_core::bail!("the addends of the scores are on another device");
+                };
+                Some(KernelBias {
+                    height: bias.height,
+                    width: bias.width,
+                    terms: rows_f32(storage, layout)?,
+                })
+            }
+            _ => None,
+        };
         let mut output = vec![0f32; tokens * width];
         Kernel {
             num_heads: attention.num_heads,
@@ -228,6 +322,8 @@ impl CustomOp3 for Op<'_> {
             head_dim: attention.head_dim,
             scale: attention.scale as f32,
             causal: attention.causal,
+            prefix: attention.prefix,
+            bias,
             cu_seqlens: self.bounds.cu_seqlens(),
         }
         .forward(
@@ -244,6 +340,7 @@ impl CustomOp3 for Op<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{close, random};
 
     #[test]
     fn the_kernel_equals_the_plain_computation() {
@@ -262,11 +359,9 @@ mod tests {
             let k = fused.narrow(1, q_size, kv_size).unwrap();
             let v = fused.narrow(1, q_size + kv_size, kv_size).unwrap();
             let kernel = attention.forward(&q, &k, &v, &bounds).unwrap();
-            let plain = attention.forward_plain(&q, &k, &v, &bounds).unwrap();
+            let plain = attention.forward_plain(&q, &k, &v, &bounds, None).unwrap();
             assert_eq!(kernel.dims(), plain.dims());
-            let worst = (&kernel - plain).unwrap().abs().unwrap().flatten_all();
-            let worst: f32 = worst.unwrap().max(0).unwrap().to_scalar().unwrap();
-            assert!(worst < 1e-5, "{worst}");
+            close(&kernel, &plain, 1e-5);
             // With the heads in a dimension of their own, of a part and of a whole tensor.
             let heads = |x: &Tensor, heads: usize| {
                 x.contiguous()
@@ -285,6 +380,42 @@ mod tests {
             let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_eq!(values(&kernel), values(&split));
         }
+    }
+
+    #[test]
+    fn prefixes_and_grids_equal_the_plain_computation() {
+        let [q, k, v] = [0; 3].map(|_| random(&[60, 24]));
+        let full = RaggedAttention::full(2, 12);
+        let prefixed = RaggedAttention {
+            causal: true,
+            prefix: 9,
+            ..full
+        };
+        let bounds = SequenceBounds::from_lengths([5, 55]).unwrap();
+        let kernel = prefixed.forward(&q, &k, &v, &bounds).unwrap();
+        let plain = prefixed.forward_plain(&q, &k, &v, &bounds, None);
+        close(&kernel, &plain.unwrap(), 1e-5);
+        let plainly_causal = RaggedAttention {
+            prefix: 0,
+            ..prefixed
+        };
+        let other = plainly_causal.forward(&q, &k, &v, &bounds).unwrap();
+        let changed = (&kernel - other).unwrap().abs().unwrap().sum_all().unwrap();
+        assert!(changed.to_scalar::<f32>().unwrap() > 0.1);
+
+        let bounds = SequenceBounds::from_lengths([30, 30]).unwrap();
+        let bias = GridBias {
+            height: 6,
+            width: 5,
+            terms: random(&[60, 2 * 20]),
+        };
+        let kernel = full
+            .forward_biased(&q, &k, &v, &bounds, Some(&bias))
+            .unwrap();
+        let plain = full
+            .forward_plain(&q, &k, &v, &bounds, Some(&bias))
+            .unwrap();
+        close(&kernel, &plain, 1e-5);
     }
 
     #[test]

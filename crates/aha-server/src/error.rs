@@ -4,6 +4,7 @@ use crate::media::FetchError;
 use aha_engine::{EngineError, Task};
 use aha_media::MediaError;
 use aha_media::audio::AudioError;
+use aha_media::document::DocumentError;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -224,6 +225,12 @@ impl ApiError {
                 message,
             ),
             MediaError::Audio(error) => return Self::audio(error, param),
+            MediaError::Document(DocumentError::Busy) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                SERVER,
+                Some("documents_busy"),
+                message,
+            ),
             MediaError::FfmpegNotRunnable { .. } | MediaError::Io { .. } => Self::internal(message),
             _ => Self::bad_request("invalid_value", message),
         };
@@ -283,6 +290,25 @@ impl ApiError {
             Some("unsupported_media_type"),
             format!("the content type must be application/json, {found}"),
         )
+    }
+
+    /// 415: the body is not declared to be a form with files.
+    pub(crate) fn not_multipart(content_type: &str) -> Self {
+        let found = match content_type {
+            "" => "none was sent".to_owned(),
+            found => format!("found '{}'", found.chars().take(100).collect::<String>()),
+        };
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            INVALID_REQUEST,
+            Some("unsupported_media_type"),
+            format!("the content type must be multipart/form-data, {found}"),
+        )
+    }
+
+    /// 400 for a form that is not one, or has too many parts.
+    pub(crate) fn invalid_multipart(message: impl Into<String>) -> Self {
+        Self::bad_request("invalid_multipart", message)
     }
 
     /// 500 whose details go to the log only.

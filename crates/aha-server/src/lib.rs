@@ -27,6 +27,8 @@ mod limits;
 mod media;
 mod metrics;
 mod model;
+#[allow(dead_code, reason = "routes with files are about to use it")]
+mod multipart;
 mod options;
 mod replay;
 mod router;

@@ -1,6 +1,7 @@
 //! What an operator can set.
 
 use crate::media::FetchLimits;
+use aha_media::document::DocumentLimits;
 use aha_media::image::Limits;
 use aha_media::source::SourcePolicy;
 use std::time::Duration;
@@ -28,6 +29,8 @@ pub struct ServerOptions {
     pub allowed_hosts: Vec<String>,
     /// Largest request body in bytes.
     pub body_limit: usize,
+    /// Largest form with files in bytes. Large files are kept on disk while their request runs.
+    pub upload_limit: usize,
     /// Time for a request body to arrive.
     pub body_timeout: Duration,
     /// Longest time from a request to the end of its answer; `None` is without end.
@@ -59,6 +62,8 @@ pub struct MediaOptions {
     pub policy: SourcePolicy,
     /// Limits of one file.
     pub limits: Limits,
+    /// Limits of a document (a PDF, an image file of several pages) and of its pages.
+    pub documents: DocumentLimits,
     /// Patience with the hosts that media are fetched from.
     pub fetch: FetchLimits,
     /// Most pictures, clips and recordings of one request.
@@ -78,6 +83,11 @@ impl Default for MediaOptions {
         Self {
             policy: SourcePolicy::default(),
             limits: Limits::default(),
+            documents: DocumentLimits {
+                max_bytes: 64 << 20,
+                max_pages: 256,
+                ..DocumentLimits::default()
+            },
             fetch: FetchLimits::default(),
             max_items: 128,
             max_frames: 768,
@@ -99,6 +109,7 @@ impl Default for ServerOptions {
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             body_limit: 32 << 20,
+            upload_limit: 512 << 20,
             body_timeout: Duration::from_secs(60),
             request_timeout: Some(Duration::from_secs(3600)),
             shutdown_grace: Duration::from_secs(30),

@@ -8,7 +8,7 @@ use aha_engine::Event;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::unfold;
+use futures_util::stream::{self, BoxStream, StreamExt, unfold};
 use std::convert::Infallible;
 use std::pin::pin;
 use std::time::Duration;
@@ -34,16 +34,13 @@ pub(crate) struct StreamLimits {
     pub(crate) keep_alive: Duration,
 }
 
-enum Stage {
-    Opening,
-    Running(Generations),
-    Ended,
-}
+/// Chunks as they come, several at once or none; after an error nothing follows.
+pub(crate) type ChunkStream = BoxStream<'static, Result<Vec<String>, ApiError>>;
 
-struct EventStream<C> {
-    chunks: C,
+struct EventStream {
+    /// `None` after the end.
+    chunks: Option<ChunkStream>,
     limits: StreamLimits,
-    stage: Stage,
     span: tracing::Span,
 }
 
@@ -51,32 +48,33 @@ struct EventStream<C> {
 ///
 /// The body owns the generations: a client that goes away drops it, which cancels them.
 pub(crate) fn respond(
-    chunks: impl Chunks,
+    mut chunks: impl Chunks,
     generations: Generations,
     limits: StreamLimits,
 ) -> Response {
-    let span = tracing::Span::current();
+    let opening = stream::iter([Ok(chunks.opening())]);
+    let running = unfold(Some((chunks, generations)), |running| async move {
+        let (mut chunks, mut generations) = running?;
+        Some(match generations.next().await {
+            Some((choice, event)) => (chunks.event(choice, event), Some((chunks, generations))),
+            None => (Ok(chunks.closing()), None),
+        })
+    });
+    respond_with(opening.chain(running).boxed(), limits)
+}
+
+/// A response that sends chunks as they come. A client that goes away drops what makes them.
+pub(crate) fn respond_with(chunks: ChunkStream, limits: StreamLimits) -> Response {
     let stream = EventStream {
-        chunks,
+        chunks: Some(chunks),
         limits,
-        stage: Stage::Opening,
-        span,
+        span: tracing::Span::current(),
     };
-    let frames = unfold(
-        (stream, Some(generations)),
-        |(mut stream, mut waiting)| async move {
-            let frame = match stream.stage {
-                Stage::Opening => {
-                    let frame = data(&stream.chunks.opening());
-                    stream.stage = waiting.take().map_or(Stage::Ended, Stage::Running);
-                    frame
-                }
-                Stage::Running(_) => stream.advance().await,
-                Stage::Ended => return None,
-            };
-            Some((Ok::<_, Infallible>(frame), (stream, waiting)))
-        },
-    );
+    let frames = unfold(stream, |mut stream| async move {
+        stream.chunks.as_ref()?;
+        let frame = stream.advance().await;
+        Some((Ok::<_, Infallible>(frame), stream))
+    });
     let headers = [
         (
             header::CONTENT_TYPE,
@@ -92,10 +90,10 @@ pub(crate) fn respond(
     (headers, Body::from_stream(frames)).into_response()
 }
 
-impl<C: Chunks> EventStream<C> {
+impl EventStream {
     /// The next bytes: chunks, a keep-alive comment, or the end.
     async fn advance(&mut self) -> Bytes {
-        let Stage::Running(generations) = &mut self.stage else {
+        let Some(chunks) = &mut self.chunks else {
             return Bytes::new();
         };
         // Counted from the bytes before: events that yield none do not keep a connection open.
@@ -108,13 +106,11 @@ impl<C: Chunks> EventStream<C> {
                 }
                 error = self.limits.deadline.passed() => Err(error),
                 () = silence.as_mut() => return Bytes::from_static(KEEP_ALIVE),
-                event = generations.next() => match event {
-                    Some((choice, event)) => self.chunks.event(choice, event),
+                outcome = chunks.next() => match outcome {
+                    Some(outcome) => outcome,
                     None => {
-                        let mut bytes = data(&self.chunks.closing()).to_vec();
-                        bytes.extend_from_slice(b"data: [DONE]\n\n");
-                        self.stage = Stage::Ended;
-                        return bytes.into();
+                        self.chunks = None;
+                        return Bytes::from_static(b"data: [DONE]\n\n");
                     }
                 },
             };
@@ -126,8 +122,8 @@ impl<C: Chunks> EventStream<C> {
                         tracing::warn!(message = error.body.message, "the stream was cut");
                         error.log();
                     });
-                    // Ending the stage drops the generations, which cancels them.
-                    self.stage = Stage::Ended;
+                    // Dropping what makes the chunks cancels it.
+                    self.chunks = None;
                     return format!("data: {}\n\ndata: [DONE]\n\n", error.to_json()).into();
                 }
             }
@@ -150,7 +146,6 @@ fn data(chunks: &[String]) -> Bytes {
 mod tests {
     use super::*;
     use aha_engine::EngineError;
-    use futures_util::stream::{self, BoxStream, StreamExt};
     use std::sync::Arc;
 
     /// Chunks that only say that they were there.

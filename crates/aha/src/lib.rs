@@ -57,6 +57,30 @@ pub use aha_hub as hub;
 pub use aha_models::{FAMILIES, Family, LoadError, releases};
 pub use aha_nn::weights::DtypeRequest as Dtype;
 
+/// Reading documents: their pages, and what an OCR model can be asked about them.
+///
+/// ```no_run
+/// use aha::ocr::{Document, DocumentLimits, PageReader, ReadOptions};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let model = aha::load("PaddlePaddle/PaddleOCR-VL").build()?;
+/// let reader = PageReader::new(model.engine()?, None, None, None)?;
+/// let document = Document::open(std::fs::read("scan.pdf")?, &DocumentLimits::default())?;
+/// for page in 0..document.pages() {
+///     let options = ReadOptions { dpi: 200.0, prefer_text: false };
+///     println!("{}", reader.read(&document, page, options)?.markdown(None));
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub mod ocr {
+    pub use aha_engine::ocr::*;
+    pub use aha_media::document::{
+        DEFAULT_DPI, Document, DocumentError, DocumentLimits, ENDINGS, PageSelection, TextBlock,
+        TextLayer, is_document,
+    };
+}
+
 /// Keeps the guide's examples compiling.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/library.md")]

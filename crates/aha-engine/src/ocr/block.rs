@@ -1,6 +1,6 @@
 //! The parts of a page: one schema for all OCR models.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Width and height of a page in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ impl PageSize {
 }
 
 /// What a part of a page is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OcrKind {
     /// Running text, a line of it, or a whole page as Markdown.
@@ -67,7 +67,7 @@ impl OcrKind {
 }
 
 /// A part of a page.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OcrBlock {
     /// What it is.
     pub kind: OcrKind,

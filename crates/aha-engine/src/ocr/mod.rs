@@ -5,8 +5,13 @@
 //! Prompts of one's own need none of this: they are chats.
 
 mod block;
+mod document;
+mod html;
+mod page;
 
 pub use block::{OcrBlock, OcrKind, PageSize, markdown};
+pub use document::{DocumentFormat, OcrDocument, OcrPage, PageSource};
+pub use page::{PageAnswer, PageError, PageReader, ReadOptions, ReadPage, Reading};
 
 use crate::chat::{Chat, Message};
 use crate::error::EngineError;
@@ -160,7 +165,6 @@ mod tests {
         let media = Arc::new(Media::new(
             crate::MediaContent::Audio {
                 samples: Vec::new(),
-                channels: 1,
                 sample_rate: 1,
             },
             "page",

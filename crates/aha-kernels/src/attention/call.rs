@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::task::{ROWS, Task};
+use super::grid::GridBias;
+use super::task::{KEYS, ROWS, Task};
+use super::windows::WindowBias;
 use crate::InstructionSet;
 use crate::matmul::{PARALLEL_FROM, for_each_task};
 
@@ -28,30 +30,6 @@ pub(super) struct Sequence<'a> {
     pub(super) context_len: usize,
     pub(super) places: Places<'a>,
     pub(super) seen: Seen,
-    /// What is added to the scaled scores.
-    pub(super) bias: Option<ScoreBias<'a>>,
-}
-
-/// What is added to the scaled scores of a sequence.
-#[derive(Clone, Copy)]
-pub(super) struct ScoreBias<'a> {
-    /// `[num_heads, len, len]`: head, query, key.
-    pub(super) heads: &'a [f32],
-    /// `[len, len]` for all heads.
-    pub(super) mask: &'a [f32],
-    pub(super) len: usize,
-}
-
-impl<'a> ScoreBias<'a> {
-    /// What is added for the keys from `first` on: by head, and for all heads.
-    pub(super) fn keys(&self, head: usize, query: usize, first: usize) -> (&'a [f32], &'a [f32]) {
-        let row = query * self.len;
-        let keys = first..self.len;
-        (
-            &self.heads[head * self.len * self.len + row..][keys.clone()],
-            &self.mask[row..][keys],
-        )
-    }
 }
 
 /// Where the key of a position lies.
@@ -68,6 +46,8 @@ pub(super) enum Places<'a> {
 pub(super) enum Seen {
     /// All of its sequence.
     All,
+    /// Those up to its own, but at least so many.
+    Prefix(usize),
     /// Those up to its own; queries are the last positions of the context. With a window only so many,
     /// its own included.
     Causal(Option<usize>),
@@ -78,6 +58,7 @@ impl Sequence<'_> {
     pub(super) fn visible(&self, index: usize) -> Range<usize> {
         match self.seen {
             Seen::All => 0..self.context_len,
+            Seen::Prefix(prefix) => 0..prefix.max(index + 1).min(self.context_len),
             Seen::Causal(window) => {
                 let end = self.context_len - self.query_len + index + 1;
                 window.map_or(0, |window| end.saturating_sub(window))..end
@@ -109,7 +90,31 @@ pub(super) struct Call<'a> {
     pub(super) q: Rows<'a>,
     pub(super) k: Rows<'a>,
     pub(super) v: Rows<'a>,
+    pub(super) bias: Option<Bias<'a>>,
     pub(super) out: Output,
+}
+
+/// What is added to scores before the factor `scale`.
+#[derive(Clone, Copy)]
+pub(super) enum Bias<'a> {
+    Grid(GridBias<'a>),
+    Windows(WindowBias<'a>),
+}
+
+impl Bias<'_> {
+    /// Writes what keys `tile..end` get from the query at `position` of its sequence, which is row `token` of the
+    /// call.
+    pub(super) fn addends(
+        &self,
+        query: (usize, usize, usize),
+        keys: (usize, usize),
+        addends: &mut [f32; KEYS],
+    ) {
+        match self {
+            Self::Grid(bias) => bias.addends(query, keys, addends),
+            Self::Windows(bias) => bias.addends(query, keys, addends),
+        }
+    }
 }
 
 /// The output array, which tasks fill piece by piece.

@@ -3,6 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod call;
+mod grid;
 mod ragged;
 mod scalar;
 mod task;
@@ -13,6 +14,7 @@ use crate::{InstructionSet, KernelError, instruction_set};
 
 pub use call::Rows;
 use call::{Call, Output, Places, Seen, Sequence};
+pub use grid::GridBias;
 pub use ragged::RaggedAttention;
 pub use windows::WindowAttention;
 
@@ -100,7 +102,6 @@ impl PagedAttention<'_> {
                 context_len: sequence.context_len,
                 places: Places::Blocks(sequence.blocks, self.block_size),
                 seen: Seen::Causal(sequence.window),
-                bias: None,
             })
             .collect();
         let rows = |values, heads: usize| Rows {
@@ -117,6 +118,7 @@ impl PagedAttention<'_> {
             q: rows(q, self.num_heads),
             k: rows(k_cache, self.num_kv_heads),
             v: rows(v_cache, self.num_kv_heads),
+            bias: None,
             out: Output::new(out),
         }
         .run();
@@ -222,6 +224,8 @@ impl PagedSequence<'_> {
     }
 }
 
+#[cfg(test)]
+mod grid_tests;
 #[cfg(test)]
 mod ragged_tests;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Attention among the tokens of sequences that are computed at once.
 
-use super::call::{Call, Output, Places, Rows, Seen, Sequence};
+use super::call::{Bias, Call, Output, Places, Rows, Seen, Sequence};
+use super::grid::GridBias;
 use crate::error::{check_len, checked_mul};
 use crate::{InstructionSet, KernelError, instruction_set};
 
@@ -22,6 +23,10 @@ pub struct RaggedAttention<'a> {
     pub scale: f32,
     /// Whether a token sees only those up to itself, instead of its whole sequence.
     pub causal: bool,
+    /// With `causal`: the first tokens of a sequence, which all see each other.
+    pub prefix: usize,
+    /// Addends of the scores, for sequences that are grids.
+    pub bias: Option<GridBias<'a>>,
     /// Sequence `i` has the tokens `cu_seqlens[i]..cu_seqlens[i + 1]`: begins with 0, never falls and ends
     /// with the number of tokens.
     pub cu_seqlens: &'a [u32],
@@ -60,7 +65,7 @@ impl RaggedAttention<'_> {
         let set = set.require()?;
         self.check(q, k, v, out)?;
         let seen = if self.causal {
-            Seen::Causal(None)
+            Seen::Prefix(self.prefix)
         } else {
             Seen::All
         };
@@ -75,7 +80,6 @@ impl RaggedAttention<'_> {
                     context_len: len,
                     places: Places::From(start),
                     seen,
-                    bias: None,
                 }
             })
             .collect();
@@ -89,6 +93,7 @@ impl RaggedAttention<'_> {
             q,
             k,
             v,
+            bias: self.bias.map(Bias::Grid),
             out: Output::new(out),
         }
         .run();
@@ -128,7 +133,29 @@ impl RaggedAttention<'_> {
         for (argument, rows, width) in [("q", q, query_row), ("k", k, key_row), ("v", v, key_row)] {
             rows.check(argument, tokens, width)?;
         }
-        Ok(())
+        match &self.bias {
+            Some(bias) => self.check_bias(bias, tokens),
+            None => Ok(()),
+        }
+    }
+
+    fn check_bias(&self, bias: &GridBias<'_>, tokens: usize) -> Result<(), KernelError> {
+        for (argument, value) in [("bias.height", bias.height), ("bias.width", bias.width)] {
+            if value == 0 {
+                return Err(KernelError::Zero { argument });
+            }
+        }
+        let grid = bias
+            .tokens()
+            .ok_or(KernelError::Memory { bytes: usize::MAX })?;
+        for bounds in self.cu_seqlens.windows(2) {
+            let length = (bounds[1] - bounds[0]) as usize;
+            if length > 0 {
+                check_len("tokens of a grid", grid, length)?;
+            }
+        }
+        let row = checked_mul(self.num_heads, bias.terms_per_head())?;
+        bias.terms.check("bias.terms", tokens, row)
     }
 }
 

@@ -79,6 +79,8 @@ impl Fused {
             head_dim: dim,
             scale: 1.0 / (dim as f32).sqrt(),
             causal,
+            prefix: 0,
+            bias: None,
             cu_seqlens,
         }
         .forward_on(set, q, k, v, &mut out)
@@ -203,6 +205,8 @@ fn wrong_arguments_are_errors() {
             head_dim: 4,
             scale: 1.0,
             causal: false,
+            prefix: 0,
+            bias: None,
             cu_seqlens,
         }
         .forward(rows(heads * 8, heads * 4), k, k, &mut vec![0.0; out])

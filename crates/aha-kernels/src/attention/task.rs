@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::call::{Call, Rows};
+use super::call::{Bias, Call, Rows};
 use crate::InstructionSet;
 use crate::buffer::{Line, bytes_of, flat, flat_mut, prefetch, with_scratch};
 use crate::matmul::{Activations, Panels, Sums, TILE_ROWS, tile, tile_panels};
@@ -125,14 +125,10 @@ impl Task {
                     };
                     self.load(call, head.kv_head, tile, first..last, loaded);
                     score(call, rows, flat(head.queries), keys, scores);
-                    let kv_head = head.kv_head;
-                    let bias = |row: usize| {
-                        let bias = sequence.bias?;
-                        let query = self.start + row / call.group;
-                        let query_head = kv_head * call.group + row % call.group;
-                        Some(bias.keys(query_head, query, tile))
-                    };
-                    advance(call, head, visible, bias, scores, probabilities);
+                    if let Some(bias) = &call.bias {
+                        self.add_bias(call, bias, head.kv_head, tile, scores);
+                    }
+                    head.advance(call, visible, scores, probabilities);
                     weigh(
                         call.set,
                         rows,
@@ -225,6 +221,34 @@ impl Task {
         }
     }
 
+    /// Adds the addends to the scores `[panel][row]` of the tile at position `tile`.
+    fn add_bias(
+        &self,
+        call: &Call<'_>,
+        bias: &Bias<'_>,
+        kv_head: usize,
+        tile: usize,
+        scores: &mut [Line],
+    ) {
+        let rows = scores.len() / KEY_PANELS;
+        let end = (tile + KEYS).min(call.sequences[self.sequence].context_len);
+        for row in 0..rows {
+            let (token, head) = self.query(call, kv_head, row);
+            let position = self.start + row / call.group;
+            let mut addends = [0.0; KEYS];
+            bias.addends((token, head, position), (tile, end), &mut addends);
+            for (line, addends) in scores[row..]
+                .iter_mut()
+                .step_by(rows)
+                .zip(addends.chunks_exact(PANEL))
+            {
+                for (score, addend) in line.0.iter_mut().zip(addends) {
+                    *score += addend;
+                }
+            }
+        }
+    }
+
     fn write(&self, call: &Call<'_>, head: &Head<'_>) {
         let (dim, rows) = (call.head_dim, head.running.len());
         for (row, running) in head.running.iter().enumerate() {
@@ -241,41 +265,33 @@ impl Task {
     }
 }
 
-/// The softmax over one more tile: scores `[panel][row]` to probabilities `[row][key]`. `bias` gives what is added to
-/// the scaled scores of a row.
-fn advance<'a>(
-    call: &Call<'_>,
-    head: &mut Head<'_>,
-    visible: impl Fn(usize) -> Range<usize>,
-    bias: impl Fn(usize) -> Option<(&'a [f32], &'a [f32])>,
-    scores: &[Line],
-    probabilities: &mut [Line],
-) {
-    let rows = head.running.len();
-    let probabilities = probabilities.chunks_exact_mut(KEY_PANELS);
-    for ((row, running), target) in head.running.iter_mut().enumerate().zip(probabilities) {
-        let seen = visible(row);
-        if seen.is_empty() {
-            continue;
-        }
-        let mut tile = [scores[row], scores[rows + row]];
-        let mut scale = call.scale;
-        if let Some((by_head, mask)) = bias(row) {
-            let added = by_head.iter().zip(mask);
-            for (score, (by_head, mask)) in flat_mut(&mut tile).iter_mut().zip(added) {
-                *score = *score * scale + by_head + mask;
+impl Head<'_> {
+    /// The softmax over one more tile: scores `[panel][row]` to probabilities `[row][key]`.
+    fn advance(
+        &mut self,
+        call: &Call<'_>,
+        visible: impl Fn(usize) -> Range<usize>,
+        scores: &[Line],
+        probabilities: &mut [Line],
+    ) {
+        let rows = self.running.len();
+        let probabilities = probabilities.chunks_exact_mut(KEY_PANELS);
+        for ((row, running), target) in self.running.iter_mut().enumerate().zip(probabilities) {
+            let seen = visible(row);
+            if seen.is_empty() {
+                continue;
             }
-            scale = 1.0;
-        }
-        let step = softmax(call.set, &mut tile, scale, seen, running.largest);
-        target.copy_from_slice(&tile);
-        if step.correction != 1.0 {
-            for line in head.sums.iter_mut().skip(row).step_by(rows) {
-                line.0.iter_mut().for_each(|sum| *sum *= step.correction);
+            let mut tile = [scores[row], scores[rows + row]];
+            let step = softmax(call.set, &mut tile, call.scale, seen, running.largest);
+            target.copy_from_slice(&tile);
+            if step.correction != 1.0 {
+                for line in self.sums.iter_mut().skip(row).step_by(rows) {
+                    line.0.iter_mut().for_each(|sum| *sum *= step.correction);
+                }
             }
+            running.sum = running.sum * step.correction + step.sum;
+            running.largest = step.largest;
         }
-        running.sum = running.sum * step.correction + step.sum;
-        running.largest = step.largest;
     }
 }
 

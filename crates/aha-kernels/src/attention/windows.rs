@@ -1,6 +1,7 @@
 //! Attention among the tokens of windows of one size, with relative positions and masks.
 
-use super::call::{Call, Output, Places, Rows, ScoreBias, Seen, Sequence};
+use super::call::{Bias, Call, Output, Places, Rows, Seen, Sequence};
+use super::task::KEYS;
 use crate::error::{check_len, checked_mul};
 use crate::{InstructionSet, KernelError, instruction_set};
 
@@ -25,6 +26,36 @@ pub struct WindowAttention<'a> {
     pub masks: &'a [f32],
     /// For each window, which of `masks` is its own.
     pub mask_of: &'a [u32],
+}
+
+/// What is added to the scores of windows.
+#[derive(Clone, Copy)]
+pub(super) struct WindowBias<'a> {
+    heads: &'a [f32],
+    masks: &'a [f32],
+    mask_of: &'a [u32],
+    len: usize,
+    /// The inverse of the scores' factor, which comes behind the sum.
+    per_scale: f32,
+}
+
+impl WindowBias<'_> {
+    /// Writes what keys `tile..end` get from the query at `position` of its window, which is row `token` of the call.
+    pub(super) fn addends(
+        &self,
+        (token, head, position): (usize, usize, usize),
+        (tile, end): (usize, usize),
+        addends: &mut [f32; KEYS],
+    ) {
+        let pairs = self.len * self.len;
+        let mask = self.mask_of[token / self.len] as usize;
+        let keys = |table: usize| table * pairs + position * self.len + tile;
+        let by_head = &self.heads[keys(head)..][..end - tile];
+        let mask = &self.masks[keys(mask)..][..end - tile];
+        for (addend, (by_head, mask)) in addends.iter_mut().zip(by_head.iter().zip(mask)) {
+            *addend = (by_head + mask) * self.per_scale;
+        }
+    }
 }
 
 impl WindowAttention<'_> {
@@ -59,22 +90,13 @@ impl WindowAttention<'_> {
     ) -> Result<(), KernelError> {
         let set = set.require()?;
         self.check(q, k, v, out)?;
-        let pairs = self.len * self.len;
-        let sequences: Vec<Sequence<'_>> = self
-            .mask_of
-            .iter()
-            .enumerate()
-            .map(|(window, mask)| Sequence {
+        let sequences: Vec<Sequence<'_>> = (0..self.mask_of.len())
+            .map(|window| Sequence {
                 query_start: window * self.len,
                 query_len: self.len,
                 context_len: self.len,
                 places: Places::From(window * self.len),
                 seen: Seen::All,
-                bias: Some(ScoreBias {
-                    heads: self.bias,
-                    mask: &self.masks[*mask as usize * pairs..][..pairs],
-                    len: self.len,
-                }),
             })
             .collect();
         Call {
@@ -87,6 +109,13 @@ impl WindowAttention<'_> {
             q,
             k,
             v,
+            bias: Some(Bias::Windows(WindowBias {
+                heads: self.bias,
+                masks: self.masks,
+                mask_of: self.mask_of,
+                len: self.len,
+                per_scale: 1.0 / self.scale,
+            })),
             out: Output::new(out),
         }
         .run();

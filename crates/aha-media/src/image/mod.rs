@@ -16,9 +16,9 @@ mod sniff;
 mod tensor;
 
 pub use background::{Background, UnknownColor, parse_color};
-pub use decode::{DecodedImage, decode, decode_pages};
-pub(crate) use decode::{gif, guarded as decode_guarded, webp_animation};
-pub use encode::{ImageEncoding, UnknownEncoding, encode};
+pub use decode::{DecodedImage, count_pages, decode, decode_page, decode_pages};
+pub(crate) use decode::{gif, guarded as decode_guarded, malformed, webp_animation};
+pub use encode::{ImageEncoding, UnknownEncoding, encode, encode_png};
 pub use geometry::{PadOffset, center_crop, crop, pad_to, tiles};
 pub use limits::Limits;
 pub use orientation::Orientation;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::error::{Location, Result, WeightsError};
 use super::gguf::GgufFile;
 use super::mapped::MappedFile;
+use super::pickle;
 use super::safetensors;
 use super::stored::StoredType;
 use super::tensor::{LoadedTensor, StoredTensor};
@@ -29,6 +30,8 @@ struct Entry {
     stored: StoredType,
     shape: Vec<usize>,
     range: Range<usize>,
+    /// Elements between neighbours by dimension, where the rows do not lie one after the other.
+    strides: Option<Arc<[usize]>>,
 }
 
 impl Catalog {
@@ -43,8 +46,9 @@ impl Catalog {
         }
     }
 
-    /// Opens a checkpoint: a `.safetensors` or `.gguf` file, an index of shards, or a folder. In a folder,
-    /// `model.safetensors` comes first, then an index, then the only safetensors or GGUF file.
+    /// Opens a checkpoint: a `.safetensors`, `.gguf` or PyTorch file (`.pt`, `.pth`, `.bin`), an index of shards, or a
+    /// folder. In a folder, `model.safetensors` comes first, then an index, `pytorch_model.bin` and `model.pt`, then the
+    /// only safetensors or GGUF file.
     ///
     /// # Errors
     /// [`WeightsError::NotFound`] when the path holds no such file, or several and nothing that tells which;
@@ -54,6 +58,7 @@ impl Catalog {
             CheckpointFile::Safetensors(file) => safetensors::open(&file)?,
             CheckpointFile::Index(file) => safetensors::open_sharded(&file)?,
             CheckpointFile::Gguf(file) => GgufFile::open(&file)?.into_catalog(),
+            CheckpointFile::Pickle(file) => pickle::open(&file)?,
         };
         catalog.path = path.to_owned();
         Ok(catalog)
@@ -85,7 +90,53 @@ impl Catalog {
         shape: Vec<usize>,
         range: Range<usize>,
     ) -> Result<()> {
-        let Some(mapped) = self.files.get(file) else {
+        self.insert_entry(
+            name,
+            Entry {
+                file,
+                stored,
+                shape,
+                range,
+                strides: None,
+            },
+        )
+    }
+
+    /// Adds a tensor that is a view of `range` with `strides` (elements between neighbours, by dimension).
+    ///
+    /// # Errors
+    /// As [`Catalog::insert`]; and when the view does not end where the range does.
+    pub(super) fn insert_strided(
+        &mut self,
+        name: &str,
+        file: usize,
+        stored: StoredType,
+        shape: Vec<usize>,
+        strides: Vec<usize>,
+        range: Range<usize>,
+    ) -> Result<()> {
+        let strides = (!is_row_major(&shape, &strides)).then(|| strides.into());
+        self.insert_entry(
+            name,
+            Entry {
+                file,
+                stored,
+                shape,
+                range,
+                strides,
+            },
+        )
+    }
+
+    fn insert_entry(&mut self, name: &str, entry: Entry) -> Result<()> {
+        let Entry {
+            stored,
+            ref shape,
+            ref range,
+            ref strides,
+            ..
+        } = entry;
+        let Some(mapped) = self.files.get(entry.file) else {
             return Err(WeightsError::malformed(
                 &self.path,
                 Location::tensor(name),
@@ -94,8 +145,13 @@ impl Catalog {
         };
         let fail =
             |reason: String| WeightsError::malformed(mapped.path(), Location::tensor(name), reason);
-        let needed = tensor_bytes(stored, &shape)
+        let size = tensor_bytes(stored, shape)
             .ok_or_else(|| fail(format!("shape {shape:?} in {stored} is no valid size")))?;
+        let needed = match strides {
+            Some(strides) => span_bytes(stored, shape, strides)
+                .ok_or_else(|| fail(format!("strides {strides:?} of shape {shape:?} overflow")))?,
+            None => size,
+        };
         let length = mapped.bytes().get(range.clone()).map(<[u8]>::len);
         if length != Some(needed) {
             return Err(fail(format!(
@@ -114,16 +170,8 @@ impl Catalog {
                 _ => "is there twice".to_owned(),
             }));
         }
-        self.total_bytes += needed as u64;
-        self.entries.insert(
-            name.to_owned(),
-            Entry {
-                file,
-                stored,
-                shape,
-                range,
-            },
-        );
+        self.total_bytes = self.total_bytes.saturating_add(size as u64);
+        self.entries.insert(name.to_owned(), entry);
         Ok(())
     }
 
@@ -184,7 +232,8 @@ impl Catalog {
     pub fn main_type(&self) -> Option<StoredType> {
         let mut bytes_by_type = BTreeMap::<StoredType, u64>::new();
         for entry in self.entries.values() {
-            *bytes_by_type.entry(entry.stored).or_default() += entry.range.len() as u64;
+            let bytes = bytes_by_type.entry(entry.stored).or_default();
+            *bytes = bytes.saturating_add(entry.range.len() as u64);
         }
         bytes_by_type
             .into_iter()
@@ -192,9 +241,12 @@ impl Catalog {
             .map(|(stored, _)| stored)
     }
 
-    /// A tensor as it lies in the file.
-    pub fn get(&self, name: &str) -> Option<StoredTensor<'_>> {
+    /// A tensor as it lies in the file; none also where the file has its rows in pieces ([`Catalog::load`] serves both).
+    pub(super) fn get(&self, name: &str) -> Option<StoredTensor<'_>> {
         let entry = self.entries.get(name)?;
+        if entry.strides.is_some() {
+            return None;
+        }
         let bytes = self
             .files
             .get(entry.file)?
@@ -212,23 +264,29 @@ impl Catalog {
     pub fn load(&self, name: &str) -> Option<LoadedTensor> {
         let entry = self.entries.get(name)?;
         let file = self.files.get(entry.file)?.clone();
-        Some(LoadedTensor::new(
+        let tensor = LoadedTensor::new(
             name.to_owned(),
             file,
             entry.stored,
             entry.shape.clone(),
             entry.range.clone(),
-        ))
+        );
+        Some(tensor.with_strides(entry.strides.clone()))
     }
 }
 
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
+/// What PyTorch's own files are called.
+const PICKLE_SUFFIXES: [&str; 3] = [".pt", ".pth", ".bin"];
+/// What releases in PyTorch's own format call the model among other files (a codec, a tokenizer).
+const PICKLED_MODELS: [&str; 2] = ["pytorch_model.bin", "model.pt"];
 
 /// The file to open for a checkpoint, by its format.
 pub(super) enum CheckpointFile {
     Safetensors(PathBuf),
     Index(PathBuf),
     Gguf(PathBuf),
+    Pickle(PathBuf),
 }
 
 /// Finds the file that a path stands for; see [`Catalog::open`].
@@ -245,9 +303,13 @@ pub(super) fn locate(path: &Path) -> Result<CheckpointFile> {
         name if name.ends_with(".safetensors") => Ok(CheckpointFile::Safetensors(file)),
         name if name.ends_with(INDEX_SUFFIX) => Ok(CheckpointFile::Index(file)),
         name if name.ends_with(".gguf") => Ok(CheckpointFile::Gguf(file)),
+        name if PICKLE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)) => {
+            Ok(CheckpointFile::Pickle(file))
+        }
         _ => Err(WeightsError::NotFound {
             path: file,
-            reason: "is neither a folder nor a .safetensors or .gguf file".to_owned(),
+            reason: "is neither a folder nor a .safetensors, .gguf, .pt, .pth or .bin file"
+                .to_owned(),
         }),
     }
 }
@@ -270,6 +332,14 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
         );
     }
     names.sort();
+    if !names.iter().any(|name| name.ends_with(INDEX_SUFFIX)) {
+        for name in PICKLED_MODELS {
+            let pickle = folder.join(name);
+            if pickle.is_file() {
+                return Ok(pickle);
+            }
+        }
+    }
     for suffix in [INDEX_SUFFIX, ".safetensors", ".gguf"] {
         let matching: Vec<&str> = names
             .iter()
@@ -301,8 +371,9 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
     Err(WeightsError::NotFound {
         path: folder.to_owned(),
         reason: format!(
-            "holds no weights: looked for model.safetensors, {}, and a single .safetensors or .gguf file",
-            safetensors::INDEX_NAME
+            "holds no weights: looked for model.safetensors, {}, {}, and a single .safetensors or .gguf file",
+            safetensors::INDEX_NAME,
+            PICKLED_MODELS.join(", ")
         ),
     })
 }
@@ -315,6 +386,32 @@ pub(super) fn tensor_bytes(stored: StoredType, shape: &[usize]) -> Option<usize>
         return None;
     }
     stored.bytes_for(elements)
+}
+
+/// Whether strides are those of rows that lie one after the other. Dimensions of 1 have any stride, and a tensor without
+/// elements any strides.
+fn is_row_major(shape: &[usize], strides: &[usize]) -> bool {
+    let mut expected = 1usize;
+    shape.contains(&0)
+        || shape.iter().zip(strides).rev().all(|(&size, &stride)| {
+            let fits = size == 1 || stride == expected;
+            expected = expected.saturating_mul(size);
+            fits
+        })
+}
+
+/// Bytes from the first element of a strided view to the end of its last, or none when that overflows.
+fn span_bytes(stored: StoredType, shape: &[usize], strides: &[usize]) -> Option<usize> {
+    if shape.contains(&0) || shape.len() != strides.len() {
+        return None;
+    }
+    let last = shape
+        .iter()
+        .zip(strides)
+        .try_fold(0usize, |last, (&size, &stride)| {
+            last.checked_add((size - 1).checked_mul(stride)?)
+        })?;
+    stored.bytes_for(last.checked_add(1)?)
 }
 
 /// Product of the dimensions, or none when it (or any partial product) overflows.

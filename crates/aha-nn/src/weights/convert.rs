@@ -86,6 +86,51 @@ pub(super) fn gather_rows(
     Ok(gathered)
 }
 
+/// The values of a strided view, one after the other: `bytes` begins at its first element, `strides` counts elements.
+pub(super) fn gather_strided(
+    name: &str,
+    stored: StoredType,
+    shape: &[usize],
+    strides: &[usize],
+    bytes: &[u8],
+) -> Result<Vec<u8>> {
+    let error = |reason: &str| WeightsError::Unconvertible {
+        tensor: name.to_owned(),
+        stored: stored.name(),
+        reason: reason.to_owned(),
+    };
+    if stored.is_quantized() {
+        return Err(error("blocks of quantised values have no strides"));
+    }
+    let (Some((&inner, outer)), Some((&inner_stride, outer_strides))) =
+        (shape.split_last(), strides.split_last())
+    else {
+        return Ok(bytes.to_vec());
+    };
+    let size = tensor_bytes(stored, shape).ok_or_else(|| error("its size overflows"))?;
+    let item = stored.block_bytes();
+    let mut gathered = Vec::with_capacity(size);
+    let mut index = vec![0; outer.len()];
+    while gathered.len() < size {
+        let row: usize = index.iter().zip(outer_strides).map(|(i, s)| i * s).sum();
+        for column in 0..inner {
+            let start = (row + column * inner_stride) * item;
+            match bytes.get(start..start + item) {
+                Some(value) => gathered.extend_from_slice(value),
+                None => return Err(error("its strides lead out of its bytes")),
+            }
+        }
+        for (position, &size) in index.iter_mut().zip(outer).rev() {
+            *position += 1;
+            if *position < size {
+                break;
+            }
+            *position = 0;
+        }
+    }
+    Ok(gathered)
+}
+
 type Decoder = Box<dyn Fn(&[u8], &mut [f32]) -> Result<()> + Sync>;
 
 fn decoder(stored: StoredType) -> Option<Decoder> {

@@ -3,7 +3,8 @@
 //! ```text
 //! *.safetensors ─┐
 //! *.index.json  ─┼─▶ Catalog (name ─▶ type, shape, byte range of a mapping) ─▶ Weights ─▶ layers
-//! *.gguf        ─┘                                                  NameMap ──┘
+//! *.gguf        ─┤                                                  NameMap ──┘
+//! *.pt *.pth *.bin ┘
 //! ```
 //!
 //! Opening a checkpoint maps its files and checks every number in their headers; no tensor is copied until
@@ -16,6 +17,7 @@ mod error;
 pub mod gguf;
 pub mod mapped;
 mod names;
+pub mod pickle;
 mod placement;
 mod reader;
 pub mod safetensors;

@@ -1,5 +1,6 @@
 //! The checked reader that every size in a binary file goes through.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::error::{Location, Result, WeightsError};
@@ -32,6 +33,17 @@ impl<'a> Reader<'a> {
             path,
             bytes,
             position: 0,
+        }
+    }
+
+    /// A reader of `range` alone, whose offsets are those in `bytes`. A range that is not inside `bytes` is cut to what
+    /// is.
+    pub fn within(path: &'a Path, bytes: &'a [u8], range: Range<usize>) -> Self {
+        let end = range.end.min(bytes.len());
+        Self {
+            path,
+            bytes: &bytes[..end],
+            position: range.start.min(end),
         }
     }
 

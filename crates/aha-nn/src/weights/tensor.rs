@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::catalog::tensor_bytes;
 use super::convert;
 use super::error::{Result, WeightsError};
 use super::mapped::MappedFile;
@@ -57,6 +58,8 @@ pub struct LoadedTensor {
     stored: StoredType,
     shape: Vec<usize>,
     range: Range<usize>,
+    /// Elements between neighbours by dimension; none where rows lie one after the other.
+    strides: Option<Arc<[usize]>>,
     interleaved_heads: Option<usize>,
 }
 
@@ -74,8 +77,15 @@ impl LoadedTensor {
             stored,
             shape,
             range,
+            strides: None,
             interleaved_heads: None,
         }
+    }
+
+    /// Declares that the range is a view of other layout than row by row.
+    pub(super) fn with_strides(mut self, strides: Option<Arc<[usize]>>) -> Self {
+        self.strides = strides;
+        self
     }
 
     /// Declares that rows lie in the order of interleaved rotary embeddings, `[heads, head_dim / 2, 2]`,
@@ -123,7 +133,7 @@ impl LoadedTensor {
 
     /// Size of its values in bytes.
     pub fn byte_len(&self) -> usize {
-        self.range.len()
+        tensor_bytes(self.stored, &self.shape).unwrap_or_default()
     }
 
     /// Size of the first dimension (1 for a scalar).
@@ -133,20 +143,25 @@ impl LoadedTensor {
 
     /// Whether [`LoadedTensor::bytes`] differs from the order in the file.
     pub fn rows_permuted(&self) -> bool {
-        self.interleaved_heads.is_some()
+        self.interleaved_heads.is_some() || self.strides.is_some()
     }
 
-    /// The values in row order: borrowed from the mapping, or copied when rows are permuted.
+    /// The values in row order: borrowed from the mapping, or copied when the file has them in another order.
     ///
     /// # Errors
     /// [`WeightsError::Unconvertible`] when rows of a permuted tensor are not whole blocks.
     pub fn bytes(&self) -> Result<Cow<'_, [u8]>> {
-        let bytes = self.mapped_bytes()?;
-        if !self.rows_permuted() {
-            return Ok(Cow::Borrowed(bytes));
+        let mut bytes = Cow::Borrowed(self.mapped_bytes()?);
+        if let Some(strides) = &self.strides {
+            let (name, shape) = (&self.name, &self.shape);
+            bytes = convert::gather_strided(name, self.stored, shape, strides, &bytes)?.into();
         }
-        let source = |row| self.source_row(row);
-        convert::gather_rows(&self.name, self.stored, &self.shape, bytes, source).map(Cow::Owned)
+        if self.interleaved_heads.is_some() {
+            let source = |row| self.source_row(row);
+            bytes =
+                convert::gather_rows(&self.name, self.stored, &self.shape, &bytes, source)?.into();
+        }
+        Ok(bytes)
     }
 
     /// Lets the system take back the pages of the file that hold the tensor, once its values were copied.

@@ -64,7 +64,9 @@ impl Weights {
                 let names = NameMap::for_gguf(&file.metadata)?;
                 return Ok(Self::from_gguf(file, names, placement));
             }
-            CheckpointFile::Safetensors(_) | CheckpointFile::Index(_) => Catalog::open(path)?,
+            CheckpointFile::Safetensors(_)
+            | CheckpointFile::Index(_)
+            | CheckpointFile::Pickle(_) => Catalog::open(path)?,
         };
         Ok(Self::from_catalog(catalog, NameMap::identity(), placement))
     }

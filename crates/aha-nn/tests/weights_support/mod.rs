@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod torch;
+
 use std::path::{Path, PathBuf};
 
 use aha_nn::weights::{Placement, StoredType, safetensors};

@@ -9,9 +9,12 @@ use crate::error::ApiError;
 use crate::options::MediaOptions;
 use crate::state::AppState;
 use crate::types::media::{Form, MediaPart, RequestMedia, Source, Wishes};
-use aha_engine::{AudioInput, Chat, Media, MediaKind, MediaReader, Part, TextProcessor};
+use aha_engine::{
+    AudioInput, Chat, Media, MediaContent, MediaKind, MediaReader, Part, TextProcessor,
+};
 use aha_media::MediaError;
-use aha_media::image::Limits;
+use aha_media::document::{DEFAULT_DPI, Document, DocumentLimits};
+use aha_media::image::DecodedImage;
 use aha_media::source::{MediaSource, RemoteUrl, SourcePolicy, decode_base64};
 use aha_media::video::{FrameRate, FrameSampling};
 use futures_util::stream::{self, StreamExt};
@@ -66,10 +69,11 @@ impl Budget {
 }
 
 /// Most bytes of a file of that part.
-fn file_limit(limits: &Limits, part: &MediaPart) -> u64 {
+fn file_limit(options: &MediaOptions, part: &MediaPart) -> u64 {
     match (part.kind, part.form) {
-        (MediaKind::Image, _) | (_, Form::Frames) => limits.max_bytes,
-        (MediaKind::Video | MediaKind::Audio, Form::File) => limits.max_video_bytes,
+        (_, Form::Document) => options.documents.max_bytes,
+        (MediaKind::Image, _) | (_, Form::Frames) => options.limits.max_bytes,
+        (MediaKind::Video | MediaKind::Audio, Form::File) => options.limits.max_video_bytes,
     }
 }
 
@@ -112,7 +116,7 @@ impl Gathering {
         };
         let mut files = Vec::with_capacity(parts.len());
         for part in &mut parts {
-            let limit = file_limit(&options.limits, part);
+            let limit = file_limit(options, part);
             let opened: Result<Vec<File>, MediaError> = std::mem::take(&mut part.sources)
                 .into_iter()
                 .map(|source| open(source, limit, &options.policy, &mut budget))
@@ -129,10 +133,10 @@ impl Gathering {
 
     /// Fetches what is on the web, a few files at a time.
     pub(crate) async fn fetch(mut self, state: &AppState) -> Result<Self, ApiError> {
-        let limits = &state.options.media.limits;
+        let options = &state.options.media;
         let mut wanted = Vec::new();
         for (part, files) in self.files.iter().enumerate() {
-            let limit = file_limit(limits, &self.parts[part]).min(self.budget.limit);
+            let limit = file_limit(options, &self.parts[part]).min(self.budget.limit);
             for (file, found) in files.iter().enumerate() {
                 if let File::Remote(url) = found {
                     wanted.push((part, file, url.clone(), limit));
@@ -164,22 +168,114 @@ impl Gathering {
         reader: &MediaReader,
     ) -> Result<(), ApiError> {
         let mut reader = reader.clone();
-        let mut pixels = options.max_total_pixels;
+        let input = processor
+            .media()
+            .map_or(AudioInput::SPEECH, |media| media.audio_input());
+        let single = |part: &&MediaPart| part.form != Form::Document;
+        let mut room = Room {
+            items: options
+                .max_items
+                .saturating_sub(self.parts.iter().filter(single).count()),
+            pixels: options.max_total_pixels,
+            seconds: reader.audio.limits.max_seconds.min(input.max_seconds),
+        };
+        // The message of the last part, and how many more media it got than parts.
+        let (mut message, mut more) = (0, 0);
         for (part, files) in self.parts.into_iter().zip(self.files) {
             let fault = |error| ApiError::media(error, &part.path);
             let files = here(files).map_err(fault)?;
-            reader.limits.max_pixels = options.limits.max_pixels.min(pixels);
-            reader.limits.max_video_pixels = options.limits.max_video_pixels.min(pixels);
-            let media = decode(&part, &files, processor, &reader).map_err(fault)?;
-            let media = media.with_settings(self.settings.clone());
-            pixels = pixels.saturating_sub(media.pixels());
-            if let Some(message) = chat.messages.get_mut(part.message) {
-                // Parts come in the order of their places, so all before this one are there.
-                let place = part.place.min(message.content.len());
-                message.content.insert(place, Part::Media(Arc::new(media)));
+            reader.limits.max_pixels = options.limits.max_pixels.min(room.pixels);
+            reader.limits.max_video_pixels = options.limits.max_video_pixels.min(room.pixels);
+            reader.audio.limits.max_seconds = room.seconds;
+            let media = match (part.form, &files[..]) {
+                (Form::Document, [file]) => {
+                    pages_of(&part, file, options, &mut room).map_err(fault)?
+                }
+                _ => vec![decode(&part, &files, processor, &reader).map_err(fault)?],
+            };
+            if part.message != message {
+                (message, more) = (part.message, 0);
             }
+            let Some(into) = chat.messages.get_mut(message) else {
+                continue;
+            };
+            // Parts come in the order of their places, so all before this one are there.
+            let place = (part.place + more).min(into.content.len());
+            more += media.len().saturating_sub(1);
+            let pixels: u64 = media.iter().map(Media::pixels).sum();
+            room.pixels = room.pixels.saturating_sub(pixels);
+            let seconds: f64 = media.iter().map(Media::seconds).sum();
+            room.seconds = (room.seconds - seconds).max(0.0);
+            let media = media
+                .into_iter()
+                .map(|media| Part::Media(Arc::new(media.with_settings(self.settings.clone()))));
+            into.content.splice(place..place, media);
         }
         Ok(())
+    }
+}
+
+/// What a request may still hold.
+struct Room {
+    items: usize,
+    pixels: u64,
+    /// Sound: all recordings together may have what one prompt takes.
+    seconds: f64,
+}
+
+/// The pages of a document as pictures.
+fn pages_of(
+    part: &MediaPart,
+    file: &[u8],
+    options: &MediaOptions,
+    room: &mut Room,
+) -> Result<Vec<Media>, MediaError> {
+    let mut limits = DocumentLimits {
+        max_pages: options.documents.max_pages.min(room.items),
+        ..options.documents
+    };
+    let dpi = part.wishes.dpi.unwrap_or(DEFAULT_DPI);
+    let document = Document::open(file, &limits)?;
+    let chosen = document.select(&part.pages)?;
+    room.items -= chosen.len();
+    let mut pages = Vec::with_capacity(chosen.len());
+    let mut left = room.pixels;
+    for page in chosen {
+        limits.image.max_pixels = limits.image.max_pixels.min(left);
+        let image = document.limited(&limits).render(page, dpi)?;
+        left = left.saturating_sub(u64::from(image.width()) * u64::from(image.height()));
+        let content = MediaContent::Image {
+            image: DecodedImage::of(image),
+            limits: part.wishes.pixels,
+        };
+        let source = (file, page, dpi.to_bits(), part.wishes.pixels);
+        pages.push(Media::new(content, source));
+    }
+    Ok(pages)
+}
+
+/// The bytes that a request names at `param`: decoded, read or fetched, at most `limit` of them.
+pub(crate) async fn read_source(
+    state: &AppState,
+    source: Source,
+    limit: u64,
+    param: &str,
+) -> Result<Vec<u8>, ApiError> {
+    let shared = state.clone();
+    let path = param.to_owned();
+    let file = state
+        .prepare(move || {
+            let mut budget = Budget { left: limit, limit };
+            open(source, limit, &shared.options.media.policy, &mut budget)
+                .map_err(|error| ApiError::media(error, &path))
+        })
+        .await?;
+    match file {
+        File::Here(bytes) => Ok(bytes),
+        File::Remote(url) => {
+            let fetched = state.fetch(url, limit).await?;
+            fetched.map_err(|error| ApiError::fetch(error, param))
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod embeddings;
 pub(crate) mod health;
 pub(crate) mod models;
+pub(crate) mod ocr;
 pub(crate) mod rerank;
 pub(crate) mod tokenize;
 

@@ -39,6 +39,14 @@ impl Fields {
         }
     }
 
+    /// The fields that are left, at the same path.
+    pub(crate) fn part(&mut self) -> Self {
+        Self {
+            map: std::mem::take(&mut self.map),
+            path: self.path.clone(),
+        }
+    }
+
     /// The path of a field of this object, as errors name it.
     pub(crate) fn path(&self, name: &str) -> String {
         if self.path.is_empty() {

@@ -2,7 +2,9 @@
 
 use crate::error::ApiError;
 use crate::types::fields::{Fields, wrong_type};
+use crate::types::ocr::{document_source, pages};
 use aha_engine::{MediaKind, PixelLimits};
+use aha_media::document::PageSelection;
 use serde_json::{Map, Value};
 
 /// Most pixels of a picture with `"detail": "low"`: OpenAI's square of 512.
@@ -30,6 +32,8 @@ pub(crate) enum Form {
     File,
     /// Pictures that are the frames of a clip.
     Frames,
+    /// A document whose pages are pictures.
+    Document,
 }
 
 /// A medium that stands in a message and is still to be read.
@@ -45,6 +49,8 @@ pub(crate) struct MediaPart {
     pub(crate) form: Form,
     pub(crate) sources: Vec<Source>,
     pub(crate) wishes: Wishes,
+    /// Pages of a document.
+    pub(crate) pages: PageSelection,
 }
 
 /// The media of a request, and what it sets for all of them.
@@ -66,6 +72,8 @@ pub(crate) struct Wishes {
     pub(crate) num_frames: Option<usize>,
     /// Most frames to take at `fps`.
     pub(crate) max_frames: Option<usize>,
+    /// Resolution of a document's pages.
+    pub(crate) dpi: Option<f32>,
 }
 
 impl Wishes {
@@ -98,6 +106,7 @@ impl Wishes {
             max_frames: fields
                 .count("max_frames", 1..=FRAMES_LIMIT)?
                 .or(self.max_frames),
+            dpi: self.dpi,
         };
         let PixelLimits {
             min_pixels,
@@ -127,6 +136,7 @@ pub(crate) struct Read {
     pub(crate) form: Form,
     pub(crate) sources: Vec<Source>,
     pub(crate) wishes: Wishes,
+    pub(crate) pages: PageSelection,
 }
 
 /// Reads a content part of type `kind`; `None` for a type that is no medium.
@@ -154,9 +164,48 @@ pub(crate) fn read_part(
         "input_audio" => named(fields, MediaKind::Audio, &["input_audio"], of_request)?,
         "audio_url" => named(fields, MediaKind::Audio, &["audio_url"], of_request)?,
         "audio" => named(fields, MediaKind::Audio, &["audio", "source"], of_request)?,
+        "file" => document(fields, Some("file"), of_request)?,
+        "document" => document(fields, Some("source"), of_request)?,
+        "input_file" => document(fields, None, of_request)?,
         _ => return Ok(None),
     };
     Ok(Some(part))
+}
+
+/// A part that is a document; `name` is the field of the object that names it, where it is not the part itself.
+fn document(fields: &mut Fields, name: Option<&str>, of_request: Wishes) -> Result<Read, ApiError> {
+    let wishes = of_request.overridden(fields)?;
+    let outer = pages(fields)?;
+    let dpi = dpi(fields)?;
+    let mut inner = match name {
+        None => fields.part(),
+        Some(name) => {
+            let path = fields.path(name);
+            let object = fields.object(name)?;
+            let missing = || ApiError::missing(&path, format!("'{path}' is missing"));
+            Fields::of(Value::Object(object.ok_or_else(missing)?), path.clone())?
+        }
+    };
+    let path = inner.path("file_data");
+    let own = pages(&mut inner)?;
+    let dpi = self::dpi(&mut inner)?.or(dpi);
+    Ok(Read {
+        kind: MediaKind::Image,
+        form: Form::Document,
+        sources: vec![document_source(&mut inner)?],
+        wishes: Wishes { dpi, ..wishes },
+        pages: if own == PageSelection::default() {
+            outer
+        } else {
+            own
+        },
+        path,
+    })
+}
+
+fn dpi(fields: &mut Fields) -> Result<Option<f32>, ApiError> {
+    let dpi = fields.number("dpi", 18.0..=1200.0)?;
+    Ok(dpi.map(|dpi| dpi as f32))
 }
 
 /// A part whose medium is named by the first of `names` that is there.
@@ -205,6 +254,7 @@ fn named(
         form,
         sources,
         wishes,
+        pages: PageSelection::default(),
     })
 }
 

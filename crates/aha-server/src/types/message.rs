@@ -121,6 +121,7 @@ fn content(
                 form: read.form,
                 sources: read.sources,
                 wishes: read.wishes,
+                pages: read.pages,
             }),
         }
     }

@@ -7,6 +7,7 @@ pub(crate) mod fields;
 pub(crate) mod generation;
 pub(crate) mod media;
 pub(crate) mod message;
+pub(crate) mod ocr;
 pub(crate) mod rerank;
 pub(crate) mod response;
 pub(crate) mod tokenize;

@@ -79,11 +79,11 @@ impl NamedModel {
     }
 }
 
-/// Which model.
-#[derive(Debug, Clone, Args)]
+/// Where a model is.
+#[derive(Debug, Clone, Default, Args)]
 #[group(skip)]
 #[command(group = ArgGroup::new("which").required(true).multiple(true))]
-pub(crate) struct ModelArgs {
+pub(crate) struct ModelPlace {
     /// Hub id (Qwen/Qwen3-0.6B), alias (qwen3-0.6b) or path; with a path below, only the name
     #[arg(short, long, value_name = "MODEL", value_parser = not_empty, group = "which")]
     pub(crate) model: Option<String>,
@@ -98,6 +98,14 @@ pub(crate) struct ModelArgs {
     /// GGUF file, which holds weights, tokenizer and template
     #[arg(long, value_name = "FILE", group = "which")]
     pub(crate) gguf_path: Option<PathBuf>,
+}
+
+/// Which model.
+#[derive(Debug, Clone, Args)]
+#[group(skip)]
+pub(crate) struct ModelArgs {
+    #[command(flatten)]
+    pub(crate) place: ModelPlace,
     /// What the model is for: chat, embed, rerank or transcribe [default: what its files or name say]
     #[arg(long, value_name = "TASK")]
     pub(crate) task: Option<Task>,
@@ -106,12 +114,17 @@ pub(crate) struct ModelArgs {
 impl ModelArgs {
     /// The path, where one is given.
     pub(crate) fn path(&self) -> Option<&PathBuf> {
-        self.weight_path.as_ref().or(self.gguf_path.as_ref())
+        let ModelPlace {
+            weight_path,
+            gguf_path,
+            ..
+        } = &self.place;
+        weight_path.as_ref().or(gguf_path.as_ref())
     }
 
     /// A loader of that model.
     pub(crate) fn loader(&self) -> Loader {
-        let loader = aha::load(self.model.clone().unwrap_or_default());
+        let loader = aha::load(self.place.model.clone().unwrap_or_default());
         let loader = match self.task {
             Some(task) => loader.task(task),
             None => loader,

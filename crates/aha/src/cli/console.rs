@@ -118,6 +118,15 @@ pub(crate) fn count_bar(total: u64) -> ProgressBar {
     }
 }
 
+/// A bar over the items of a job, whose rate is told in the job's own unit.
+pub(crate) fn job_bar(total: u64) -> ProgressBar {
+    let bar = bars().add(ProgressBar::new(total));
+    match ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} {msg}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
 /// The progress of loading weights: appears when it begins and vanishes when it is done.
 pub(crate) struct LoadBar(Arc<OnceLock<ProgressBar>>);
 

@@ -95,7 +95,7 @@ fn for_people() -> Arc<dyn Progress> {
 /// Makes sure that the model is on this disk: what is missing is downloaded. Then `model` names
 /// the place.
 pub(crate) fn provide(model: &mut ModelArgs, args: &DownloadArgs, context: &Context) -> Outcome {
-    let (None, Some(name)) = (model.path(), &model.model) else {
+    let (None, Some(name)) = (model.path(), &model.place.model) else {
         return Ok(());
     };
     let found = match find(name, args.save_dir.as_deref(), context)? {
@@ -114,8 +114,8 @@ pub(crate) fn provide(model: &mut ModelArgs, args: &DownloadArgs, context: &Cont
             }
         }
     };
-    model.model = Some(found.name);
-    model.weight_path = Some(found.path);
+    model.place.model = Some(found.name);
+    model.place.weight_path = Some(found.path);
     Ok(())
 }
 

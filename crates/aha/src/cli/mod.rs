@@ -12,10 +12,12 @@ mod embed;
 mod failure;
 mod golden;
 mod input;
+mod jobs;
 mod list;
 mod logging;
 mod markdown;
 mod memory;
+mod ocr;
 mod progress;
 mod ps;
 mod rerank;
@@ -82,6 +84,8 @@ enum Command {
     Embed(embed::Embed),
     /// Order the texts of a file by how well they answer a query
     Rerank(rerank::Rerank),
+    /// Read documents: scans, photos and PDFs to Markdown, HTML, JSON or text
+    Ocr(ocr::Ocr),
     /// Download a model
     Download(download::Download),
     /// List the models that are known by name, or those on this disk
@@ -162,6 +166,7 @@ fn execute(cli: Cli) -> Outcome {
         Command::Chat(command) => command.execute(&context),
         Command::Embed(command) => command.execute(&context),
         Command::Rerank(command) => command.execute(&context),
+        Command::Ocr(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),
         Command::List(command) => command.execute(&context),
         Command::Show(command) => command.execute(),

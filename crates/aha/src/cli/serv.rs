@@ -208,7 +208,7 @@ impl Serv {
             ]
         });
         known
-            .chain(self.model.model.clone())
+            .chain(self.model.place.model.clone())
             .filter(|name| *name != checkpoint.name)
             .collect()
     }

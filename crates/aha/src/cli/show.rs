@@ -77,10 +77,8 @@ struct File {
 
 impl Show {
     pub(crate) fn execute(self) -> Outcome {
-        let model = ModelArgs {
-            model: self.name.or(self.model.model),
-            ..self.model
-        };
+        let mut model = self.model;
+        model.place.model = self.name.or(model.place.model);
         let loader = model.loader();
         let found = loader.locate()?;
         let description = Description::of(found, loader.family().ok())?;

@@ -83,6 +83,11 @@ impl Guard {
             Err(_) => std::future::pending().await,
         }
     }
+
+    /// The first signal, if it came already: for those who wait for something else.
+    pub(crate) fn heard(&mut self) -> Option<Signal> {
+        self.receiver.try_recv().ok()
+    }
 }
 
 impl Drop for Guard {

@@ -1,7 +1,7 @@
 //! `aha verify`: recomputes checksums, and the numbers of a golden set.
 
 use super::Context;
-use super::args::{ModelArgs, NamedModel};
+use super::args::{ModelArgs, ModelPlace, NamedModel};
 use super::console;
 use super::failure::{Failure, Outcome};
 use super::golden::{CaseReport, CaseState, GoldenReport};
@@ -56,12 +56,12 @@ impl Verify {
         let golden = if self.no_golden {
             None
         } else {
-            let model = ModelArgs {
+            let place = ModelPlace {
                 model: Some(checkpoint.name.clone()),
                 weight_path: Some(checkpoint.path.clone()),
                 gguf_path: None,
-                task: None,
             };
+            let model = ModelArgs { place, task: None };
             let (loader, _bar) = context.loader(&model)?;
             GoldenReport::of(&checkpoint.path, loader)?
         };

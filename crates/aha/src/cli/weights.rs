@@ -37,15 +37,15 @@ impl WeightsSummary {
             read: (0, 0),
         };
         let mut types = BTreeMap::<StoredType, u64>::new();
-        for tensor in catalog.names().filter_map(|name| catalog.get(name)) {
-            let parameters: u64 = tensor.shape.iter().map(|&size| size as u64).product();
-            let bytes = tensor.bytes.len() as u64;
+        for tensor in catalog.names().filter_map(|name| catalog.load(name)) {
+            let parameters: u64 = tensor.shape().iter().map(|&size| size as u64).product();
+            let bytes = tensor.byte_len() as u64;
             summary.tensors += 1;
             summary.parameters += parameters;
             summary.bytes += bytes;
-            *types.entry(tensor.stored).or_default() += bytes;
-            let embedding = EMBEDDINGS.iter().any(|name| tensor.name.ends_with(name));
-            if tensor.shape.len() > 1 && !(embedding && has_head) {
+            *types.entry(tensor.stored()).or_default() += bytes;
+            let embedding = EMBEDDINGS.iter().any(|name| tensor.name().ends_with(name));
+            if tensor.shape().len() > 1 && !(embedding && has_head) {
                 summary.read = (summary.read.0 + parameters, summary.read.1 + bytes);
             }
         }

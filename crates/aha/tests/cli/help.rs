@@ -2,7 +2,7 @@
 
 use crate::support::{Home, assert_expected, fixture};
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "bench",
     "chat",
     "cli",
@@ -10,6 +10,7 @@ const COMMANDS: [&str; 13] = [
     "delete",
     "download",
     "list",
+    "ocr",
     "ps",
     "run",
     "serv",

@@ -10,7 +10,10 @@ mod hub;
 mod interrupted;
 mod local_hub;
 mod models;
+mod ocr;
 mod offline;
+#[path = "../../../aha-media/tests/support/pdf.rs"]
+mod pdf;
 mod pooled;
 mod running;
 mod server;

@@ -23,6 +23,16 @@ pub struct DecodedImage {
 }
 
 impl DecodedImage {
+    /// Pixels that come from no file of their own, such as a rendered page: upright, and as good as a PNG.
+    #[must_use]
+    pub fn of(image: Image) -> Self {
+        Self {
+            image,
+            orientation: Orientation::Upright,
+            format: ImageFormat::Png,
+        }
+    }
+
     /// The image turned upright by its EXIF orientation. This is what vision-language and OCR
     /// references see: their loaders call Pillow's `exif_transpose` first.
     #[must_use]
@@ -116,6 +126,53 @@ pub fn decode_pages(
         index += 1;
     }
     Ok(())
+}
+
+/// Pages of a document: those of a TIFF, one of any other format. No pixel is decoded.
+///
+/// # Errors
+/// As [`decode_pages`], but for faults in the pixels.
+pub fn count_pages(bytes: &[u8], limits: &Limits) -> Result<usize, MediaError> {
+    limits.check_bytes("document", bytes.len() as u64)?;
+    if sniff(bytes)? != ImageFormat::Tiff {
+        return Ok(1);
+    }
+    guarded("TIFF", || {
+        let mut pages = tiff::Pages::new(bytes, *limits)?;
+        let mut count = 0;
+        while pages.advance()? {
+            count += 1;
+        }
+        Ok(count)
+    })
+}
+
+/// Decodes the page `index` (from 0) of a document: of a TIFF, or the one image of any other format.
+///
+/// # Errors
+/// As [`decode`], and [`MediaError::Malformed`] when there is no such page.
+pub fn decode_page(
+    bytes: &[u8],
+    index: usize,
+    limits: &Limits,
+) -> Result<DecodedImage, MediaError> {
+    if sniff(bytes)? != ImageFormat::Tiff {
+        return decode(bytes, limits);
+    }
+    limits.check_bytes("document", bytes.len() as u64)?;
+    let image = guarded("TIFF", || {
+        let mut pages = tiff::Pages::new(bytes, *limits)?;
+        for _ in 0..index {
+            pages.advance()?;
+        }
+        let page = pages.next_page()?;
+        page.ok_or_else(|| malformed("TIFF")("there are fewer pages"))
+    })?;
+    Ok(DecodedImage {
+        image,
+        orientation: Orientation::Upright,
+        format: ImageFormat::Tiff,
+    })
 }
 
 /// Runs a decoder so that a panic inside it is an error of the file that caused it.

@@ -42,11 +42,11 @@ impl<'a> Pages<'a> {
         })
     }
 
-    /// The next page, upright: Pillow turns TIFF by its orientation tag while loading.
-    pub(super) fn next_page(&mut self) -> Result<Option<Image>, MediaError> {
+    /// Goes to the next page without decoding it; gives whether there is one.
+    pub(super) fn advance(&mut self) -> Result<bool, MediaError> {
         if self.pages > 0 {
             if !self.decoder.more_images() {
-                return Ok(None);
+                return Ok(false);
             }
             self.decoder.next_image().map_err(malformed("TIFF"))?;
         }
@@ -58,6 +58,14 @@ impl<'a> Pages<'a> {
             });
         }
         self.pages += 1;
+        Ok(true)
+    }
+
+    /// The next page, upright: Pillow turns TIFF by its orientation tag while loading.
+    pub(super) fn next_page(&mut self) -> Result<Option<Image>, MediaError> {
+        if !self.advance()? {
+            return Ok(None);
+        }
         let image = self.page()?;
         let orientation = self
             .decoder

@@ -2,9 +2,9 @@
 
 use super::Source;
 use crate::cli::failure::{Failure, Outcome};
+use crate::cli::jobs::JournalFile;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -48,76 +48,29 @@ impl Job {
     }
 }
 
-/// A line of JSON that names the job, then rows of little-endian f32.
+/// A journal whose body is rows of little-endian f32.
 #[derive(Debug)]
 pub(in crate::cli) struct Journal {
-    path: PathBuf,
-    file: File,
+    file: JournalFile,
     width: usize,
-    /// Where the rows begin.
-    start: u64,
     rows: usize,
 }
 
 impl Journal {
     /// Opens the journal of `output`, or begins one.
     ///
-    /// Fails when there is one of another job, unless `restart` says to forget it.
+    /// # Errors
+    /// As [`JournalFile::open`].
     pub(in crate::cli) fn open(output: &Path, job: &Job, restart: bool) -> Outcome<Self> {
-        let mut name = output.as_os_str().to_owned();
-        name.push(".journal");
-        let path = PathBuf::from(name);
-        let failed = |error: &dyn std::fmt::Display| {
-            Failure::message(format!("cannot use {}: {error}", path.display()))
-        };
-        if let Some(folder) = output
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            && !folder.is_dir()
-        {
-            return Err(failed(&"its folder does not exist"));
-        }
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(restart)
-            .open(&path)
-            .map_err(|error| failed(&error))?;
-        let mut header = String::new();
-        // A header that was cut off has no end of line; it says nothing, and nothing can follow it.
-        BufReader::new((&mut file).take(1 << 20))
-            .read_line(&mut header)
-            .map_err(|error| failed(&error))?;
-        let wanted = serde_json::to_string(job).map_err(|error| failed(&error))? + "\n";
-        if header.ends_with('\n') && header != wanted {
-            return Err(failed(
-                &"it is of another job (model, input or options differ): finish that one, or give --restart to forget it",
-            ));
-        }
-        let width = job.width;
-        let start = wanted.len() as u64;
-        let mut rows = 0;
-        if header == wanted {
-            let length = file.metadata().map_err(|error| failed(&error))?.len();
-            rows = ((length - start) / (4 * width as u64)) as usize;
-        } else {
-            file.set_len(0)
-                .and_then(|()| file.rewind())
-                .and_then(|()| file.write_all(wanted.as_bytes()))
-                .map_err(|error| failed(&error))?;
-        }
+        let mut file = JournalFile::open(output, job, restart)?;
+        let row = 4 * job.width as u64;
+        let rows = file.body_length() / row;
         // A row that was cut off is computed again.
-        let end = start + (rows * 4 * width) as u64;
-        file.set_len(end)
-            .and_then(|()| file.seek(SeekFrom::Start(end)))
-            .map_err(|error| failed(&error))?;
+        file.cut(rows * row)?;
         Ok(Self {
-            path,
             file,
-            width,
-            start,
-            rows,
+            width: job.width,
+            rows: rows as usize,
         })
     }
 
@@ -126,27 +79,19 @@ impl Journal {
         let mut bytes = Vec::with_capacity(rows.len() * self.width * 4);
         for row in rows {
             if row.len() != self.width {
-                return Err(self.failed(&format!(
-                    "a row has {} numbers, not {}",
-                    row.len(),
-                    self.width
-                )));
+                let problem = format!("a row has {} numbers, not {}", row.len(), self.width);
+                return Err(self.file.failed(problem));
             }
             bytes.extend(row.iter().flat_map(|value| value.to_le_bytes()));
         }
-        let written = self.file.write_all(&bytes).and_then(|()| self.file.flush());
-        written.map_err(|error| self.failed(&error))?;
+        self.file.append(&bytes)?;
         self.rows += rows.len();
         Ok(())
     }
 
     /// Forgets the rows: the output holds them now.
     pub(in crate::cli) fn remove(self) -> Outcome {
-        std::fs::remove_file(&self.path).map_err(|error| self.failed(&error))
-    }
-
-    fn failed(&self, error: &dyn std::fmt::Display) -> Failure {
-        Failure::message(format!("cannot use {}: {error}", self.path.display()))
+        self.file.remove()
     }
 }
 
@@ -160,16 +105,13 @@ impl Source for Journal {
     }
 
     fn read(&self, mut take: impl FnMut(&[f32]) -> Outcome) -> Outcome {
-        let mut file = File::open(&self.path).map_err(|error| self.failed(&error))?;
-        file.seek(SeekFrom::Start(self.start))
-            .map_err(|error| self.failed(&error))?;
-        let mut reader = BufReader::with_capacity(1 << 20, file);
+        let mut reader = self.file.body()?;
         let mut bytes = vec![0; self.width * 4];
         let mut row = vec![0.0; self.width];
         for _ in 0..self.rows {
             reader
                 .read_exact(&mut bytes)
-                .map_err(|error| self.failed(&error))?;
+                .map_err(|error| self.file.failed(error))?;
             let (values, _) = bytes.as_chunks::<4>();
             for (value, bytes) in row.iter_mut().zip(values) {
                 *value = f32::from_le_bytes(*bytes);

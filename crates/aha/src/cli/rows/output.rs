@@ -2,6 +2,7 @@
 
 use super::Source;
 use crate::cli::failure::{Failure, Outcome};
+use crate::cli::jobs::part_of;
 use parquet::data_type::{ByteArray, ByteArrayType, FloatType};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
@@ -9,7 +10,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Rows of a Parquet row group: bounds what is held at once.
@@ -56,9 +57,7 @@ pub(in crate::cli) fn write(
     texts: &[String],
     rows: &impl Source,
 ) -> Outcome {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    let part = PathBuf::from(name);
+    let part = part_of(path);
     let shown = path.display().to_string();
     let failed = |error: io::Error| Failure::output(&shown, &error);
     let file = BufWriter::with_capacity(1 << 20, File::create(&part).map_err(failed)?);
