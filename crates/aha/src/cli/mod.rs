@@ -20,6 +20,7 @@ mod memory;
 mod ocr;
 mod progress;
 mod ps;
+mod rembg;
 mod rerank;
 mod rows;
 mod run;
@@ -86,6 +87,8 @@ enum Command {
     Rerank(rerank::Rerank),
     /// Read documents: scans, photos and PDFs to Markdown, HTML, JSON or text
     Ocr(ocr::Ocr),
+    /// Remove the background of pictures
+    Rembg(rembg::Rembg),
     /// Download a model
     Download(download::Download),
     /// List the models that are known by name, or those on this disk
@@ -167,6 +170,7 @@ fn execute(cli: Cli) -> Outcome {
         Command::Embed(command) => command.execute(&context),
         Command::Rerank(command) => command.execute(&context),
         Command::Ocr(command) => command.execute(&context),
+        Command::Rembg(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),
         Command::List(command) => command.execute(&context),
         Command::Show(command) => command.execute(),

@@ -15,6 +15,7 @@ mod offline;
 #[path = "../../../aha-media/tests/support/pdf.rs"]
 mod pdf;
 mod pooled;
+mod rembg;
 mod running;
 mod server;
 mod support;
