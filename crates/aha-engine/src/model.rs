@@ -139,6 +139,10 @@ impl fmt::Debug for TextModel {
 
 /// A model of any task, ready to be served.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one of it for a while: a process loads few models"
+)]
 pub enum LoadedModel {
     /// Continues text.
     Text(TextModel),

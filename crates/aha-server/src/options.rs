@@ -86,6 +86,8 @@ impl Default for MediaOptions {
             documents: DocumentLimits {
                 max_bytes: 64 << 20,
                 max_pages: 256,
+                image_pixels: 64 << 20,
+                stream_bytes: 256 << 20,
                 ..DocumentLimits::default()
             },
             fetch: FetchLimits::default(),

@@ -116,6 +116,69 @@ async fn images_are_documents_of_one_page() {
     assert_eq!(accepted(&ocr(&app, &bare).await)["pages"], answer["pages"]);
 }
 
+/// A form of text fields and one file.
+fn form(fields: &[(&str, &str)], file: Option<&[u8]>) -> Request<Body> {
+    let mut body = Vec::new();
+    for (name, value) in fields {
+        let part =
+            format!("--X\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+        body.extend(part.into_bytes());
+    }
+    if let Some(file) = file {
+        let head =
+            "--X\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.pdf\"\r\n\r\n";
+        body.extend([head.as_bytes(), file, b"\r\n"].concat());
+    }
+    body.extend(b"--X--\r\n");
+    let request = Request::post(OCR).header("content-type", "multipart/form-data; boundary=X");
+    request.body(Body::from(body)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_say_the_same_as_json() {
+    let app = app();
+    let fields = [
+        ("prompt", "Read this."),
+        ("dpi", "36"),
+        ("max_tokens", "12"),
+        ("pages", "2"),
+    ];
+    let json = accepted(&ocr(&app, &request(&pages(3), json!({"pages": "2"}))).await);
+    let answer = accepted(&send(&app, form(&fields, Some(&pages(3)))).await);
+    assert_eq!(answer["pages"], json["pages"]);
+    let stream = [&fields[..], &[("stream", "true")]].concat();
+    let events = send(&app, form(&stream, Some(&pages(3)))).await.events();
+    assert_eq!(events[0]["blocks"], json["pages"][0]["blocks"]);
+    let mut asked = form(&fields, Some(&pages(3)));
+    asked
+        .headers_mut()
+        .insert("accept", "text/markdown".parse().unwrap());
+    assert!(
+        send(&app, asked)
+            .await
+            .text
+            .starts_with("<a id=\"page-2\"></a>")
+    );
+
+    refused(&send(&app, form(&fields, None)).await, 400, "file");
+    let text = [&fields[..], &[("file", "x")]].concat();
+    refused(&send(&app, form(&text, None)).await, 400, "file");
+    refused(
+        &send(&app, form(&fields, Some(b"<html>"))).await,
+        400,
+        "file",
+    );
+    refused(&send(&app, form(&fields, Some(b""))).await, 400, "file");
+    let wrong = [&fields[1..], &[("task", "table")]].concat();
+    refused(
+        &send(&app, form(&wrong, Some(&pages(1)))).await,
+        400,
+        "task",
+    );
+    let wrong = [&fields[..1], &[("dpi", "many")]].concat();
+    refused(&send(&app, form(&wrong, Some(&pages(1)))).await, 400, "dpi");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn markdown_is_given_to_those_who_accept_it() {
     let app = app();

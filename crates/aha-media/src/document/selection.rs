@@ -110,6 +110,6 @@ mod tests {
                 .unwrap_err()
                 .contains("more than the limit of 100")
         );
-        assert_eq!(chosen("5-", 200).unwrap_err().contains("196 pages"), true);
+        assert!(chosen("5-", 200).unwrap_err().contains("196 pages"));
     }
 }

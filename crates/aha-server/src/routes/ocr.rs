@@ -3,17 +3,19 @@
 use crate::context::Deadline;
 use crate::error::ApiError;
 use crate::limits::JsonBody;
+use crate::media::read_source;
+use crate::multipart::Form;
 use crate::sse::{self, StreamLimits};
 use crate::state::AppState;
 use crate::types::fields::Fields;
-use crate::types::media::Source;
 use crate::types::ocr::{OcrAnswer, OcrRequest};
 use crate::types::response::{Envelope, Usage};
 use aha_engine::ocr::{OcrDocument, OcrPage, PageError, PageReader, ReadOptions};
 use aha_engine::{EngineError, Usage as PageUsage};
 use aha_media::document::Document;
 use axum::Json;
-use axum::extract::{Extension, State};
+use axum::body::Bytes;
+use axum::extract::{Extension, FromRequest, Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, BoxStream, StreamExt};
@@ -40,23 +42,59 @@ struct Job {
 /// A page, or why it did not come.
 type Outcome = (usize, Result<(OcrPage, PageUsage), ApiError>);
 
-/// Answers a document that JSON names.
+/// A request as it comes: a form with the document in it, or JSON that names the document.
+pub(crate) enum OcrBody {
+    Form(Form),
+    Json(Bytes),
+}
+
+impl FromRequest<AppState> for OcrBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let content_type = request.headers().get(header::CONTENT_TYPE);
+        let content_type = content_type.map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let essence = content_type.as_deref().unwrap_or_default();
+        let essence = essence.split(';').next().unwrap_or_default().trim();
+        if essence.eq_ignore_ascii_case("multipart/form-data") {
+            return Form::from_request(request, state).await.map(Self::Form);
+        }
+        let JsonBody(body) = JsonBody::from_request(request, state).await?;
+        Ok(Self::Json(body))
+    }
+}
+
+/// Fields of a form that are text, whatever they look like.
+const TEXTS: [&str; 5] = ["model", "task", "prompt", "pages", "response_format"];
+
+/// Answers a document page by page.
 pub(crate) async fn create(
     State(state): State<AppState>,
     Extension(deadline): Extension<Deadline>,
     headers: HeaderMap,
-    JsonBody(body): JsonBody,
+    body: OcrBody,
 ) -> Result<Response, ApiError> {
-    let request = OcrRequest::read(Fields::parse(&body)?)?;
-    let Some((path, source)) = request.file.clone() else {
-        return Err(ApiError::missing(
-            "file",
-            "'file' is missing: send a URL, a data URL or base64",
-        ));
+    let limit = state.options.media.documents.max_bytes;
+    let (request, reader, file) = match body {
+        OcrBody::Form(mut form) => {
+            let upload = form.take_file("file")?;
+            let request = OcrRequest::read(form.texts.into_fields(&TEXTS)?)?;
+            let reader = reader(&state, &request)?;
+            let bytes = state.prepare(move || upload.into_bytes(limit, "file"));
+            (request, reader, ("file".to_owned(), bytes.await?))
+        }
+        OcrBody::Json(body) => {
+            let request = OcrRequest::read(Fields::parse(&body)?)?;
+            let Some((path, source)) = request.file.clone() else {
+                let message = "'file' is missing: send a URL, a data URL or base64";
+                return Err(ApiError::missing("file", message));
+            };
+            let reader = reader(&state, &request)?;
+            let bytes = read_source(&state, source, limit, &path).await?;
+            (request, reader, (path, bytes))
+        }
     };
-    let reader = reader(&state, &request)?;
-    let bytes = bytes(&state, source, &path).await?;
-    answer(state, deadline, &headers, request, reader, (path, bytes)).await
+    answer(state, deadline, &headers, request, reader, file).await
 }
 
 /// What a request asks of its model. Nothing of the document is read for a model that would refuse it, or has no room.
@@ -67,11 +105,6 @@ fn reader(state: &AppState, request: &OcrRequest) -> Result<(String, PageReader)
     let (task, prompt) = (request.task.as_deref(), request.prompt.as_deref());
     let reader = PageReader::new(&engine, task, prompt, request.max_tokens)?;
     Ok((model.id().to_owned(), reader))
-}
-
-async fn bytes(state: &AppState, source: Source, path: &str) -> Result<Vec<u8>, ApiError> {
-    let limit = state.options.media.documents.max_bytes;
-    crate::media::read_source(state, source, limit, path).await
 }
 
 /// Opens the document and answers as the request wishes.

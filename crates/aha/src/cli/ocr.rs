@@ -13,11 +13,12 @@ use aha::ocr::{
     Document, DocumentFormat, DocumentLimits, OcrDocument, OcrPage, PageReader, PageSelection,
     ReadOptions,
 };
-use aha::{EngineOptions, Task};
+use aha::{EngineOptions, Model, Task};
 use clap::{Args, ValueEnum};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -35,6 +36,9 @@ Examples:
   aha ocr book.pdf --pages 3-9,12 -m zai-org/GLM-OCR -o book.html --format html
   aha ocr inbox/ photo.jpg -m deepseek-ai/DeepSeek-OCR --jobs 8 -o texts/
   aha ocr invoice.png -m qwen2.5-vl-3b --prompt \"Write down the table as Markdown.\" -o invoice.md";
+
+/// Pages that are worked on at once unless told otherwise.
+const DEFAULT_JOBS: usize = 4;
 
 /// Pages in one batch of the engine at most.
 const MOST_JOBS: usize = 64;
@@ -102,47 +106,28 @@ pub(crate) struct Ocr {
 
 impl Ocr {
     pub(crate) fn execute(self, context: &Context) -> Outcome {
-        let limits = DocumentLimits::default();
+        // What can be wrong with inputs and outputs is found before the time that a model takes.
         let inputs = find_inputs(&self.inputs, &self.output, "documents", is_document)?;
         let format = self.format();
         let outputs = Outputs::plan(&self.output, &self.inputs, &inputs, format.ending())?;
         let parallel = self.job.jobs.unwrap_or(DEFAULT_JOBS).min(MOST_JOBS);
-
-        let model = ModelArgs {
-            place: self.model.clone(),
-            task: Some(Task::Chat),
-        };
-        let (loader, bar) = context.loader(&model)?;
-        let options = EngineOptions {
-            max_sequences: parallel,
-            ..self.engine.options()
-        };
-        let model = loader.engine_options(options).build()?;
-        bar.finish();
+        let model = self.load(context, parallel)?;
         let (task, prompt) = (self.task.as_deref(), self.prompt.as_deref());
         let reader = PageReader::new(model.engine()?, task, prompt, self.max_tokens)?;
         let asked = reader.task().clone();
 
+        let limits = DocumentLimits::default();
         let selection = self.pages.clone().unwrap_or_default();
-        let (mut items, mut documents) = (Vec::new(), Vec::new());
-        for (place, input) in inputs.iter().enumerate() {
-            let numbers = page_numbers(&input.path, &selection, &limits);
-            documents.push(Pages::of(items.len(), &numbers));
-            items.extend(items_of(place, input, &numbers, &selection));
-        }
-        let weights = model
-            .path()
-            .canonicalize()
-            .unwrap_or(model.path().to_owned());
+        let pages = Pages::find(&inputs, &selection, &limits);
+        let weights = model.path().canonicalize();
+        let weights = weights.unwrap_or_else(|_| model.path().to_owned());
+        let (tokens, dpi, prefer_text) = (self.max_tokens, self.dpi, self.prefer_text);
         let plan = Plan {
             command: "ocr",
             options: format!(
-                "{} {} {asked:?} {:?} {} {}",
+                "{} {} {asked:?} {tokens:?} {dpi} {prefer_text}",
                 weights.display(),
                 context.global.dtype,
-                self.max_tokens,
-                self.dpi,
-                self.prefer_text
             ),
             outputs: &outputs,
             parallel,
@@ -152,44 +137,27 @@ impl Ocr {
         };
         let work = Work {
             reader,
-            read: ReadOptions {
-                dpi: self.dpi,
-                prefer_text: self.prefer_text,
-            },
+            read: ReadOptions { dpi, prefer_text },
             selection,
             limits,
             inputs: inputs.iter().map(|input| input.path.clone()).collect(),
             assets: outputs.names.iter().map(|name| assets_of(name)).collect(),
-            pages: items.iter().map(|item| item.page).collect(),
             open: Mutex::default(),
         };
-        let whole = Writer {
+        let writer = Writer {
             inputs: &inputs,
             outputs: &outputs,
+            pages: &pages,
             format,
             model: model.name(),
             task: asked.name,
-            numbers: work.pages.clone(),
         };
-        let mut owners = vec![0; items.len()];
-        for (document, pages) in documents.iter().enumerate() {
-            owners[pages.first..pages.first + pages.count].fill(document);
-        }
-        let items = items.into_iter().map(|item| item.item).collect();
         let report = run(
             context,
             &plan,
-            items,
+            pages.items.clone(),
             move |item: &Item, meter: &Meter| work.page(item, meter),
-            |index, results| {
-                let document = owners[index];
-                let Pages { first, count } = documents[document];
-                let results = &results[first..first + count];
-                if results.iter().any(Option::is_none) {
-                    return Ok(());
-                }
-                whole.write(document, first, results.iter().flatten())
-            },
+            |index, results| writer.came(index, results),
         )?;
         let is_cut = |page: &&OcrPage| page.truncated;
         let cut = report.results.iter().flatten().filter(is_cut).count();
@@ -201,6 +169,21 @@ impl Ocr {
         report.finish()
     }
 
+    fn load(&self, context: &Context, parallel: usize) -> Outcome<Model> {
+        let model = ModelArgs {
+            place: self.model.clone(),
+            task: Some(Task::Chat),
+        };
+        let (loader, bar) = context.loader(&model)?;
+        let options = EngineOptions {
+            max_sequences: parallel,
+            ..self.engine.options()
+        };
+        let model = loader.engine_options(options).build()?;
+        bar.finish();
+        Ok(model)
+    }
+
     fn format(&self) -> DocumentFormat {
         let named = self.output.extension().and_then(|ending| {
             Format::from_str(&ending.to_string_lossy(), true)
@@ -210,8 +193,6 @@ impl Ocr {
         self.format.or(named).unwrap_or(Format::Md).into()
     }
 }
-
-const DEFAULT_JOBS: usize = 4;
 
 /// Whether a file of a folder is a document, by its name or else by how it begins.
 fn is_document(path: &Path) -> bool {
@@ -234,31 +215,50 @@ fn assets_of(name: &Path) -> PathBuf {
     name.with_file_name(folder)
 }
 
-/// Where the pages of a document are among the items.
-#[derive(Debug, Clone, Copy)]
+/// The pages of all documents.
 struct Pages {
-    first: usize,
-    count: usize,
+    items: Vec<Item>,
+    /// The page of each item, from 0; none for a document that could not be opened, which is told when its turn comes.
+    numbers: Vec<Option<usize>>,
+    /// The items of each document.
+    ranges: Vec<Range<usize>>,
 }
 
 impl Pages {
-    fn of(first: usize, numbers: &[usize]) -> Self {
-        Self {
-            first,
-            count: numbers.len().max(1),
+    fn find(inputs: &[Input], selection: &PageSelection, limits: &DocumentLimits) -> Self {
+        let mut pages = Self {
+            items: Vec::new(),
+            numbers: Vec::new(),
+            ranges: Vec::new(),
+        };
+        for (index, input) in inputs.iter().enumerate() {
+            let chosen = open(&input.path, limits).and_then(|document| {
+                let chosen = document.select(selection);
+                chosen.map_err(|error| error.to_string())
+            });
+            let first = pages.items.len();
+            match chosen {
+                Ok(chosen) => chosen
+                    .into_iter()
+                    .for_each(|page| pages.push(index, input, Some(page), page.to_string())),
+                // Why there is none may depend on those that were asked for.
+                Err(_) => pages.push(index, input, None, format!("{selection:?}")),
+            }
+            pages.ranges.push(first..pages.items.len());
         }
+        pages
     }
-}
 
-/// The selected pages of a document, from 0; none where it cannot be opened, which is told when its turn comes.
-fn page_numbers(path: &Path, selection: &PageSelection, limits: &DocumentLimits) -> Vec<usize> {
-    open(path, limits)
-        .and_then(|document| {
-            document
-                .select(selection)
-                .map_err(|error| error.to_string())
-        })
-        .unwrap_or_default()
+    fn push(&mut self, index: usize, input: &Input, page: Option<usize>, part: String) {
+        let name = input.name.display();
+        self.items.push(Item {
+            id: page.map_or_else(|| name.to_string(), |page| format!("{name}#{}", page + 1)),
+            path: input.path.clone(),
+            part,
+            index,
+        });
+        self.numbers.push(page);
+    }
 }
 
 fn open(path: &Path, limits: &DocumentLimits) -> Result<Document, String> {
@@ -274,38 +274,6 @@ fn open(path: &Path, limits: &DocumentLimits) -> Result<Document, String> {
     Document::open(bytes, limits).map_err(|error| error.to_string())
 }
 
-/// An item, and the page that it is, from 0.
-struct PageItem {
-    item: Item,
-    page: Option<usize>,
-}
-
-fn items_of(
-    place: usize,
-    input: &Input,
-    numbers: &[usize],
-    selection: &PageSelection,
-) -> Vec<PageItem> {
-    let item = |page: Option<usize>| {
-        let name = input.name.display();
-        let item = Item {
-            id: match page {
-                Some(page) => format!("{name}#{}", page + 1),
-                None => name.to_string(),
-            },
-            path: input.path.clone(),
-            // Why there is no page depends on those that were asked for.
-            part: page.map_or_else(|| format!("{selection:?}"), |page| page.to_string()),
-            index: place,
-        };
-        PageItem { item, page }
-    };
-    if numbers.is_empty() {
-        return vec![item(None)];
-    }
-    numbers.iter().map(|&page| item(Some(page))).collect()
-}
-
 /// What is done with a page.
 struct Work {
     reader: PageReader,
@@ -315,7 +283,6 @@ struct Work {
     inputs: Vec<PathBuf>,
     /// Folder of the pictures of each input, below the root of the outputs.
     assets: Vec<PathBuf>,
-    pages: Vec<Option<usize>>,
     open: Mutex<VecDeque<(usize, Document)>>,
 }
 
@@ -366,29 +333,28 @@ impl Work {
 struct Writer<'a> {
     inputs: &'a [Input],
     outputs: &'a Outputs,
+    pages: &'a Pages,
     format: DocumentFormat,
     model: &'a str,
     task: &'a str,
-    /// The page of each item.
-    numbers: Vec<Option<usize>>,
 }
 
 impl Writer<'_> {
-    fn write<'r>(
-        &self,
-        document: usize,
-        first: usize,
-        results: impl Iterator<Item = &'r Result<OcrPage, String>>,
-    ) -> Outcome {
-        let numbers = self.numbers[first..].iter();
-        let pages: Vec<_> = results
-            .zip(numbers)
-            .filter_map(|(result, page)| {
-                let result = result.as_ref().map_err(String::as_str);
-                Some(((*page)? + 1, result))
-            })
-            .collect();
-        // Of a document that could not be opened, and of one without a page, there is nothing to write.
+    /// Hears that the page of item `index` came.
+    fn came(&self, index: usize, results: &[Option<Result<OcrPage, String>>]) -> Outcome {
+        let document = self.pages.items[index].index;
+        let range = self.pages.ranges[document].clone();
+        let numbers = &self.pages.numbers[range.clone()];
+        let mut pages = Vec::with_capacity(range.len());
+        for (result, number) in results[range].iter().zip(numbers) {
+            match (result, number) {
+                (Some(result), Some(page)) => {
+                    pages.push((page + 1, result.as_ref().map_err(String::as_str)));
+                }
+                // A document that could not be opened, or one that is not complete.
+                _ => return Ok(()),
+            }
+        }
         if pages.iter().all(|(_, result)| result.is_err()) {
             return Ok(());
         }
