@@ -17,8 +17,8 @@ use candle_core::{DType, Module, Result, Tensor};
 /// Epsilon of all norms.
 const NORM_EPS: f64 = 1e-5;
 
-/// Tokens that go through the wide layers at once: it bounds what a large map needs in memory.
-const TOKENS_AT_ONCE: usize = 16 * 1024;
+/// Values that a wide layer gives at once: it bounds what a large map needs in memory, and keeps it in a cache.
+const VALUES_AT_ONCE: usize = 4 << 20;
 
 /// Widest window; its square is the length of the sequences that attention sees.
 const WIDEST_WINDOW: usize = 64;
@@ -34,6 +34,8 @@ struct Block {
     proj: Linear,
     norm2: LayerNorm,
     mlp: Mlp,
+    /// Width inside the MLP.
+    inner: usize,
 }
 
 impl Block {
@@ -82,6 +84,7 @@ impl Block {
                 (channels, inner, channels),
                 Activation::Gelu,
             )?,
+            inner,
         })
     }
 
@@ -90,8 +93,9 @@ impl Block {
         let x = (x + self.attend(&self.norm1.forward(x)?, windows, masks)?)?;
         let mut parts = Vec::new();
         let tokens = x.dim(0)?;
-        for start in (0..tokens).step_by(TOKENS_AT_ONCE) {
-            let part = x.narrow(0, start, TOKENS_AT_ONCE.min(tokens - start))?;
+        let at_once = (VALUES_AT_ONCE / self.inner).max(1);
+        for start in (0..tokens).step_by(at_once) {
+            let part = x.narrow(0, start, at_once.min(tokens - start))?;
             parts.push(self.mlp.forward(&self.norm2.forward(&part)?)?);
         }
         x + Tensor::cat(&parts, 0)?
@@ -99,7 +103,7 @@ impl Block {
 
     fn attend(&self, x: &Tensor, windows: &Windows, masks: &Tensor) -> Result<Tensor> {
         let (len, channels) = (self.attention.len, x.dim(1)?);
-        let at_once = (TOKENS_AT_ONCE / len).max(1);
+        let at_once = (VALUES_AT_ONCE / (3 * channels * len)).max(1);
         let mut parts = Vec::new();
         for (index, mask_of) in windows.mask_of.chunks(at_once).enumerate() {
             let tokens = windows

@@ -10,8 +10,9 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes of input values that are laid out at once for a product, as long as that is [`LEAST_ROWS`] rows.
-pub(super) const SCRATCH_BYTES: usize = 16 << 20;
+/// Bytes of input values that are laid out at once for a product, as long as that is [`LEAST_ROWS`] rows: they and the
+/// product's own copy shall stay in a cache.
+pub(super) const SCRATCH_BYTES: usize = 4 << 20;
 
 /// Rows below which a product reads its weights more often than it should.
 pub(super) const LEAST_ROWS: usize = 192;
