@@ -175,7 +175,7 @@ struct Stage {
 
 /// Patches, then stages that halve the map and double the width.
 #[derive(Debug)]
-pub struct SwinTransformer {
+pub(super) struct SwinTransformer {
     patch_embedding: Conv2d,
     patch_norm: LayerNorm,
     patch_size: usize,
@@ -190,7 +190,7 @@ impl SwinTransformer {
     ///
     /// # Errors
     /// When a tensor that tells a size is missing or tells an impossible one.
-    pub fn load(weights: &Weights) -> std::result::Result<Self, LoadError> {
+    pub(super) fn load(weights: &Weights) -> std::result::Result<Self, LoadError> {
         let patch = weights.pp("patch_embed");
         let channels = dim(&patch, "proj.weight", 0)?;
         let patch_size = dim(&patch, "proj.weight", 2)?;
@@ -243,23 +243,23 @@ impl SwinTransformer {
     }
 
     /// Width of the first stage.
-    pub fn embed_dim(&self) -> usize {
+    pub(super) fn embed_dim(&self) -> usize {
         self.patch_embedding.out_channels()
     }
 
     /// Number of stages, of which each gives a map.
-    pub fn num_stages(&self) -> usize {
+    pub(super) fn num_stages(&self) -> usize {
         self.stages.len()
     }
 
     /// Pixels of the image on a side of a pixel of the smallest map.
-    pub fn reduction(&self) -> usize {
+    pub(super) fn reduction(&self) -> usize {
         self.patch_size << self.stages.len().saturating_sub(1)
     }
 
     /// Maps of `image` `[1, height, width, 3]`, the largest first. `visit` sees the tokens behind every block and may
     /// stop the run by an error.
-    pub fn forward(
+    pub(super) fn forward(
         &self,
         image: &Tensor,
         mut visit: impl FnMut(&Tensor) -> Result<()>,
