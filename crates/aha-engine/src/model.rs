@@ -7,6 +7,7 @@ use crate::media::MediaEncoder;
 use crate::processor::TextProcessor;
 use crate::request::SamplingParams;
 use crate::rerank::RerankModel;
+use crate::speech::SpeechModel;
 use crate::transcription::Transcriber;
 use std::fmt;
 use std::str::FromStr;
@@ -25,6 +26,8 @@ pub enum Task {
     Transcribe,
     /// Pictures to masks of their foreground.
     Matte,
+    /// Text to speech.
+    Speak,
 }
 
 impl Task {
@@ -35,6 +38,7 @@ impl Task {
         Self::Rerank,
         Self::Transcribe,
         Self::Matte,
+        Self::Speak,
     ];
 
     /// The task's name in lists and answers.
@@ -45,6 +49,7 @@ impl Task {
             Self::Rerank => "rerank",
             Self::Transcribe => "transcribe",
             Self::Matte => "matte",
+            Self::Speak => "speak",
         }
     }
 }
@@ -152,6 +157,8 @@ pub enum LoadedModel {
     Rerank(RerankModel),
     /// Finds the foreground of pictures.
     Matte(MattingModel),
+    /// Speaks.
+    Speak(SpeechModel),
 }
 
 impl LoadedModel {
@@ -162,6 +169,7 @@ impl LoadedModel {
             Self::Embed(_) => Task::Embed,
             Self::Rerank(_) => Task::Rerank,
             Self::Matte(_) => Task::Matte,
+            Self::Speak(_) => Task::Speak,
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::error::EngineError;
 use crate::matting::MattingEngine;
 use crate::model::{LoadedModel, Task};
 use crate::rerank::RerankEngine;
+use crate::speech::SpeechEngine;
 use crate::tokenizer::Tokenizer;
 
 /// The engine of a loaded model; cheap to clone.
@@ -19,6 +20,8 @@ pub enum Service {
     Rerank(RerankEngine),
     /// Masks of pictures.
     Matte(MattingEngine),
+    /// Text to speech.
+    Speak(SpeechEngine),
 }
 
 impl Service {
@@ -32,6 +35,7 @@ impl Service {
             LoadedModel::Embed(model) => Self::Embed(EmbeddingEngine::start(model, &options)?),
             LoadedModel::Rerank(model) => Self::Rerank(RerankEngine::start(model, &options)?),
             LoadedModel::Matte(model) => Self::Matte(MattingEngine::start(model, &options)?),
+            LoadedModel::Speak(model) => Self::Speak(SpeechEngine::start(model, &options)?),
         })
     }
 
@@ -42,6 +46,7 @@ impl Service {
             Self::Embed(_) => Task::Embed,
             Self::Rerank(_) => Task::Rerank,
             Self::Matte(_) => Task::Matte,
+            Self::Speak(_) => Task::Speak,
         }
     }
 
@@ -52,6 +57,7 @@ impl Service {
             Self::Embed(engine) => engine.status(),
             Self::Rerank(engine) => engine.status(),
             Self::Matte(engine) => engine.status(),
+            Self::Speak(engine) => engine.status(),
         }
     }
 
@@ -61,6 +67,7 @@ impl Service {
             Self::Text(engine) => engine.context_length(),
             Self::Embed(engine) => engine.context_length(),
             Self::Rerank(engine) => engine.context_length(),
+            Self::Speak(engine) => engine.context_length(),
             Self::Matte(_) => return None,
         })
     }
@@ -71,6 +78,7 @@ impl Service {
             Self::Text(engine) => engine.processor().tokenizer(),
             Self::Embed(engine) => engine.processor().tokenizer(),
             Self::Rerank(engine) => engine.processor().tokenizer(),
+            Self::Speak(engine) => engine.processor().tokenizer(),
             Self::Matte(_) => return None,
         })
     }
@@ -82,6 +90,7 @@ impl Service {
             Self::Embed(engine) => engine.shutdown(),
             Self::Rerank(engine) => engine.shutdown(),
             Self::Matte(engine) => engine.shutdown(),
+            Self::Speak(engine) => engine.shutdown(),
         }
     }
 }

@@ -29,6 +29,7 @@ pub mod sentence;
 pub mod task;
 pub mod text;
 pub mod vision;
+pub mod voxcpm;
 mod yaml;
 
 pub use checkpoint::{Checkpoint, LoadOptions};

@@ -16,6 +16,7 @@ pub mod ragged;
 pub mod resize;
 pub mod rope;
 pub mod short_conv;
+pub mod snake;
 #[cfg(test)]
 mod testing;
 pub mod weights;

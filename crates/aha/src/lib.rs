@@ -33,6 +33,7 @@ mod model;
 mod params;
 mod pooled;
 mod resolve;
+mod speech;
 mod stream;
 
 pub use device::{DeviceChoice, UnknownDevice};
@@ -44,6 +45,7 @@ pub use model::Model;
 pub use params::GenerationParams;
 pub use pooled::Ranked;
 pub use resolve::{Checkpoint, resolve, resolve_in};
+pub use speech::Sound;
 pub use stream::{ChatEvent, ChatStream, Ended};
 
 pub use aha_engine::parser::{Delta, OutputParser};
@@ -54,7 +56,12 @@ pub use aha_engine::{
     SamplingParams, Service, StopParams, Task, TextProcessor, Timings, TokenEvent, TokenLogprob,
     ToolCall, Truncate, UnknownTask, Usage,
 };
+pub use aha_engine::{
+    DEFAULT_VOICE, Speech, SpeechEngine, SpeechEvent, SpeechFinished, SpeechFormat, SpeechParams,
+    SpeechRequest, Voice, VoiceError, VoiceRecord, VoiceStore, normalize_text,
+};
 pub use aha_hub as hub;
+pub use aha_media::audio::{AudioEncoder, AudioError, AudioFormat, DecodeOptions, EncodeOptions};
 pub use aha_models::{FAMILIES, Family, LoadError, releases};
 pub use aha_nn::weights::DtypeRequest as Dtype;
 

@@ -9,7 +9,9 @@ pub(crate) mod images;
 pub(crate) mod models;
 pub(crate) mod ocr;
 pub(crate) mod rerank;
+pub(crate) mod speech;
 pub(crate) mod tokenize;
+pub(crate) mod voices;
 
 use crate::error::ApiError;
 use crate::state::AppState;

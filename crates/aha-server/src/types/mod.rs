@@ -11,4 +11,5 @@ pub(crate) mod message;
 pub(crate) mod ocr;
 pub(crate) mod rerank;
 pub(crate) mod response;
+pub(crate) mod speech;
 pub(crate) mod tokenize;

@@ -8,6 +8,7 @@ use super::failure::{Failure, Outcome};
 use super::jobs::write_atomically;
 use super::rembg::{CutoutArgs, Finish, read_file};
 use super::rows::{Format, Rows, write};
+use super::speak::{SpeechWishes, VoiceArgs, speak};
 use super::units::rate;
 use super::{Context, input};
 use aha::image::Limits;
@@ -19,8 +20,8 @@ use std::time::{Duration, Instant};
 
 const AFTER_HELP: &str = "\
 An embedder prints a vector (JSON) for each -i, or writes them to a .npy, .jsonl or .parquet file;
-a reranker takes the first -i as the query and orders the others; a model for background
-removal takes the file of a picture and writes another. With other models, all -i make one
+a reranker takes the first -i as the query and orders the others; a model that speaks writes sound;
+one for background removal takes the file of a picture and writes another. With other models, all -i make one
 prompt: the answer goes to standard output; what the model thinks before it, dimmed, to standard error
 when that is a terminal.
 
@@ -58,6 +59,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     embedding: EmbeddingArgs,
     #[command(flatten)]
+    voice: VoiceArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -72,6 +75,7 @@ impl Run {
             Task::Embed => self.embed(context),
             Task::Rerank => self.rerank(context),
             Task::Matte => self.cut_out(context),
+            Task::Speak => self.speak(context),
         }
     }
 
@@ -148,6 +152,30 @@ impl Run {
             write_atomically(output, &file)
         };
         written.map_err(|error| Failure::output(&output.display().to_string(), &error))
+    }
+
+    /// Speaks all inputs, and writes the sound.
+    fn speak(self, context: &Context) -> Outcome {
+        let text = input::read_all(&self.input)?;
+        let Some(output) = &self.output else {
+            return Err(Failure::usage(
+                "a model that speaks needs a place for the sound: name a file with -o, or - for a pipe",
+            ));
+        };
+        let wishes = SpeechWishes {
+            verbose: self.verbose,
+            ..self.sampling.speech()
+        };
+        let engine = self.engine.options();
+        speak(
+            context,
+            &self.model,
+            engine,
+            &text,
+            output,
+            &self.voice,
+            wishes,
+        )
     }
 
     /// Prints or writes the answer to a prompt.

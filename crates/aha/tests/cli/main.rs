@@ -18,4 +18,5 @@ mod pooled;
 mod rembg;
 mod running;
 mod server;
+mod speech;
 mod support;
