@@ -11,6 +11,7 @@ pub mod engine;
 pub mod error;
 pub mod event;
 pub mod generator;
+pub mod matting;
 pub mod media;
 pub mod media_reader;
 mod memory;
@@ -44,6 +45,7 @@ pub use event::{
     Event, FinishReason, Finished, MediaTokens, Timings, TokenEvent, TokenLogprob, Usage,
 };
 pub use generator::Generator;
+pub use matting::{Matte, Matter, MattingEngine, MattingModel, PendingMatte};
 pub use media::{
     ContentHash, EncoderContent, EncoderInput, Media, MediaContent, MediaEncoder, MediaKind,
     MediaProcessor, MediaSpan, PixelLimits, ProcessedMedia,

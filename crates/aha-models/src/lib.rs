@@ -30,6 +30,7 @@ pub mod qwen3_reranker;
 pub mod qwen3vl;
 pub mod registry;
 pub mod releases;
+pub mod rmbg2;
 pub mod sentence;
 pub mod task;
 pub mod text;

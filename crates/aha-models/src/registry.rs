@@ -44,6 +44,7 @@ pub static FAMILIES: &[Family] = &[
     crate::qwen3_embedding::FAMILY,
     crate::qwen3_reranker::FAMILY,
     crate::minilm::FAMILY,
+    crate::rmbg2::FAMILY,
     crate::voxcpm::FAMILY,
     crate::voxcpm::FAMILY_1_5,
 ];

@@ -99,6 +99,7 @@ impl ApiError {
             Task::Chat => "/v1/chat/completions and /v1/completions",
             Task::Embed => "/v1/embeddings",
             Task::Rerank => "/v1/rerank and /v1/score",
+            Task::Matte => "/v1/images/remove_background",
             Task::Transcribe => "/v1/audio/transcriptions and /v1/chat/completions",
             Task::Speak => "/v1/audio/speech",
         };

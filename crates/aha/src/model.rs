@@ -52,8 +52,9 @@ impl Model {
         &self.device
     }
 
-    /// Tokens that prompt and answer, an input to embed, or query and document may have together.
-    pub fn context_length(&self) -> usize {
+    /// Tokens that prompt and answer, an input to embed, or query and document may have together; nothing for models
+    /// without tokens.
+    pub fn context_length(&self) -> Option<usize> {
         self.service.context_length()
     }
 
@@ -104,7 +105,7 @@ impl Model {
     pub fn has_chat_template(&self) -> bool {
         match &self.service {
             Service::Text(engine) => engine.processor().template().is_some(),
-            Service::Embed(_) | Service::Rerank(_) | Service::Speak(_) => false,
+            Service::Embed(_) | Service::Rerank(_) | Service::Speak(_) | Service::Matte(_) => false,
         }
     }
 

@@ -2,6 +2,7 @@
 //! decoded within limits.
 
 mod fetch;
+pub(crate) mod pictures;
 
 use crate::error::ApiError;
 use crate::options::MediaOptions;

@@ -111,7 +111,7 @@ pub(crate) struct ModelPlace {
 pub(crate) struct ModelArgs {
     #[command(flatten)]
     pub(crate) place: ModelPlace,
-    /// What the model is for: chat, embed, rerank, transcribe or speak [default: what its files or name say]
+    /// What the model is for: chat, embed, rerank, transcribe, speak or matte [default: what its files or name say]
     #[arg(long, value_name = "TASK")]
     pub(crate) task: Option<Task>,
 }

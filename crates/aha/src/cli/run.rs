@@ -7,19 +7,24 @@ use super::console::{note, print_json};
 use super::embed::EmbeddingArgs;
 use super::failure::{Failure, Outcome};
 use super::input::{self, Input};
+use super::jobs::write_atomically;
+use super::rembg::{CutoutArgs, Finish, read_file};
 use super::rows::{Format, Rows, write};
 use super::speak::{SpeechWishes, VoiceArgs, speak};
 use super::units::rate;
+use aha::image::Limits;
 use aha::{Chat, ChatStream, Ended, EngineOptions, FinishReason, Message, Model, Task};
 use clap::Args;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const AFTER_HELP: &str = "\
 An embedder prints a vector (JSON) for each -i, or writes them to a .npy, .jsonl or .parquet file;
-a reranker takes the first -i as the query and orders the others; a model that speaks writes sound.
-With other models, all -i make one prompt, pictures and clips (the path of a file) in their places
-between the texts: the answer goes to standard output; what the model thinks before it, dimmed, to standard error
+a reranker takes the first -i as the query and orders the others; a model that speaks writes sound;
+one for background removal takes the file of a picture and writes another. With other models, all -i
+make one prompt, pictures and clips (the path of a file) in their places between the texts: the
+answer goes to standard output; what the model thinks before it, dimmed, to standard error
 when that is a terminal.
 
 Examples:
@@ -29,6 +34,7 @@ Examples:
   git diff | aha run -m qwen3-4b -i \"Review this change:\" -i -
   aha run -m qwen3-embedding-0.6b -i \"a text\" -i \"another\" -o vectors.npy
   aha run -m qwen3-reranker-0.6b -i \"What is gravity?\" -i \"A force.\" -i \"A river.\"
+  aha run -m rmbg2 -i photo.jpg -o cutout.png
   aha run --gguf-path base.gguf --raw -i \"Once upon a time\" -n 100 -t 0.8 --seed 1";
 
 #[derive(Debug, Args)]
@@ -73,6 +79,7 @@ impl Run {
             Task::Chat | Task::Transcribe => self.answer(context),
             Task::Embed => self.embed(context),
             Task::Rerank => self.rerank(context),
+            Task::Matte => self.cut_out(context),
             Task::Speak => self.speak(context),
         }
     }
@@ -109,6 +116,47 @@ impl Run {
         let mut sink = Sink::open(self.output.clone())?;
         sink.begin()?;
         sink.write(&table)
+    }
+
+    /// Writes a picture without its background.
+    fn cut_out(self, context: &Context) -> Outcome {
+        let [picture] = self.input.as_slice() else {
+            return Err(Failure::usage(
+                "a model for background removal takes one picture: give its file with -i (several: aha rembg)",
+            ));
+        };
+        let path = picture.strip_prefix('@').unwrap_or(picture);
+        let path = Path::new(path.strip_prefix("file://").unwrap_or(path));
+        let Some(output) = &self.output else {
+            return Err(Failure::usage(
+                "say where the picture goes: -o FILE, or -o - for a pipe",
+            ));
+        };
+        let to_pipe = output.as_os_str() == "-";
+        let ending = output.extension().unwrap_or_default().to_string_lossy();
+        let encoding = ending.to_lowercase().parse().unwrap_or_default();
+        let failed = |error: String| {
+            Failure::message(format!(
+                "cannot remove the background: {}: {error}",
+                path.display()
+            ))
+        };
+        let limits = Limits::default();
+        let finish = Finish::new(&CutoutArgs::default(), encoding)?;
+        let bytes = read_file(path, limits.max_bytes).map_err(failed)?;
+        let picture = finish.read(&bytes, &limits).map_err(failed)?;
+        let (loader, bar) = context.loader(&self.model)?;
+        let model = loader.engine_options(self.engine.options()).build()?;
+        bar.finish();
+        let file = finish
+            .cut(model.matting_engine()?, picture)
+            .map_err(failed)?;
+        let written = if to_pipe {
+            std::io::stdout().lock().write_all(&file)
+        } else {
+            write_atomically(output, &file)
+        };
+        written.map_err(|error| Failure::output(&output.display().to_string(), &error))
     }
 
     /// Speaks all inputs, and writes the sound.

@@ -12,6 +12,7 @@ const COMMANDS: [&str; 15] = [
     "list",
     "ocr",
     "ps",
+    "rembg",
     "run",
     "serv",
     "show",

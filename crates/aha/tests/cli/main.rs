@@ -16,6 +16,7 @@ mod offline;
 mod pdf;
 mod pictures;
 mod pooled;
+mod rembg;
 mod running;
 mod server;
 mod speech;
