@@ -35,7 +35,6 @@ pub static FAMILIES: &[Family] = &[
     crate::paddleocr_vl::FAMILY,
     crate::glm_ocr::FAMILY,
     crate::hunyuan_ocr::FAMILY,
-
     crate::deepseek_ocr::FAMILY,
     crate::deepseek_ocr2::FAMILY,
     crate::qwen3_asr::FAMILY,

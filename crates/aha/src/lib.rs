@@ -60,12 +60,12 @@ pub use aha_engine::{
     Task, TextProcessor, Timings, TokenEvent, TokenLogprob, ToolCall, Truncate, UnknownTask, Usage,
 };
 pub use aha_engine::{
-    DEFAULT_VOICE, Speech, SpeechEngine, SpeechEvent, SpeechFinished, SpeechFormat, SpeechParams,
-    SpeechRequest, Voice, VoiceError, VoiceRecord, VoiceStore, normalize_text,
-};
-pub use aha_engine::{
     Cutting, RecordingError, RecordingEvent, RecordingStream, Segment, Transcript, Transcription,
     TranscriptionOptions,
+};
+pub use aha_engine::{
+    DEFAULT_VOICE, Speech, SpeechEngine, SpeechEvent, SpeechFinished, SpeechFormat, SpeechParams,
+    SpeechRequest, Voice, VoiceError, VoiceRecord, VoiceStore, normalize_text,
 };
 pub use aha_hub as hub;
 pub use aha_media::MediaError;

@@ -11,8 +11,8 @@ pub(crate) mod ocr;
 pub(crate) mod rerank;
 pub(crate) mod speech;
 pub(crate) mod tokenize;
-pub(crate) mod voices;
 pub(crate) mod transcriptions;
+pub(crate) mod voices;
 
 use crate::error::ApiError;
 use crate::state::AppState;
