@@ -123,7 +123,7 @@ impl ServedModel {
     }
 
     /// The engine of a speech recogniser, or the error that says why there is none.
-    pub(crate) fn speech_engine(&self) -> Result<Engine, ApiError> {
+    pub(crate) fn transcription_engine(&self) -> Result<Engine, ApiError> {
         match self.service()? {
             Service::Text(engine) if engine.transcriber().is_some() => Ok(engine),
             other => Err(ApiError::wrong_task(

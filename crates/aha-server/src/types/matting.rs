@@ -3,8 +3,8 @@
 use crate::error::ApiError;
 use crate::multipart::{Form, Upload};
 use crate::types::fields::{Fields, wrong_type};
-use crate::types::media::{Form as MediaForm, Source, Wishes, read_part};
-use aha_engine::MediaKind;
+use crate::types::media::{Form as MediaForm, Source, read_part};
+use aha_engine::{MediaKind, MediaWishes};
 use aha_media::image::{ImageEncoding, parse_color};
 use serde_json::{Map, Value};
 use std::str::FromStr;
@@ -267,7 +267,7 @@ fn of_part(fields: &mut Fields) -> Result<Option<PictureField>, ApiError> {
         return Ok(None);
     }
     let path = fields.path("type");
-    let read = read_part(&kind, fields, Wishes::default())?;
+    let read = read_part(&kind, fields, MediaWishes::default())?;
     match read {
         Some(read) if read.kind == MediaKind::Image && read.form == MediaForm::File => {
             let source = read.sources.into_iter().next();
