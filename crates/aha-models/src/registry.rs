@@ -35,6 +35,8 @@ pub static FAMILIES: &[Family] = &[
     crate::paddleocr_vl::FAMILY,
     crate::glm_ocr::FAMILY,
     crate::hunyuan_ocr::FAMILY,
+    crate::deepseek_ocr::FAMILY,
+    crate::deepseek_ocr2::FAMILY,
     crate::qwen3_asr::FAMILY,
     crate::glm_asr_nano::FAMILY,
     crate::fun_asr_nano::FAMILY,
