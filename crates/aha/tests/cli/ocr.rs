@@ -352,7 +352,13 @@ fn what_cannot_be_done_is_told_first() {
 }
 
 /// Checkpoints of families that are made for documents.
-const FAMILIES: [&str; 3] = ["paddleocr_vl/spotting", "glm_ocr/mtp", "hunyuan_ocr/flat"];
+const FAMILIES: [&str; 5] = [
+    "paddleocr_vl/spotting",
+    "glm_ocr/mtp",
+    "hunyuan_ocr/flat",
+    "deepseek_ocr/small",
+    "deepseek_ocr2/small",
+];
 
 #[test]
 fn ocr_families_have_tasks_by_name() {
