@@ -570,7 +570,7 @@ fn yarn(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::AxisPositions;
+    use crate::batch::{AxisPositions, SequenceSlice};
     use std::sync::Arc;
 
     fn scaling(json: &str) -> RopeScaling {
