@@ -4,6 +4,8 @@ pub mod audio;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
+pub mod deepseek_ocr;
+pub mod deepseek_ocr2;
 pub mod encoder;
 pub mod error;
 pub mod fun_asr_nano;

@@ -32,6 +32,8 @@ pub static FAMILIES: &[Family] = &[
     crate::qwen3vl::FAMILY,
     crate::qwen2_5vl::FAMILY,
     crate::lfm2vl::FAMILY,
+    crate::deepseek_ocr::FAMILY,
+    crate::deepseek_ocr2::FAMILY,
     crate::qwen3_asr::FAMILY,
     crate::glm_asr_nano::FAMILY,
     crate::fun_asr_nano::FAMILY,
