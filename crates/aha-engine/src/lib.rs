@@ -25,6 +25,7 @@ pub mod rerank;
 mod sampler;
 mod scheduler;
 pub mod service;
+pub mod speech;
 pub mod stop;
 pub mod subtitles;
 pub mod template;
@@ -61,4 +62,10 @@ pub use request::{
 };
 pub use rerank::{RerankEngine, RerankModel, RerankProcessor, Reranker};
 pub use service::Service;
+pub use speech::{
+    DEFAULT_VOICE, PatchInput, ReferenceError, SoundState, Speaker, Speech, SpeechEngine,
+    SpeechEvent, SpeechFinished, SpeechFormat, SpeechModel, SpeechParams, SpeechProcessor,
+    SpeechPrompt, SpeechRequest, Voice, VoiceError, VoiceRecord, VoiceStore, normalize_text,
+    split_text,
+};
 pub use transcription::{AudioInput, Transcriber, Transcript, TranscriptionOptions};

@@ -6,6 +6,7 @@ use crate::media::MediaEncoder;
 use crate::processor::TextProcessor;
 use crate::request::SamplingParams;
 use crate::rerank::RerankModel;
+use crate::speech::SpeechModel;
 use crate::transcription::Transcriber;
 use std::fmt;
 use std::str::FromStr;
@@ -22,11 +23,19 @@ pub enum Task {
     Rerank,
     /// Speech to text.
     Transcribe,
+    /// Text to speech.
+    Speak,
 }
 
 impl Task {
     /// All tasks.
-    pub const ALL: &[Self] = &[Self::Chat, Self::Embed, Self::Rerank, Self::Transcribe];
+    pub const ALL: &[Self] = &[
+        Self::Chat,
+        Self::Embed,
+        Self::Rerank,
+        Self::Transcribe,
+        Self::Speak,
+    ];
 
     /// The task's name in lists and answers.
     pub fn name(self) -> &'static str {
@@ -35,6 +44,7 @@ impl Task {
             Self::Embed => "embed",
             Self::Rerank => "rerank",
             Self::Transcribe => "transcribe",
+            Self::Speak => "speak",
         }
     }
 }
@@ -140,6 +150,8 @@ pub enum LoadedModel {
     Embed(EmbeddingModel),
     /// Scores documents.
     Rerank(RerankModel),
+    /// Speaks.
+    Speak(SpeechModel),
 }
 
 impl LoadedModel {
@@ -149,6 +161,7 @@ impl LoadedModel {
             Self::Text(model) => model.task(),
             Self::Embed(_) => Task::Embed,
             Self::Rerank(_) => Task::Rerank,
+            Self::Speak(_) => Task::Speak,
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::engine::{Engine, EngineOptions, EngineStatus};
 use crate::error::EngineError;
 use crate::model::{LoadedModel, Task};
 use crate::rerank::RerankEngine;
+use crate::speech::SpeechEngine;
 use crate::tokenizer::Tokenizer;
 
 /// The engine of a loaded model; cheap to clone.
@@ -16,6 +17,8 @@ pub enum Service {
     Embed(EmbeddingEngine),
     /// Scores of documents.
     Rerank(RerankEngine),
+    /// Text to speech.
+    Speak(SpeechEngine),
 }
 
 impl Service {
@@ -28,6 +31,7 @@ impl Service {
             LoadedModel::Text(model) => Self::Text(Engine::start(model, options)?),
             LoadedModel::Embed(model) => Self::Embed(EmbeddingEngine::start(model, &options)?),
             LoadedModel::Rerank(model) => Self::Rerank(RerankEngine::start(model, &options)?),
+            LoadedModel::Speak(model) => Self::Speak(SpeechEngine::start(model, &options)?),
         })
     }
 
@@ -37,6 +41,7 @@ impl Service {
             Self::Text(engine) => engine.task(),
             Self::Embed(_) => Task::Embed,
             Self::Rerank(_) => Task::Rerank,
+            Self::Speak(_) => Task::Speak,
         }
     }
 
@@ -46,6 +51,7 @@ impl Service {
             Self::Text(engine) => engine.status(),
             Self::Embed(engine) => engine.status(),
             Self::Rerank(engine) => engine.status(),
+            Self::Speak(engine) => engine.status(),
         }
     }
 
@@ -55,6 +61,7 @@ impl Service {
             Self::Text(engine) => engine.context_length(),
             Self::Embed(engine) => engine.context_length(),
             Self::Rerank(engine) => engine.context_length(),
+            Self::Speak(engine) => engine.context_length(),
         }
     }
 
@@ -64,6 +71,7 @@ impl Service {
             Self::Text(engine) => engine.processor().tokenizer(),
             Self::Embed(engine) => engine.processor().tokenizer(),
             Self::Rerank(engine) => engine.processor().tokenizer(),
+            Self::Speak(engine) => engine.processor().tokenizer(),
         }
     }
 
@@ -73,6 +81,7 @@ impl Service {
             Self::Text(engine) => engine.shutdown(),
             Self::Embed(engine) => engine.shutdown(),
             Self::Rerank(engine) => engine.shutdown(),
+            Self::Speak(engine) => engine.shutdown(),
         }
     }
 }

@@ -27,6 +27,7 @@ mod matmul;
 mod pack;
 mod quant;
 mod recurrent;
+mod snake;
 
 pub use attention::{GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows};
 pub use bandwidth::measure_read_bandwidth;
@@ -40,3 +41,4 @@ pub use isa::{InstructionSet, instruction_set};
 pub use pack::{PackedMatrix, WeightKind};
 pub use quant::dequantize_gguf;
 pub use recurrent::{GatedDelta, RecurrentSequence, ShortConv};
+pub use snake::{snake, snake_on};

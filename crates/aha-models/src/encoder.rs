@@ -97,6 +97,13 @@ impl BlockNames {
         output: "attn.proj",
         mlp: ["mlp.linear_fc1", "mlp.linear_fc2"],
     };
+    /// CLIP's with one matrix for queries, keys and values, as DeepSeek stores it.
+    pub const CLIP: Self = Self {
+        norms: ["layer_norm1", "layer_norm2"],
+        projections: ProjectionNames::Fused("self_attn.qkv_proj"),
+        output: "self_attn.out_proj",
+        mlp: ["mlp.fc1", "mlp.fc2"],
+    };
     /// SigLIP's.
     pub const SIGLIP: Self = Self {
         norms: ["layer_norm1", "layer_norm2"],

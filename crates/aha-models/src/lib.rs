@@ -4,6 +4,8 @@ pub mod audio;
 pub mod checkpoint;
 pub mod config;
 pub mod decoder;
+pub mod deepseek_ocr;
+pub mod deepseek_ocr2;
 pub mod encoder;
 pub mod error;
 pub mod fun_asr_nano;
@@ -28,6 +30,7 @@ pub mod sentence;
 pub mod task;
 pub mod text;
 pub mod vision;
+pub mod voxcpm;
 mod yaml;
 
 pub use checkpoint::{Checkpoint, LoadOptions};

@@ -5,6 +5,7 @@ use crate::cache::KvCache;
 use crate::cpu::contiguous_f32;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
+use crate::ragged::{RaggedAttention, SequenceBounds};
 use crate::rope::Rotation;
 use crate::weights::{Result, Weights};
 use aha_kernels::{PagedAttention, PagedSequence};
@@ -116,6 +117,57 @@ impl SelfAttention {
             ..
         } = self.config;
         let tokens = batch.num_tokens();
+        let projected = self.project(x, rotation)?;
+        let keys = projected.keys.reshape((tokens, num_kv_heads * head_dim))?;
+        cache.append(&keys, &projected.values, batch)?;
+        let attention = CausalAttention {
+            batch,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            window: self.config.window,
+            scale: 1.0 / (head_dim as f64).sqrt(),
+        };
+        let attended = attention.forward(&projected.queries, cache)?;
+        self.output(attended, projected.gate)
+    }
+
+    /// Attends among the tokens of whole sequences in both directions; nothing is kept. `x` is
+    /// `[tokens, hidden_size]`.
+    pub fn forward_bidirectional(
+        &self,
+        x: &Tensor,
+        rotation: &Rotation,
+        bounds: &SequenceBounds,
+    ) -> candle_core::Result<Tensor> {
+        let AttentionConfig {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            ..
+        } = self.config;
+        let projected = self.project(x, rotation)?;
+        let attention = RaggedAttention {
+            num_kv_heads,
+            ..RaggedAttention::full(num_heads, head_dim)
+        };
+        let attended = attention.forward(
+            &projected.queries,
+            &projected.keys,
+            &projected.values,
+            bounds,
+        )?;
+        self.output(attended, projected.gate)
+    }
+
+    fn project(&self, x: &Tensor, rotation: &Rotation) -> candle_core::Result<Projected> {
+        let AttentionConfig {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            ..
+        } = self.config;
+        let tokens = x.dim(0)?;
         let q = self.q_proj.forward(x)?;
         let (q, gate) = if self.config.output_gate {
             let pairs = q.reshape((tokens, num_heads, 2 * head_dim))?;
@@ -131,26 +183,33 @@ impl SelfAttention {
             .k_proj
             .forward(x)?
             .reshape((tokens, num_kv_heads, head_dim))?;
-        let v = self.v_proj.forward(x)?;
+        Ok(Projected {
+            queries: rotation.apply(&normalised(&self.q_norm, q)?)?,
+            keys: rotation.apply(&normalised(&self.k_norm, k)?)?,
+            values: self.v_proj.forward(x)?,
+            gate,
+        })
+    }
 
-        let q = rotation.apply(&normalised(&self.q_norm, q)?)?;
-        let k = rotation.apply(&normalised(&self.k_norm, k)?)?;
-        cache.append(&k.reshape((tokens, num_kv_heads * head_dim))?, &v, batch)?;
-
-        let attention = CausalAttention {
-            batch,
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            window: self.config.window,
-            scale: 1.0 / (head_dim as f64).sqrt(),
-        };
-        let mut attended = attention.forward(&q, cache)?;
+    /// The output projection of `attended` `[tokens, num_heads * head_dim]`, behind its gate where there is one.
+    fn output(&self, mut attended: Tensor, gate: Option<Tensor>) -> candle_core::Result<Tensor> {
         if let Some(gate) = gate {
             attended = (attended * candle_nn::ops::sigmoid(&gate)?)?;
         }
         self.o_proj.forward(&attended)
     }
+}
+
+/// What attention is computed from.
+struct Projected {
+    /// Rotated, `[tokens, num_heads, head_dim]`.
+    queries: Tensor,
+    /// Rotated, `[tokens, num_kv_heads, head_dim]`.
+    keys: Tensor,
+    /// `[tokens, num_kv_heads * head_dim]`.
+    values: Tensor,
+    /// `[tokens, num_heads * head_dim]`, before its sigmoid.
+    gate: Option<Tensor>,
 }
 
 fn normalised(norm: &Option<RmsNorm>, x: Tensor) -> candle_core::Result<Tensor> {

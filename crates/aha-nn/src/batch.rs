@@ -42,6 +42,29 @@ pub struct EncodedRows {
     pub values: Tensor,
 }
 
+/// `base` `[tokens, hidden_size]` with the first `hidden_size` values of `rows`, which are ascending and apart, in
+/// their places.
+pub fn place_rows(base: Tensor, rows: &[EncodedRows]) -> Result<Tensor> {
+    if rows.is_empty() {
+        return Ok(base);
+    }
+    let (tokens, hidden_size) = base.dims2()?;
+    let mut pieces = Vec::with_capacity(2 * rows.len() + 1);
+    let mut end = 0;
+    for rows in rows {
+        if rows.start > end {
+            pieces.push(base.narrow(0, end, rows.start - end)?);
+        }
+        let values = rows.values.narrow(1, 0, hidden_size)?;
+        end = rows.start + values.dim(0)?;
+        pieces.push(values.to_dtype(base.dtype())?);
+    }
+    if end < tokens {
+        pieces.push(base.narrow(0, end, tokens - end)?);
+    }
+    Tensor::cat(&pieces, 0)
+}
+
 /// One sequence's share of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SequenceSlice {
@@ -161,24 +184,7 @@ impl Batch {
 
     /// `embeddings` `[tokens, hidden_size]` of the tokens, with those of the encoders in their places.
     pub fn place_encoded(&self, embeddings: Tensor) -> Result<Tensor> {
-        if self.encoded.is_empty() {
-            return Ok(embeddings);
-        }
-        let (tokens, hidden_size) = embeddings.dims2()?;
-        let mut pieces = Vec::with_capacity(2 * self.encoded.len() + 1);
-        let mut end = 0;
-        for rows in &self.encoded {
-            if rows.start > end {
-                pieces.push(embeddings.narrow(0, end, rows.start - end)?);
-            }
-            let values = rows.values.narrow(1, 0, hidden_size)?;
-            end = rows.start + values.dim(0)?;
-            pieces.push(values.to_dtype(embeddings.dtype())?);
-        }
-        if end < tokens {
-            pieces.push(embeddings.narrow(0, end, tokens - end)?);
-        }
-        Tensor::cat(&pieces, 0)
+        place_rows(embeddings, &self.encoded)
     }
 
     /// `hidden` `[tokens, hidden_size]` after decoder layer `layer`, with what the encoders add there.

@@ -15,6 +15,7 @@ pub mod norm;
 pub mod ragged;
 pub mod rope;
 pub mod short_conv;
+pub mod snake;
 #[cfg(test)]
 mod testing;
 pub mod weights;

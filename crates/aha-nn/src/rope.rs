@@ -1,6 +1,7 @@
 //! Rotary position embeddings (arXiv 2104.09864) and their scalings for long contexts.
 
-use crate::batch::{Batch, SequenceSlice};
+use crate::batch::Batch;
+use crate::ragged::SequenceBounds;
 use candle_core::{DType, Device, Result, Tensor};
 use serde::Deserialize;
 
@@ -145,6 +146,13 @@ pub struct Rotation {
     sin: Tensor,
 }
 
+/// Cosines and sines in the making, token after token.
+#[derive(Default)]
+struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
 fn frequencies(theta: f64, rotary_dim: usize) -> Vec<f64> {
     (0..rotary_dim / 2)
         .map(|i| theta.powf(-((2 * i) as f64) / rotary_dim as f64))
@@ -264,37 +272,61 @@ impl RotaryEmbedding {
 
     /// Cosines and sines for the new tokens of a batch, in the activation type.
     pub fn rotation(&self, batch: &Batch, dtype: DType, device: &Device) -> Result<Rotation> {
-        let half = self.inv_freq.len();
-        let mut cos = Vec::with_capacity(batch.num_tokens() * half);
-        let mut sin = Vec::with_capacity(batch.num_tokens() * half);
+        let mut angles = Angles::default();
         for sequence in batch.sequences() {
             for position in sequence.positions() {
-                let longer = self.frequencies_of(sequence, position);
                 let axes = match &sequence.axes {
                     Some(axes) => axes.at(position),
                     None => [position as u32; 3],
                 };
-                let inv_freq = longer.as_ref().unwrap_or(&self.inv_freq);
-                for (index, inv_freq) in inv_freq.iter().enumerate() {
-                    let axis = self.sections.map_or(0, |sections| sections.axis(index));
-                    let (s, c) = (axes[axis] as f32 * inv_freq).sin_cos();
-                    cos.push(c * self.attention_scaling);
-                    sin.push(s * self.attention_scaling);
-                }
+                self.push_angles(sequence.prompt_len, position, axes, &mut angles);
             }
         }
-        let shape = (batch.num_tokens(), half);
+        self.rotation_by(angles, dtype, device)
+    }
+
+    /// Cosines and sines for whole sequences, whose positions count from 0.
+    pub fn rotation_within(
+        &self,
+        bounds: &SequenceBounds,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Rotation> {
+        let mut angles = Angles::default();
+        for range in bounds.ranges() {
+            for position in 0..range.len() {
+                self.push_angles(range.len(), position, [position as u32; 3], &mut angles);
+            }
+        }
+        self.rotation_by(angles, dtype, device)
+    }
+
+    /// The angles of one token at `axes`, the one at `position` in a sequence whose prompt has `prompt_len` tokens.
+    fn push_angles(&self, prompt_len: usize, position: usize, axes: [u32; 3], angles: &mut Angles) {
+        let longer = self.frequencies_of(prompt_len, position);
+        let inv_freq = longer.as_ref().unwrap_or(&self.inv_freq);
+        for (index, inv_freq) in inv_freq.iter().enumerate() {
+            let axis = self.sections.map_or(0, |sections| sections.axis(index));
+            let (s, c) = (axes[axis] as f32 * inv_freq).sin_cos();
+            angles.cos.push(c * self.attention_scaling);
+            angles.sin.push(s * self.attention_scaling);
+        }
+    }
+
+    fn rotation_by(&self, angles: Angles, dtype: DType, device: &Device) -> Result<Rotation> {
+        let half = self.inv_freq.len();
+        let shape = (angles.cos.len() / half.max(1), half);
         Ok(Rotation {
-            cos: Tensor::from_vec(cos, shape, device)?.to_dtype(dtype)?,
-            sin: Tensor::from_vec(sin, shape, device)?.to_dtype(dtype)?,
+            cos: Tensor::from_vec(angles.cos, shape, device)?.to_dtype(dtype)?,
+            sin: Tensor::from_vec(angles.sin, shape, device)?.to_dtype(dtype)?,
         })
     }
 
     /// Dynamic scaling as the reference applies it: a prompt is rotated for its whole length, a generated token for
     /// the length that the sequence has with it. Neither depends on how the prompt was cut into chunks.
-    fn frequencies_of(&self, sequence: &SequenceSlice, position: usize) -> Option<Vec<f32>> {
+    fn frequencies_of(&self, prompt_len: usize, position: usize) -> Option<Vec<f32>> {
         let dynamic = self.dynamic.as_ref()?;
-        let length = sequence.prompt_len.max(position + 1);
+        let length = prompt_len.max(position + 1);
         if length <= dynamic.original_len {
             return None;
         }
@@ -516,20 +548,11 @@ mod tests {
     fn dynamic_keeps_short_sequences_and_stretches_long_ones() {
         let json = r#"{"rope_type":"dynamic","factor":2.0,"original_max_position_embeddings":16}"#;
         let rotary = RotaryEmbedding::new(8, 1e4, Some(&scaling(json)), 64).unwrap();
-        let sequence = |prompt_len| SequenceSlice {
-            query_start: 0,
-            query_len: 1,
-            context_len: 1,
-            prompt_len,
-            blocks: vec![0],
-            state_slot: 0,
-            axes: None,
-        };
-        assert!(rotary.frequencies_of(&sequence(16), 15).is_none());
-        let long = rotary.frequencies_of(&sequence(32), 0).unwrap();
+        assert!(rotary.frequencies_of(16, 15).is_none());
+        let long = rotary.frequencies_of(32, 0).unwrap();
         // theta' = 1e4 * (2 * 32 / 16 - 1)^(8 / 6) = 1e4 * 3^(4/3); inv_freq[1] = theta'^(-1/4)
         let want = (1e4 * 3f64.powf(4.0 / 3.0)).powf(-0.25);
         assert!((f64::from(long[1]) - want).abs() < 1e-7);
-        assert_eq!(long, rotary.frequencies_of(&sequence(20), 31).unwrap());
+        assert_eq!(long, rotary.frequencies_of(20, 31).unwrap());
     }
 }

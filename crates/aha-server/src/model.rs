@@ -1,7 +1,7 @@
 //! The models a server offers, and where each stands between loading and answering.
 
 use crate::error::ApiError;
-use aha_engine::{EmbeddingEngine, Engine, RerankEngine, Service, Task};
+use aha_engine::{EmbeddingEngine, Engine, RerankEngine, Service, SpeechEngine, Task};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -145,6 +145,14 @@ impl ServedModel {
         match self.service()? {
             Service::Rerank(engine) => Ok(engine),
             other => Err(ApiError::wrong_task(self.id(), other.task(), Task::Rerank)),
+        }
+    }
+
+    /// The engine of a speaking model, or the error that says why there is none.
+    pub(crate) fn speech_engine(&self) -> Result<SpeechEngine, ApiError> {
+        match self.service()? {
+            Service::Speak(engine) => Ok(engine),
+            other => Err(ApiError::wrong_task(self.id(), other.task(), Task::Speak)),
         }
     }
 

@@ -4,6 +4,7 @@ use crate::media::FetchLimits;
 use aha_media::document::DocumentLimits;
 use aha_media::image::Limits;
 use aha_media::source::SourcePolicy;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The port of the server unless told otherwise.
@@ -53,6 +54,8 @@ pub struct ServerOptions {
     pub max_choices: usize,
     /// What pictures, clips and recordings of a request may be and cost.
     pub media: MediaOptions,
+    /// Folder of the voices that are kept by name; `None` keeps none.
+    pub voices: Option<PathBuf>,
 }
 
 /// What media a request may name, and how much they may cost.
@@ -123,6 +126,7 @@ impl Default for ServerOptions {
             sse_keep_alive: Duration::from_secs(15),
             max_choices: 128,
             media: MediaOptions::default(),
+            voices: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::metrics::Metrics;
 use crate::model::{Models, ServedModel};
 use crate::options::ServerOptions;
 use crate::shutdown::Shutdown;
-use aha_engine::MediaReader;
+use aha_engine::{MediaReader, VoiceStore};
 use aha_media::source::RemoteUrl;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     fetcher: Fetcher,
     /// Decodes media.
     pub(crate) reader: MediaReader,
+    /// Voices that are kept by name.
+    pub(crate) voices: Option<VoiceStore>,
 }
 
 impl Deref for AppState {
@@ -63,6 +65,7 @@ impl AppState {
                 limits: options.media.limits,
                 ..MediaReader::default()
             },
+            voices: options.voices.clone().map(VoiceStore::new),
             options,
         }))
     }
@@ -74,6 +77,16 @@ impl AppState {
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         self.beside(&self.preparing, work).await?
+    }
+
+    /// The voices that are kept by name, or the error that says that this server keeps none.
+    pub(crate) fn voices(&self) -> Result<&VoiceStore, ApiError> {
+        self.voices.as_ref().ok_or_else(|| {
+            ApiError::unsupported(
+                "voice",
+                "this server keeps no voices: give 'ref_audio' and 'ref_text'",
+            )
+        })
     }
 
     /// Fetches a file of at most `max_bytes`.

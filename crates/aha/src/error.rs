@@ -1,7 +1,8 @@
 //! What the library's face can fail with.
 
-use aha_engine::{EngineError, RecordingError, Task};
+use aha_engine::{EngineError, RecordingError, ReferenceError, Task};
 use aha_hub::HubError;
+use aha_media::audio::AudioError;
 use aha_models::LoadError;
 use std::path::{Path, PathBuf};
 use thiserror::Error as ThisError;
@@ -80,9 +81,21 @@ pub enum Error {
     /// The engine refused the request or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A recording could not be read, or sound could not be written in the form asked for.
+    #[error(transparent)]
+    Audio(#[from] AudioError),
     /// The store of models could not be read.
     #[error(transparent)]
     Hub(Box<HubError>),
+}
+
+impl From<ReferenceError> for Error {
+    fn from(error: ReferenceError) -> Self {
+        match error {
+            ReferenceError::Audio(error) => error.into(),
+            ReferenceError::Engine(error) => error.into(),
+        }
+    }
 }
 
 fn what_is_here(partial: Option<&Path>) -> String {

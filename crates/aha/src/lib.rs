@@ -32,6 +32,7 @@ mod model;
 mod params;
 mod pooled;
 mod resolve;
+mod speech;
 mod stream;
 mod transcribe;
 
@@ -44,6 +45,7 @@ pub use model::Model;
 pub use params::GenerationParams;
 pub use pooled::Ranked;
 pub use resolve::{Checkpoint, resolve, resolve_in};
+pub use speech::Sound;
 pub use stream::{ChatEvent, ChatStream, Ended};
 pub use transcribe::{Transcribed, TranscriptionParams};
 
@@ -60,8 +62,15 @@ pub use aha_engine::{
     Cutting, RecordingError, RecordingEvent, RecordingStream, Segment, Transcript, Transcription,
     TranscriptionOptions,
 };
+pub use aha_engine::{
+    DEFAULT_VOICE, Speech, SpeechEngine, SpeechEvent, SpeechFinished, SpeechFormat, SpeechParams,
+    SpeechRequest, Voice, VoiceError, VoiceRecord, VoiceStore, normalize_text,
+};
 pub use aha_hub as hub;
-pub use aha_media::audio::{AudioSource, VadMethod, VadOptions};
+pub use aha_media::audio::{
+    AudioEncoder, AudioError, AudioFormat, AudioSource, DecodeOptions, EncodeOptions, VadMethod,
+    VadOptions,
+};
 pub use aha_models::{FAMILIES, Family, LoadError, releases};
 pub use aha_nn::weights::DtypeRequest as Dtype;
 

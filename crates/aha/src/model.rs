@@ -104,7 +104,7 @@ impl Model {
     pub fn has_chat_template(&self) -> bool {
         match &self.service {
             Service::Text(engine) => engine.processor().template().is_some(),
-            Service::Embed(_) | Service::Rerank(_) => false,
+            Service::Embed(_) | Service::Rerank(_) | Service::Speak(_) => false,
         }
     }
 

@@ -11,10 +11,20 @@ use std::sync::Arc;
 /// The conversation of a golden request whose content parts name media files in `folder`.
 pub(crate) fn chat_with_media(request: &Value, folder: &Path) -> Chat {
     let mut chat = chat(request);
+    let settings = request["mm_processor_kwargs"].as_object();
+    let settings = settings.cloned().unwrap_or_default();
     let messages = request["messages"].as_array().unwrap();
     for (turn, message) in chat.messages.iter_mut().zip(messages) {
         if let Value::Array(parts) = &message["content"] {
-            turn.content = parts.iter().map(|content| part(content, folder)).collect();
+            let parts = parts.iter().map(|content| part(content, folder));
+            turn.content = parts
+                .map(|part| match part {
+                    Part::Media(media) if !settings.is_empty() => Part::Media(Arc::new(
+                        Media::clone(&media).with_settings(settings.clone()),
+                    )),
+                    part => part,
+                })
+                .collect();
         }
     }
     chat

@@ -8,8 +8,10 @@ pub(crate) mod health;
 pub(crate) mod models;
 pub(crate) mod ocr;
 pub(crate) mod rerank;
+pub(crate) mod speech;
 pub(crate) mod tokenize;
 pub(crate) mod transcriptions;
+pub(crate) mod voices;
 
 use crate::error::ApiError;
 use crate::state::AppState;

@@ -10,5 +10,6 @@ pub(crate) mod message;
 pub(crate) mod ocr;
 pub(crate) mod rerank;
 pub(crate) mod response;
+pub(crate) mod speech;
 pub(crate) mod tokenize;
 pub(crate) mod transcription;

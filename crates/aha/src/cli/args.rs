@@ -1,5 +1,6 @@
 //! Arguments that several commands share.
 
+use super::speak::SpeechWishes;
 use super::units::{between, positive, positive_or_empty};
 use aha::hub::{HubConfig, HubError};
 use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader, NgramWindow, Task};
@@ -106,7 +107,7 @@ pub(crate) struct ModelPlace {
 pub(crate) struct ModelArgs {
     #[command(flatten)]
     pub(crate) place: ModelPlace,
-    /// What the model is for: chat, embed, rerank or transcribe [default: what its files or name say]
+    /// What the model is for: chat, embed, rerank, transcribe or speak [default: what its files or name say]
     #[arg(long, value_name = "TASK")]
     pub(crate) task: Option<Task>,
 }
@@ -249,6 +250,18 @@ impl SamplingArgs {
             ignore_eos: self.ignore_eos,
             thinking,
             ..GenerationParams::default()
+        }
+    }
+}
+
+impl SamplingArgs {
+    /// Those wishes that speech knows, too.
+    pub(crate) fn speech(&self) -> SpeechWishes {
+        SpeechWishes {
+            temperature: self.temperature,
+            seed: self.seed,
+            max_tokens: self.max_tokens,
+            verbose: false,
         }
     }
 }

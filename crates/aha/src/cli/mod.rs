@@ -26,6 +26,7 @@ mod run;
 mod serv;
 mod show;
 mod signals;
+mod speak;
 mod stop;
 mod transcribe;
 mod units;
@@ -78,13 +79,15 @@ enum Command {
     #[command(visible_alias = "serve")]
     Serv(serv::Serv),
     /// Answer one prompt and end
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Talk with a model in the terminal
     Chat(chat::Chat),
     /// Make a vector of each text in a file
     Embed(embed::Embed),
     /// Order the texts of a file by how well they answer a query
     Rerank(rerank::Rerank),
+    /// Speak a text into a file or a pipe
+    Speak(speak::Speak),
     /// Read documents: scans, photos and PDFs to Markdown, HTML, JSON or text
     Ocr(ocr::Ocr),
     /// Write down what is said in recordings: text, subtitles or JSON
@@ -169,6 +172,7 @@ fn execute(cli: Cli) -> Outcome {
         Command::Chat(command) => command.execute(&context),
         Command::Embed(command) => command.execute(&context),
         Command::Rerank(command) => command.execute(&context),
+        Command::Speak(command) => command.execute(&context),
         Command::Ocr(command) => command.execute(&context),
         Command::Transcribe(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),

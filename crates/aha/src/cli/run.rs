@@ -6,6 +6,7 @@ use super::console::{note, print_json};
 use super::embed::EmbeddingArgs;
 use super::failure::{Failure, Outcome};
 use super::rows::{Format, Rows, write};
+use super::speak::{SpeechWishes, VoiceArgs, speak};
 use super::units::rate;
 use super::{Context, input};
 use aha::{Chat, ChatStream, Ended, EngineOptions, FinishReason, Message, Model, Task};
@@ -15,7 +16,8 @@ use std::time::{Duration, Instant};
 
 const AFTER_HELP: &str = "\
 An embedder prints a vector (JSON) for each -i, or writes them to a .npy, .jsonl or .parquet file;
-a reranker takes the first -i as the query and orders the others. With other models, all -i make one
+a reranker takes the first -i as the query and orders the others; a model that speaks writes sound.
+With other models, all -i make one
 prompt: the answer goes to standard output; what the model thinks before it, dimmed, to standard error
 when that is a terminal.
 
@@ -52,6 +54,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     embedding: EmbeddingArgs,
     #[command(flatten)]
+    voice: VoiceArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -65,6 +69,7 @@ impl Run {
             Task::Chat | Task::Transcribe => self.answer(context),
             Task::Embed => self.embed(context),
             Task::Rerank => self.rerank(context),
+            Task::Speak => self.speak(context),
         }
     }
 
@@ -100,6 +105,30 @@ impl Run {
         let mut sink = Sink::open(self.output.clone())?;
         sink.begin()?;
         sink.write(&table)
+    }
+
+    /// Speaks all inputs, and writes the sound.
+    fn speak(self, context: &Context) -> Outcome {
+        let text = input::read_all(&self.input)?;
+        let Some(output) = &self.output else {
+            return Err(Failure::usage(
+                "a model that speaks needs a place for the sound: name a file with -o, or - for a pipe",
+            ));
+        };
+        let wishes = SpeechWishes {
+            verbose: self.verbose,
+            ..self.sampling.speech()
+        };
+        let engine = self.engine.options();
+        speak(
+            context,
+            &self.model,
+            engine,
+            &text,
+            output,
+            &self.voice,
+            wishes,
+        )
     }
 
     /// Prints or writes the answer to a prompt.

@@ -9,6 +9,7 @@ use aha::hub::{HubConfig, RunGuard, Store};
 use aha::{Checkpoint, EngineOptions, Loader, Model};
 use aha_server::{BoundServer, DEFAULT_PORT, ServedModel, ServerOptions, Shutdown};
 use clap::Args;
+use std::path::PathBuf;
 use std::time::Duration;
 
 const SERV_HELP: &str = "\
@@ -91,8 +92,9 @@ struct ServerArgs {
 }
 
 impl ServerArgs {
-    fn options(&self) -> ServerOptions {
+    fn options(&self, context: &Context) -> ServerOptions {
         ServerOptions {
+            voices: voices(context),
             address: self.address.clone(),
             port: self.port,
             api_keys: self.api_key.clone(),
@@ -156,7 +158,7 @@ impl Serv {
         context.runtime.block_on(async {
             let shutdown = Shutdown::default();
             let server =
-                aha_server::bind(self.server.options(), vec![served.clone()], shutdown.clone())
+                aha_server::bind(self.server.options(context), vec![served.clone()], shutdown.clone())
                     .await?;
             let _run_file = register(&server, served.id());
             tracing::info!("listening on {}", server.url());
@@ -216,6 +218,12 @@ impl Serv {
 
 fn load(loader: Loader) -> Outcome<Model> {
     Ok(loader.build()?)
+}
+
+/// Where voices are kept. A home that is not known is no reason not to serve.
+fn voices(context: &Context) -> Option<PathBuf> {
+    let config = context.global.hub_config().ok()?;
+    Store::open(None, &config).ok().map(|store| store.voices())
 }
 
 /// Notes the server for `aha ps`. A home that cannot be written is no reason not to serve.

@@ -17,5 +17,6 @@ mod pdf;
 mod pooled;
 mod running;
 mod server;
+mod speech;
 mod support;
 mod transcribe;
