@@ -69,9 +69,10 @@ pub use aha_engine::{
 };
 pub use aha_hub as hub;
 pub use aha_media::MediaError;
-pub use aha_media::audio::{AudioEncoder, AudioError, AudioFormat, DecodeOptions, EncodeOptions};
-
-pub use aha_media::audio::{AudioSource, VadMethod, VadOptions};
+pub use aha_media::audio::{
+    AudioEncoder, AudioError, AudioFormat, AudioSource, DecodeOptions, EncodeOptions, VadMethod,
+    VadOptions,
+};
 pub use aha_models::{FAMILIES, Family, LoadError, releases};
 pub use aha_nn::weights::DtypeRequest as Dtype;
 
