@@ -6,10 +6,11 @@ use crate::error::ApiError;
 use crate::limits::JsonBody;
 use crate::media::pictures::{Pictures, decode_picture};
 use crate::multipart::Form;
+use crate::options::MediaOptions;
 use crate::routes::json_response;
 use crate::state::AppState;
 use crate::types::matting::{BackgroundField, MattingRequest, Output};
-use aha_engine::{MattingEngine, PendingMatte, Timings};
+use aha_engine::{MattingEngine, Timings};
 use aha_media::image::{Background, Image, ImageEncoding, encode};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, header};
@@ -17,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Removes the backgrounds of the pictures of a form, of JSON, or of a chat.
@@ -85,6 +87,78 @@ struct Made {
     height: u32,
 }
 
+/// What is made of masks. Pictures wait as files: decoded, those of a long queue would fill the memory.
+#[derive(Clone)]
+struct Finish {
+    behind: Option<Behind>,
+    output: Output,
+    encoding: ImageEncoding,
+    upright: bool,
+}
+
+/// What stands behind a foreground.
+#[derive(Clone)]
+enum Behind {
+    Color([u8; 3]),
+    File(PictureFile),
+}
+
+/// A picture's file, and the field that named it.
+#[derive(Clone)]
+struct PictureFile {
+    path: String,
+    bytes: Arc<[u8]>,
+}
+
+impl PictureFile {
+    /// Decodes it; the pixels are taken out of those that are left.
+    fn decode(
+        &self,
+        options: &MediaOptions,
+        upright: bool,
+        left: &mut u64,
+    ) -> Result<Image, ApiError> {
+        let decoded = decode_picture(&self.path, &self.bytes, options, left)?;
+        Ok(if upright {
+            decoded.upright()
+        } else {
+            decoded.as_stored()
+        })
+    }
+}
+
+impl Finish {
+    /// The file of a picture's answer.
+    fn make(
+        &self,
+        picture: &PictureFile,
+        mask: &Image,
+        options: &MediaOptions,
+    ) -> Result<Made, ApiError> {
+        let fault = |error| ApiError::media(error, &picture.path);
+        // These were decoded, and counted, before.
+        let decode = |file: &PictureFile| {
+            file.decode(options, self.upright, &mut options.max_total_pixels.clone())
+        };
+        let image = match (self.output, &self.behind) {
+            (Output::Mask, _) => mask.clone(),
+            (Output::Cutout, None) => decode(picture)?.with_alpha(mask).map_err(fault)?,
+            (Output::Cutout, Some(behind)) => {
+                let background = match behind {
+                    Behind::Color(color) => Background::Color(*color),
+                    Behind::File(file) => Background::Picture(decode(file)?),
+                };
+                background.behind(decode(picture)?, mask).map_err(fault)?
+            }
+        };
+        Ok(Made {
+            file: encode(&image, self.encoding).map_err(fault)?,
+            width: image.width(),
+            height: image.height(),
+        })
+    }
+}
+
 /// A request whose model takes it.
 struct Work {
     model: String,
@@ -92,10 +166,7 @@ struct Work {
     pictures: Pictures,
     /// Whether the first of the pictures is the one that comes behind the others.
     behind_first: bool,
-    background: Option<Background>,
-    output: Output,
-    encoding: ImageEncoding,
-    upright: bool,
+    finish: Finish,
     accepted: Accepted,
     pixels_left: u64,
 }
@@ -111,22 +182,24 @@ impl Work {
         let engine = model.matting_engine()?;
         engine.check_room()?;
         let mut fields = request.pictures;
-        let (background, behind) = match request.background {
+        let (behind, behind_file) = match request.background {
             None => (None, None),
-            Some(BackgroundField::Color(color)) => (Some(Background::Color(color)), None),
+            Some(BackgroundField::Color(color)) => (Some(Behind::Color(color)), None),
             Some(BackgroundField::Picture(field)) => (None, Some(field)),
         };
-        let behind_first = behind.is_some();
-        fields.splice(0..0, behind);
+        let behind_first = behind_file.is_some();
+        fields.splice(0..0, behind_file);
         Ok(Self {
             model: model.id().to_owned(),
             engine,
             pictures: Pictures::open(fields, &state.options.media)?,
             behind_first,
-            background,
-            output: request.output,
-            encoding: request.encoding,
-            upright: request.upright,
+            finish: Finish {
+                behind,
+                output: request.output,
+                encoding: request.encoding,
+                upright: request.upright,
+            },
             accepted: if request.base64 {
                 Accepted::Json
             } else {
@@ -136,70 +209,69 @@ impl Work {
         })
     }
 
+    fn take_first(&mut self) -> Option<PictureFile> {
+        let (path, bytes) = self.pictures.take_first()?;
+        Some(PictureFile {
+            path,
+            bytes: bytes.into(),
+        })
+    }
+
     /// One picture after the other: what a request holds in memory at once is one of them.
     async fn answer(mut self, state: &AppState) -> Result<Response, ApiError> {
         if self.behind_first
-            && let Some((path, bytes)) = self.pictures.take_first()
+            && let Some(file) = self.take_first()
         {
-            let behind = self.decode(state, path, bytes).await?;
-            self.background = Some(Background::Picture(behind));
+            // What cannot be used is told before anything is computed.
+            self.decode(state, &file, |_| Ok(())).await?;
+            self.finish.behind = Some(Behind::File(file));
         }
         let mut made = Vec::with_capacity(self.pictures.len());
         let mut timings = Timings::default();
-        while let Some((path, bytes)) = self.pictures.take_first() {
-            let picture = self.decode(state, path, bytes).await?;
+        while let Some(file) = self.take_first() {
             let engine = self.engine.clone();
-            let (picture, pending): (Image, PendingMatte) = state
-                .prepare(move || {
-                    let pending = engine.submit(&picture)?;
-                    Ok((picture, pending))
-                })
+            let pending = self
+                .decode(state, &file, move |picture| Ok(engine.submit(&picture)?))
                 .await?;
             let matte = pending.wait().await?;
             timings.queued += matte.queued;
             timings.prefill += matte.computed;
-            let (background, output, encoding) =
-                (self.background.clone(), self.output, self.encoding);
-            made.push(
-                state
-                    .prepare(move || make(picture, &matte.mask, background, output, encoding))
-                    .await?,
-            );
+            let (shared, finish) = (state.clone(), self.finish.clone());
+            let work = move || finish.make(&file, &matte.mask, &shared.options.media);
+            made.push(state.prepare(work).await?);
         }
         let response = self.respond(state, made).await?;
         Ok((server_timing(&timings), response).into_response())
     }
 
-    async fn decode(
+    /// Decodes a picture and does something with it, beside the runtime's own threads.
+    async fn decode<T: Send + 'static>(
         &mut self,
         state: &AppState,
-        path: String,
-        bytes: Vec<u8>,
-    ) -> Result<Image, ApiError> {
-        let (shared, mut left, upright) = (state.clone(), self.pixels_left, self.upright);
-        let (picture, left) = state
+        file: &PictureFile,
+        then: impl FnOnce(Image) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let (shared, file) = (state.clone(), file.clone());
+        let (mut left, upright) = (self.pixels_left, self.finish.upright);
+        let (result, left) = state
             .prepare(move || {
-                let decoded = decode_picture(&path, &bytes, &shared.options.media, &mut left)?;
-                let picture = if upright {
-                    decoded.upright()
-                } else {
-                    decoded.as_stored()
-                };
-                Ok((picture, left))
+                let picture = file.decode(&shared.options.media, upright, &mut left)?;
+                Ok((then(picture)?, left))
             })
             .await?;
         self.pixels_left = left;
-        Ok(picture)
+        Ok(result)
     }
 
     async fn respond(self, state: &AppState, made: Vec<Made>) -> Result<Response, ApiError> {
-        let kind = self.encoding.media_type();
+        let encoding = self.finish.encoding;
+        let kind = encoding.media_type();
         if self.accepted == Accepted::Json {
-            return json_response(state, JsonAnswer::of(self.model, self.encoding, &made)).await;
+            return json_response(state, JsonAnswer::of(self.model, encoding, &made)).await;
         }
         let several = made.len() > 1;
         let members = made.into_iter().enumerate().map(|(index, made)| Member {
-            name: format!("{index:03}.{}", self.encoding.name()),
+            name: format!("{index:03}.{}", encoding.name()),
             bytes: made.file,
         });
         let mut members: Vec<Member> = members.collect();
@@ -220,27 +292,6 @@ impl Work {
         ];
         Ok((headers, body).into_response())
     }
-}
-
-/// The file of a picture's answer.
-fn make(
-    picture: Image,
-    mask: &Image,
-    background: Option<Background>,
-    output: Output,
-    encoding: ImageEncoding,
-) -> Result<Made, ApiError> {
-    let fault = |error| ApiError::media(error, "image");
-    let image = match (output, background) {
-        (Output::Mask, _) => mask.clone(),
-        (Output::Cutout, None) => picture.with_alpha(mask).map_err(fault)?,
-        (Output::Cutout, Some(background)) => background.behind(picture, mask).map_err(fault)?,
-    };
-    Ok(Made {
-        file: encode(&image, encoding).map_err(fault)?,
-        width: image.width(),
-        height: image.height(),
-    })
 }
 
 /// The answer as JSON, in the shape of OpenAI's pictures.
