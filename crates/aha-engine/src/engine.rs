@@ -338,7 +338,7 @@ impl Engine {
             inner: Arc::new(Inner {
                 commands,
                 shared,
-                processor,
+                processor: processor.with_context_length(context_length),
                 defaults,
                 transcriber,
                 task,
@@ -516,7 +516,7 @@ impl Generation {
 
 /// Blocks of the cache: as many as asked for, else what a quarter of the free memory holds. More than all sequences
 /// can use at full length is never taken.
-fn cache_blocks(
+pub(crate) fn cache_blocks(
     options: &EngineOptions,
     bytes_per_token: usize,
     context_length: usize,
@@ -591,7 +591,7 @@ fn state_snapshots(
 }
 
 /// A seed for requests that bring none.
-fn random_seed() -> u64 {
+pub(crate) fn random_seed() -> u64 {
     use std::hash::BuildHasher;
     std::hash::RandomState::new().hash_one(Instant::now())
 }

@@ -2,10 +2,12 @@
 
 use crate::embedding::EmbeddingModel;
 use crate::generator::Generator;
+use crate::matting::MattingModel;
 use crate::media::MediaEncoder;
 use crate::processor::TextProcessor;
 use crate::request::SamplingParams;
 use crate::rerank::RerankModel;
+use crate::speech::SpeechModel;
 use crate::transcription::Transcriber;
 use std::fmt;
 use std::str::FromStr;
@@ -22,11 +24,22 @@ pub enum Task {
     Rerank,
     /// Speech to text.
     Transcribe,
+    /// Pictures to masks of their foreground.
+    Matte,
+    /// Text to speech.
+    Speak,
 }
 
 impl Task {
     /// All tasks.
-    pub const ALL: &[Self] = &[Self::Chat, Self::Embed, Self::Rerank, Self::Transcribe];
+    pub const ALL: &[Self] = &[
+        Self::Chat,
+        Self::Embed,
+        Self::Rerank,
+        Self::Transcribe,
+        Self::Matte,
+        Self::Speak,
+    ];
 
     /// The task's name in lists and answers.
     pub fn name(self) -> &'static str {
@@ -35,6 +48,8 @@ impl Task {
             Self::Embed => "embed",
             Self::Rerank => "rerank",
             Self::Transcribe => "transcribe",
+            Self::Matte => "matte",
+            Self::Speak => "speak",
         }
     }
 }
@@ -140,6 +155,10 @@ pub enum LoadedModel {
     Embed(EmbeddingModel),
     /// Scores documents.
     Rerank(RerankModel),
+    /// Finds the foreground of pictures.
+    Matte(MattingModel),
+    /// Speaks.
+    Speak(SpeechModel),
 }
 
 impl LoadedModel {
@@ -149,6 +168,8 @@ impl LoadedModel {
             Self::Text(model) => model.task(),
             Self::Embed(_) => Task::Embed,
             Self::Rerank(_) => Task::Rerank,
+            Self::Matte(_) => Task::Matte,
+            Self::Speak(_) => Task::Speak,
         }
     }
 }

@@ -77,6 +77,11 @@ impl Store {
         &self.root
     }
 
+    /// Where voices for speech are kept, beside the models.
+    pub fn voices(&self) -> PathBuf {
+        self.root.join(".voices")
+    }
+
     /// Where the store keeps `id`, whether it is there or not.
     pub fn model_dir(&self, id: &ModelId) -> PathBuf {
         self.root.join(id.owner()).join(id.name())

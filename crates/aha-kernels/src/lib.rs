@@ -27,8 +27,11 @@ mod matmul;
 mod pack;
 mod quant;
 mod recurrent;
+mod snake;
 
-pub use attention::{GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows};
+pub use attention::{
+    GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows, WindowAttention,
+};
 pub use bandwidth::measure_read_bandwidth;
 pub use depthwise::DepthwiseConv;
 pub use elementwise::{
@@ -40,3 +43,4 @@ pub use isa::{InstructionSet, instruction_set};
 pub use pack::{PackedMatrix, WeightKind};
 pub use quant::dequantize_gguf;
 pub use recurrent::{GatedDelta, RecurrentSequence, ShortConv};
+pub use snake::{snake, snake_on};

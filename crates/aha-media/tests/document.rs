@@ -197,11 +197,19 @@ fn broken_files_are_mended_or_refused() {
     }
     let result = Document::open(Vec::new(), &DocumentLimits::default());
     assert!(matches!(result, Err(MediaError::Empty { .. })));
-    let result = Document::open(&b"<html>"[..], &DocumentLimits::default());
-    assert!(matches!(
-        result,
-        Err(MediaError::UnsupportedFormat { format: "HTML", .. })
-    ));
+    for (bytes, told) in [
+        (
+            &b"<html>"[..],
+            "HTML is not supported as a document; send PDF",
+        ),
+        (
+            b"plain text",
+            "the document is in no known format; send PDF",
+        ),
+    ] {
+        let error = Document::open(bytes, &DocumentLimits::default()).unwrap_err();
+        assert!(error.to_string().starts_with(told), "{error}");
+    }
     // Cut anywhere: never a panic, never a wait.
     for end in (0..whole.len()).step_by(37) {
         if let Ok(document) = Document::open(&whole[..end], &DocumentLimits::default()) {

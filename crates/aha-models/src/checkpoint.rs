@@ -203,11 +203,24 @@ impl Checkpoint {
                     #[serde(default)]
                     architectures: Option<Vec<String>>,
                     model_type: Option<String>,
+                    /// What VoxCPM calls it.
+                    architecture: Option<String>,
                 }
                 let names: Names = parse(config, &self.config_path())?;
+                // Its first release does not say what it is.
+                let unnamed = || {
+                    config
+                        .get("dit_config")
+                        .is_some()
+                        .then(|| "voxcpm".to_owned())
+                };
                 Ok(Architecture::Config {
                     architectures: names.architectures.unwrap_or_default(),
-                    model_type: names.model_type.unwrap_or_default(),
+                    model_type: names
+                        .model_type
+                        .or(names.architecture)
+                        .or_else(unnamed)
+                        .unwrap_or_default(),
                 })
             }
             Format::Gguf(file) => {

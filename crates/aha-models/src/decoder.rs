@@ -8,6 +8,7 @@ use aha_nn::linear::{Embedding, Linear};
 use aha_nn::mlp::{Activation, GatedMlp};
 use aha_nn::moe::MoeMlp;
 use aha_nn::norm::RmsNorm;
+use aha_nn::ragged::SequenceBounds;
 use aha_nn::rope::{RopeScaling, RotaryEmbedding, Rotation};
 use aha_nn::weights::Weights;
 use candle_core::{DType, Device, Module, Result, Tensor};
@@ -46,6 +47,9 @@ pub struct DecoderConfig {
     pub scales: Scales,
     /// The checkpoint stores the weights of its RMS norms less one.
     pub zero_centred_norms: bool,
+    /// What attention and MLP give passes a norm of its own before it joins the stream (GLM-4's
+    /// `post_self_attn_layernorm` and `post_mlp_layernorm`).
+    pub sandwich_norms: bool,
 }
 
 /// Constant factors along the residual stream, as models trained with muP have them; 1 is none and costs nothing.
@@ -214,34 +218,64 @@ impl Module for FeedForward {
     }
 }
 
-/// Token mixer and MLP, each behind a norm and beside a residual.
+/// Token mixer and MLP, each behind a norm (or between two) and beside a residual.
 #[derive(Debug)]
-pub struct DecoderLayer {
+pub struct TransformerLayer<M> {
     input_layernorm: RmsNorm,
-    mixer: Box<dyn TokenMixer>,
+    mixer: M,
+    post_mixer_norm: Option<RmsNorm>,
     post_attention_layernorm: RmsNorm,
     mlp: FeedForward,
+    post_mlp_norm: Option<RmsNorm>,
     residual_scale: f64,
 }
 
-impl DecoderLayer {
+/// A layer whose mixer keeps something of a sequence.
+pub type DecoderLayer = TransformerLayer<Box<dyn TokenMixer>>;
+
+impl<M> TransformerLayer<M> {
     fn load(
         weights: &Weights,
         config: &DecoderConfig,
-        mixer: Box<dyn TokenMixer>,
+        mixer: M,
         mlp: FeedForward,
     ) -> aha_nn::weights::Result<Self> {
         let hidden_size = config.attention.hidden_size;
+        let sandwich = |name: &str| {
+            let norm = || config.norm(&weights.pp(name), hidden_size);
+            config.sandwich_norms.then(norm).transpose()
+        };
         Ok(Self {
             input_layernorm: config.norm(&weights.pp("input_layernorm"), hidden_size)?,
             mixer,
+            post_mixer_norm: sandwich("post_self_attn_layernorm")?,
             post_attention_layernorm: config
                 .norm(&weights.pp("post_attention_layernorm"), hidden_size)?,
             mlp,
+            post_mlp_norm: sandwich("post_mlp_layernorm")?,
             residual_scale: config.scales.residual,
         })
     }
 
+    /// `hidden` is `[tokens, hidden_size]`; `mix` runs the mixer over the normed tokens.
+    fn forward_with(
+        &self,
+        hidden: &Tensor,
+        mix: impl FnOnce(&M, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let normed = self.input_layernorm.forward(hidden)?;
+        let mixed = mix(&self.mixer, &normed)?;
+        let mixed = self.post_mixer_norm.as_ref().forward(&mixed)?;
+        let hidden = (hidden + scaled(mixed, self.residual_scale)?)?;
+        let fed = self
+            .mlp
+            .forward(&self.post_attention_layernorm.forward(&hidden)?)?;
+        let fed = self.post_mlp_norm.as_ref().forward(&fed)?;
+        hidden + scaled(fed, self.residual_scale)?
+    }
+}
+
+impl DecoderLayer {
     /// `hidden` is `[tokens, hidden_size]`.
     pub fn forward(
         &self,
@@ -250,13 +284,158 @@ impl DecoderLayer {
         batch: &Batch,
         cache: &mut LayerCache,
     ) -> Result<Tensor> {
-        let normed = self.input_layernorm.forward(hidden)?;
-        let mixed = self.mixer.forward(&normed, rotation, batch, cache)?;
-        let hidden = (hidden + scaled(mixed, self.residual_scale)?)?;
-        let fed = self
-            .mlp
-            .forward(&self.post_attention_layernorm.forward(&hidden)?)?;
-        hidden + scaled(fed, self.residual_scale)?
+        self.forward_with(hidden, |mixer, normed| {
+            mixer.forward(normed, rotation, batch, cache)
+        })
+    }
+}
+
+/// Layers, final norm and rotary positions: what a transformer has between embedding and output head.
+#[derive(Debug)]
+pub struct Stack<M> {
+    layers: Vec<TransformerLayer<M>>,
+    norm: RmsNorm,
+    rotary: RotaryEmbedding,
+    dtype: DType,
+    device: Device,
+}
+
+/// A stack whose layers keep something of each sequence.
+pub type DecoderStack = Stack<Box<dyn TokenMixer>>;
+
+/// A stack whose layers see whole sequences at once, in both directions.
+pub type EncoderStack = Stack<SelfAttention>;
+
+impl<M> Stack<M> {
+    /// Loads `layers` and `norm`; layers have the mixer and the MLP that `parts` makes of a layer's weights and index.
+    pub fn load(
+        weights: &Weights,
+        config: &DecoderConfig,
+        parts: impl Fn(&Weights, usize) -> aha_nn::weights::Result<(M, FeedForward)>,
+    ) -> std::result::Result<Self, LoadError> {
+        config.validate()?;
+        let layers = (0..config.num_layers)
+            .map(|index| {
+                let layer = weights.pp(format_args!("layers.{index}"));
+                let (mixer, mlp) = parts(&layer, index)?;
+                TransformerLayer::load(&layer, config, mixer, mlp)
+            })
+            .collect::<aha_nn::weights::Result<_>>()?;
+        Ok(Self {
+            layers,
+            norm: config.norm(&weights.pp("norm"), config.attention.hidden_size)?,
+            rotary: RotaryEmbedding::new(
+                config.rotary_dim,
+                config.rope_theta,
+                config.rope_scaling.as_ref(),
+                config.max_position_embeddings,
+            )?
+            .with_pairing(config.attention.rope_pairing),
+            dtype: weights.dtype(),
+            device: weights.device().clone(),
+        })
+    }
+
+    /// Number of layers.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The final norm over `[rows, hidden_size]`.
+    pub fn final_norm(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.norm.forward(hidden)
+    }
+}
+
+impl DecoderStack {
+    /// Loads a stack of plain attention.
+    pub fn load_decoder(
+        weights: &Weights,
+        config: &DecoderConfig,
+    ) -> std::result::Result<Self, LoadError> {
+        Self::load(weights, config, |layer, _| {
+            let attention = SelfAttention::load(&layer.pp("self_attn"), &config.attention)?;
+            Ok((Box::new(attention), FeedForward::dense(layer, config)?))
+        })
+    }
+
+    /// What each layer keeps of a sequence between steps.
+    pub fn cache_spec(&self) -> CacheSpec {
+        CacheSpec {
+            layers: self
+                .layers
+                .iter()
+                .map(|layer| layer.mixer.cache_spec())
+                .collect(),
+            dtype: self.dtype,
+            shareable_prompt_len: self.rotary.length_independent_up_to(),
+        }
+    }
+
+    /// Rotation of the batch's positions.
+    pub fn rotation(&self, batch: &Batch) -> Result<Rotation> {
+        self.rotary.rotation(batch, self.dtype, &self.device)
+    }
+
+    /// All layers over the batch's tokens `hidden` `[tokens, hidden_size]`; the final norm is the caller's.
+    /// `caches` has one entry a layer.
+    pub fn forward(
+        &self,
+        hidden: Tensor,
+        batch: &Batch,
+        caches: &mut [LayerCache],
+    ) -> Result<Tensor> {
+        self.forward_adding(hidden, batch, caches, |hidden, _| Ok(hidden))
+    }
+
+    /// The same with what `add` does to the hidden states after each layer, whose index it is told.
+    fn forward_adding(
+        &self,
+        mut hidden: Tensor,
+        batch: &Batch,
+        caches: &mut [LayerCache],
+        add: impl Fn(Tensor, usize) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let rotation = self.rotation(batch)?;
+        for (index, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
+            hidden = layer.forward(&hidden, &rotation, batch, cache)?;
+            hidden = add(hidden, index)?;
+        }
+        Ok(hidden)
+    }
+}
+
+impl EncoderStack {
+    /// Loads a stack of plain self-attention.
+    pub fn load_encoder(
+        weights: &Weights,
+        config: &DecoderConfig,
+    ) -> std::result::Result<Self, LoadError> {
+        Self::load(weights, config, |layer, _| {
+            let attention = SelfAttention::load(&layer.pp("self_attn"), &config.attention)?;
+            Ok((attention, FeedForward::dense(layer, config)?))
+        })
+    }
+
+    /// Rotation of whole sequences, whose positions count from 0.
+    pub fn rotation(&self, bounds: &SequenceBounds) -> Result<Rotation> {
+        self.rotary
+            .rotation_within(bounds, self.dtype, &self.device)
+    }
+
+    /// All layers and the final norm over sequences that lie end to end, `[tokens, hidden_size]`.
+    pub fn forward(
+        &self,
+        mut hidden: Tensor,
+        rotation: &Rotation,
+        bounds: &SequenceBounds,
+    ) -> Result<Tensor> {
+        for layer in &self.layers {
+            hidden = layer.forward_with(&hidden, |attention, normed| {
+                attention.forward_bidirectional(normed, rotation, bounds)
+            })?;
+        }
+        self.final_norm(&hidden)
     }
 }
 
@@ -264,14 +443,10 @@ impl DecoderLayer {
 #[derive(Debug)]
 pub struct Decoder {
     embed_tokens: Embedding,
-    layers: Vec<DecoderLayer>,
-    norm: RmsNorm,
+    stack: DecoderStack,
     lm_head: Linear,
-    rotary: RotaryEmbedding,
     config: DecoderConfig,
     context_length: usize,
-    dtype: DType,
-    device: Device,
 }
 
 /// Rope divisors of GGUF files converted from Llama 3.
@@ -286,8 +461,10 @@ impl Decoder {
         let mut decoder = Self::load_at(&model, &weights.pp("lm_head"), config)?;
         if weights.contains(ROPE_FACTORS) {
             let factors = weights.tensor(ROPE_FACTORS, &[decoder.config.rotary_dim / 2])?;
-            decoder.rotary = decoder
+            let stack = &mut decoder.stack;
+            stack.rotary = stack
                 .rotary
+                .clone()
                 .divided_by(&factors.to_dtype(DType::F32)?.to_vec1::<f32>()?);
         }
         weights.finish(decoder.ignorable())?;
@@ -336,36 +513,19 @@ impl Decoder {
         let hidden_size = config.attention.hidden_size;
         let embed_tokens =
             Embedding::load(&model.pp("embed_tokens"), config.vocab_size, hidden_size)?;
-        let layers = (0..config.num_layers)
-            .map(|index| {
-                let layer = model.pp(format_args!("layers.{index}"));
-                let (mixer, mlp) = parts(&layer, index)?;
-                DecoderLayer::load(&layer, &config, mixer, mlp)
-            })
-            .collect::<aha_nn::weights::Result<_>>()?;
-        let norm = config.norm(&model.pp("norm"), hidden_size)?;
+        let stack = Stack::load(model, &config, parts)?;
         // Some tied checkpoints carry a copy of the embedding as the head, others do not: neither is needed.
         let lm_head = if config.tie_word_embeddings {
             embed_tokens.tied_head()
         } else {
             Linear::load(lm_head, hidden_size, config.vocab_size, false)?
         };
-        let rotary = RotaryEmbedding::new(
-            config.rotary_dim,
-            config.rope_theta,
-            config.rope_scaling.as_ref(),
-            config.max_position_embeddings,
-        )?;
         Ok(Self {
             embed_tokens,
-            layers,
-            norm,
+            stack,
             lm_head,
-            rotary,
             context_length: config.max_position_embeddings,
             config,
-            dtype: model.dtype(),
-            device: model.device().clone(),
         })
     }
 
@@ -403,43 +563,30 @@ impl Decoder {
 
     /// Rotation of the batch's positions.
     pub fn rotation(&self, batch: &Batch) -> Result<Rotation> {
-        self.rotary.rotation(batch, self.dtype, &self.device)
+        self.stack.rotation(batch)
     }
 
     /// The layers in order.
     pub fn layers(&self) -> &[DecoderLayer] {
-        &self.layers
+        &self.stack.layers
     }
 
     /// Embedding and all layers: `[tokens, hidden_size]` before the final norm.
     fn forward_layers(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
-        let rotation = self.rotation(batch)?;
-        let mut hidden = self.embed(batch)?;
-        let layers = self.layers.iter().zip(cache.layers_mut());
-        for (index, (layer, cache)) in layers.enumerate() {
-            hidden = layer.forward(&hidden, &rotation, batch, cache)?;
-            hidden = batch.add_deepstack(hidden, index)?;
-        }
-        Ok(hidden)
+        let add = |hidden, layer| batch.add_deepstack(hidden, layer);
+        self.stack
+            .forward_adding(self.embed(batch)?, batch, cache.layers_mut(), add)
     }
 
     /// The final norm over `[rows, hidden_size]`.
     pub fn final_norm(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.norm.forward(hidden)
+        self.stack.final_norm(hidden)
     }
 }
 
 impl Generator for Decoder {
     fn cache_spec(&self) -> CacheSpec {
-        CacheSpec {
-            layers: self
-                .layers
-                .iter()
-                .map(|layer| layer.mixer.cache_spec())
-                .collect(),
-            dtype: self.dtype,
-            shareable_prompt_len: self.rotary.length_independent_up_to(),
-        }
+        self.stack.cache_spec()
     }
 
     fn vocab_size(&self) -> usize {
@@ -451,7 +598,7 @@ impl Generator for Decoder {
     }
 
     fn device(&self) -> &Device {
-        &self.device
+        &self.stack.device
     }
 
     fn forward(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {

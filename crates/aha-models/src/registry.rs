@@ -32,12 +32,20 @@ pub static FAMILIES: &[Family] = &[
     crate::qwen3vl::FAMILY,
     crate::qwen2_5vl::FAMILY,
     crate::lfm2vl::FAMILY,
+    crate::paddleocr_vl::FAMILY,
+    crate::glm_ocr::FAMILY,
+    crate::hunyuan_ocr::FAMILY,
+    crate::deepseek_ocr::FAMILY,
+    crate::deepseek_ocr2::FAMILY,
     crate::qwen3_asr::FAMILY,
     crate::glm_asr_nano::FAMILY,
     crate::fun_asr_nano::FAMILY,
     crate::qwen3_embedding::FAMILY,
     crate::qwen3_reranker::FAMILY,
     crate::minilm::FAMILY,
+    crate::rmbg2::FAMILY,
+    crate::voxcpm::FAMILY,
+    crate::voxcpm::FAMILY_1_5,
 ];
 
 impl Family {

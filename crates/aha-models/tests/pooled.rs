@@ -305,7 +305,7 @@ fn company_order_and_cut_change_no_bit() {
         let output = match service {
             Service::Embed(engine) => engine.submit(sequences, None).unwrap().blocking_wait(),
             Service::Rerank(engine) => engine.submit(sequences).unwrap().blocking_wait(),
-            other @ Service::Text(_) => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         };
         bits(&output.unwrap().rows)
     };

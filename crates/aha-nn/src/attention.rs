@@ -5,7 +5,8 @@ use crate::cache::KvCache;
 use crate::cpu::contiguous_f32;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
-use crate::rope::Rotation;
+use crate::ragged::{RaggedAttention, SequenceBounds};
+use crate::rope::{RopePairing, Rotation};
 use crate::weights::{Result, Weights};
 use aha_kernels::{PagedAttention, PagedSequence};
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Module, Shape, Tensor};
@@ -27,8 +28,12 @@ pub struct AttentionConfig {
     pub output_bias: bool,
     /// Epsilon of RMS norms over each head of q and k (Qwen3's `q_norm`, `k_norm`), where the family has them.
     pub qk_norm_eps: Option<f64>,
+    /// The norms of q and k come after the rotation, not before it (Hunyuan).
+    pub norm_after_rotation: bool,
     /// The norms of q and k store their weights less one.
     pub zero_centred_norms: bool,
+    /// Which values of a head turn together.
+    pub rope_pairing: RopePairing,
     /// `q_proj` also gives a gate for each head's output, behind the head's query (`attn_output_gate`).
     pub output_gate: bool,
     /// Only the last tokens are seen (`sliding_window`).
@@ -116,6 +121,57 @@ impl SelfAttention {
             ..
         } = self.config;
         let tokens = batch.num_tokens();
+        let projected = self.project(x, rotation)?;
+        let keys = projected.keys.reshape((tokens, num_kv_heads * head_dim))?;
+        cache.append(&keys, &projected.values, batch)?;
+        let attention = CausalAttention {
+            batch,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            window: self.config.window,
+            scale: 1.0 / (head_dim as f64).sqrt(),
+        };
+        let attended = attention.forward(&projected.queries, cache)?;
+        self.output(attended, projected.gate)
+    }
+
+    /// Attends among the tokens of whole sequences in both directions; nothing is kept. `x` is
+    /// `[tokens, hidden_size]`.
+    pub fn forward_bidirectional(
+        &self,
+        x: &Tensor,
+        rotation: &Rotation,
+        bounds: &SequenceBounds,
+    ) -> candle_core::Result<Tensor> {
+        let AttentionConfig {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            ..
+        } = self.config;
+        let projected = self.project(x, rotation)?;
+        let attention = RaggedAttention {
+            num_kv_heads,
+            ..RaggedAttention::full(num_heads, head_dim)
+        };
+        let attended = attention.forward(
+            &projected.queries,
+            &projected.keys,
+            &projected.values,
+            bounds,
+        )?;
+        self.output(attended, projected.gate)
+    }
+
+    fn project(&self, x: &Tensor, rotation: &Rotation) -> candle_core::Result<Projected> {
+        let AttentionConfig {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            ..
+        } = self.config;
+        let tokens = x.dim(0)?;
         let q = self.q_proj.forward(x)?;
         let (q, gate) = if self.config.output_gate {
             let pairs = q.reshape((tokens, num_heads, 2 * head_dim))?;
@@ -131,21 +187,23 @@ impl SelfAttention {
             .k_proj
             .forward(x)?
             .reshape((tokens, num_kv_heads, head_dim))?;
-        let v = self.v_proj.forward(x)?;
-
-        let q = rotation.apply(&normalised(&self.q_norm, q)?)?;
-        let k = rotation.apply(&normalised(&self.k_norm, k)?)?;
-        cache.append(&k.reshape((tokens, num_kv_heads * head_dim))?, &v, batch)?;
-
-        let attention = CausalAttention {
-            batch,
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            window: self.config.window,
-            scale: 1.0 / (head_dim as f64).sqrt(),
+        let placed = |x: Tensor, norm: Option<&RmsNorm>| {
+            if self.config.norm_after_rotation {
+                norm.forward(&rotation.apply(&x)?)
+            } else {
+                rotation.apply(&norm.forward(&x)?)
+            }
         };
-        let mut attended = attention.forward(&q, cache)?;
+        Ok(Projected {
+            queries: placed(q, self.q_norm.as_ref())?,
+            keys: placed(k, self.k_norm.as_ref())?,
+            values: self.v_proj.forward(x)?,
+            gate,
+        })
+    }
+
+    /// The output projection of `attended` `[tokens, num_heads * head_dim]`, behind its gate where there is one.
+    fn output(&self, mut attended: Tensor, gate: Option<Tensor>) -> candle_core::Result<Tensor> {
         if let Some(gate) = gate {
             attended = (attended * candle_nn::ops::sigmoid(&gate)?)?;
         }
@@ -153,11 +211,16 @@ impl SelfAttention {
     }
 }
 
-fn normalised(norm: &Option<RmsNorm>, x: Tensor) -> candle_core::Result<Tensor> {
-    match norm {
-        Some(norm) => norm.forward(&x),
-        None => Ok(x),
-    }
+/// What attention is computed from.
+struct Projected {
+    /// Rotated, `[tokens, num_heads, head_dim]`.
+    queries: Tensor,
+    /// Rotated, `[tokens, num_kv_heads, head_dim]`.
+    keys: Tensor,
+    /// `[tokens, num_kv_heads * head_dim]`.
+    values: Tensor,
+    /// `[tokens, num_heads * head_dim]`, before its sigmoid.
+    gate: Option<Tensor>,
 }
 
 /// Softmax attention of a batch's queries over the paged caches of their sequences.

@@ -1,7 +1,7 @@
 //! Errors on the wire: OpenAI's shape, and the one place where an engine's error gets its status.
 
 use crate::media::FetchError;
-use aha_engine::{EngineError, Task};
+use aha_engine::{EngineError, ReferenceError, Task, VoiceError};
 use aha_media::MediaError;
 use aha_media::audio::AudioError;
 use aha_media::document::DocumentError;
@@ -99,7 +99,9 @@ impl ApiError {
             Task::Chat => "/v1/chat/completions and /v1/completions",
             Task::Embed => "/v1/embeddings",
             Task::Rerank => "/v1/rerank and /v1/score",
+            Task::Matte => "/v1/images/remove_background",
             Task::Transcribe => "/v1/audio/transcriptions and /v1/chat/completions",
+            Task::Speak => "/v1/audio/speech",
         };
         let mut error = Self::bad_request(
             "wrong_task",
@@ -187,6 +189,18 @@ impl ApiError {
         )
     }
 
+    /// 429: other bodies fill the memory for them.
+    pub(crate) fn too_many_bodies() -> Self {
+        let mut error = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            RATE_LIMIT,
+            Some("overloaded"),
+            "too many large requests are being read; try again in a second",
+        );
+        error.retry_after = Some(1);
+        error
+    }
+
     /// 413: the body is larger than the server takes.
     pub(crate) fn body_too_large(limit: usize) -> Self {
         Self::new(
@@ -261,6 +275,34 @@ impl ApiError {
             _ => Self::bad_request("invalid_value", message),
         };
         found.body.param = Some(param.to_owned());
+        found
+    }
+
+    /// What is wrong with a reference to speak like.
+    pub(crate) fn reference(error: ReferenceError) -> Self {
+        match error {
+            ReferenceError::Audio(error) => Self::audio(error, "ref_audio"),
+            ReferenceError::Engine(error) => error.into(),
+        }
+    }
+
+    /// What is wrong with a voice by name.
+    pub(crate) fn voice(error: VoiceError) -> Self {
+        let message = error.to_string();
+        let mut found = match error {
+            VoiceError::Reference(error) => return Self::reference(error),
+            VoiceError::Io { .. } => return Self::internal(message),
+            VoiceError::Unknown { .. } => Self::new(
+                StatusCode::NOT_FOUND,
+                INVALID_REQUEST,
+                Some("voice_not_found"),
+                message,
+            ),
+            VoiceError::Name { .. } | VoiceError::Exists { .. } | VoiceError::Full => {
+                Self::bad_request("invalid_value", message)
+            }
+        };
+        found.body.param = Some("voice".to_owned());
         found
     }
 

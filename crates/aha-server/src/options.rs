@@ -4,6 +4,7 @@ use crate::media::FetchLimits;
 use aha_media::document::DocumentLimits;
 use aha_media::image::Limits;
 use aha_media::source::SourcePolicy;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The port of the server unless told otherwise.
@@ -29,6 +30,9 @@ pub struct ServerOptions {
     pub allowed_hosts: Vec<String>,
     /// Largest request body in bytes.
     pub body_limit: usize,
+    /// Bytes of all large request bodies (above 1 MiB) that are being read; further ones wait, as long as
+    /// `body_timeout`.
+    pub body_memory: usize,
     /// Largest form with files in bytes. Large files are kept on disk while their request runs.
     pub upload_limit: usize,
     /// Time for a request body to arrive.
@@ -53,6 +57,8 @@ pub struct ServerOptions {
     pub max_choices: usize,
     /// What pictures, clips and recordings of a request may be and cost.
     pub media: MediaOptions,
+    /// Folder of the voices that are kept by name; `None` keeps none.
+    pub voices: Option<PathBuf>,
 }
 
 /// What media a request may name, and how much they may cost.
@@ -111,6 +117,7 @@ impl Default for ServerOptions {
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             body_limit: 32 << 20,
+            body_memory: 1 << 30,
             upload_limit: 512 << 20,
             body_timeout: Duration::from_secs(60),
             request_timeout: Some(Duration::from_secs(3600)),
@@ -123,6 +130,7 @@ impl Default for ServerOptions {
             sse_keep_alive: Duration::from_secs(15),
             max_choices: 128,
             media: MediaOptions::default(),
+            voices: None,
         }
     }
 }

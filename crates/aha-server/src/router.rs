@@ -7,7 +7,8 @@ use crate::limits::{HostRule, check_host};
 use crate::model::ServedModel;
 use crate::options::ServerOptions;
 use crate::routes::{
-    admin, chat, completions, embeddings, health, models, ocr, rerank, tokenize, transcriptions,
+    admin, chat, completions, embeddings, health, images, models, ocr, rerank, speech, tokenize,
+    transcriptions, voices,
 };
 use crate::shutdown::Shutdown;
 use crate::state::AppState;
@@ -16,7 +17,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderValue, Method, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use std::any::Any;
 use tower_http::catch_panic::{CatchPanicLayer, ResponseForPanic};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -39,9 +40,13 @@ pub(crate) fn build(state: AppState) -> Router {
         .route("/embeddings", post(embeddings::create))
         .route("/rerank", post(rerank::rerank))
         .route("/score", post(rerank::score))
+        .route("/audio/speech", post(speech::create))
+        .route("/audio/voices", get(voices::list).post(voices::create))
+        .route("/audio/voices/{name}", delete(voices::delete))
         .route("/ocr", post(ocr::create))
         .route("/audio/transcriptions", post(transcriptions::transcribe))
         .route("/audio/translations", post(transcriptions::translate))
+        .route("/images/remove_background", post(images::remove_background))
         .route("/models", get(models::list))
         .route("/models/{*id}", get(models::get))
         .route("/tokenize", post(tokenize::tokenize))

@@ -2,13 +2,13 @@
 
 use crate::auth::ApiKeys;
 use crate::error::ApiError;
-use crate::limits::HostRule;
+use crate::limits::{BODY_PERMIT, HostRule};
 use crate::media::{FetchError, Fetcher};
 use crate::metrics::Metrics;
 use crate::model::{Models, ServedModel};
 use crate::options::ServerOptions;
 use crate::shutdown::Shutdown;
-use aha_engine::MediaReader;
+use aha_engine::{MediaReader, VoiceStore};
 use aha_media::source::RemoteUrl;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -30,8 +30,18 @@ pub(crate) struct Shared {
     /// Files fetched at the same time. Apart from the preparing, which a slow host must not hold up.
     fetching: Arc<Semaphore>,
     fetcher: Fetcher,
+    /// Memory of the request bodies that are being read, in units of [`BODY_PERMIT`].
+    pub(crate) bodies: Arc<Semaphore>,
     /// Decodes media.
     pub(crate) reader: MediaReader,
+    /// Voices that are kept by name.
+    pub(crate) voices: Option<VoiceStore>,
+}
+
+/// At least one body of the largest size fits.
+fn body_permits(options: &ServerOptions) -> usize {
+    let bytes = options.body_memory.max(options.body_limit);
+    bytes.div_ceil(BODY_PERMIT).min(Semaphore::MAX_PERMITS)
 }
 
 impl Deref for AppState {
@@ -58,11 +68,13 @@ impl AppState {
             shutdown,
             preparing: Arc::new(Semaphore::new(cores)),
             fetching: Arc::new(Semaphore::new(options.media.max_fetches)),
+            bodies: Arc::new(Semaphore::new(body_permits(&options))),
             fetcher: Fetcher::new(options.media.policy.clone(), options.media.fetch),
             reader: MediaReader {
                 limits: options.media.limits,
                 ..MediaReader::default()
             },
+            voices: options.voices.clone().map(VoiceStore::new),
             options,
         }))
     }
@@ -74,6 +86,16 @@ impl AppState {
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         self.beside(&self.preparing, work).await?
+    }
+
+    /// The voices that are kept by name, or the error that says that this server keeps none.
+    pub(crate) fn voices(&self) -> Result<&VoiceStore, ApiError> {
+        self.voices.as_ref().ok_or_else(|| {
+            ApiError::unsupported(
+                "voice",
+                "this server keeps no voices: give 'ref_audio' and 'ref_text'",
+            )
+        })
     }
 
     /// Fetches a file of at most `max_bytes`.

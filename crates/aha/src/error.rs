@@ -1,7 +1,9 @@
 //! What the library's face can fail with.
 
-use aha_engine::{EngineError, RecordingError, Task};
+use aha_engine::{EngineError, RecordingError, ReferenceError, Task};
 use aha_hub::HubError;
+use aha_media::MediaError;
+use aha_media::audio::AudioError;
 use aha_models::LoadError;
 use std::path::{Path, PathBuf};
 use thiserror::Error as ThisError;
@@ -77,12 +79,27 @@ pub enum Error {
     /// The checkpoint does not load.
     #[error("cannot load the model: {0}")]
     Load(Box<LoadError>),
+    /// A picture, clip or recording could not be read.
+    #[error(transparent)]
+    Media(Box<MediaError>),
     /// The engine refused the request or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A recording could not be read, or sound could not be written in the form asked for.
+    #[error(transparent)]
+    Audio(#[from] AudioError),
     /// The store of models could not be read.
     #[error(transparent)]
     Hub(Box<HubError>),
+}
+
+impl From<ReferenceError> for Error {
+    fn from(error: ReferenceError) -> Self {
+        match error {
+            ReferenceError::Audio(error) => error.into(),
+            ReferenceError::Engine(error) => error.into(),
+        }
+    }
 }
 
 fn what_is_here(partial: Option<&Path>) -> String {
@@ -102,6 +119,12 @@ fn what_is_here(partial: Option<&Path>) -> String {
 impl From<LoadError> for Error {
     fn from(error: LoadError) -> Self {
         Self::Load(Box::new(error))
+    }
+}
+
+impl From<MediaError> for Error {
+    fn from(error: MediaError) -> Self {
+        Self::Media(Box::new(error))
     }
 }
 

@@ -162,6 +162,11 @@ impl Tokenizer {
         self.inner.token_to_id(text)
     }
 
+    /// The text of a token in the vocabulary's own writing; `None` for an id without a token.
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// One more than the largest token id. A model may have more rows of logits; those stand for no token.
     pub fn vocab_size(&self) -> usize {
         self.table.len()

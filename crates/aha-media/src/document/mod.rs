@@ -117,7 +117,7 @@ impl Document {
         let content = if pdf::is_pdf(&bytes) {
             Content::Pdf(PdfFile::open(bytes, *limits)?)
         } else {
-            let pages = image::count_pages(&bytes, &bounds)?;
+            let pages = image::count_pages(&bytes, &bounds).map_err(of_document)?;
             Content::Images { bytes, pages }
         };
         Ok(Self {
@@ -201,6 +201,25 @@ impl Document {
         }
     }
 }
+
+/// The error of an image as that of a document, which may have other formats.
+fn of_document(error: MediaError) -> MediaError {
+    match error {
+        MediaError::UnknownFormat { .. } => MediaError::UnknownFormat {
+            what: "document",
+            supported: SUPPORTED,
+        },
+        MediaError::UnsupportedFormat { format, .. } => MediaError::UnsupportedFormat {
+            format,
+            what: "a document",
+            supported: SUPPORTED,
+        },
+        other => other,
+    }
+}
+
+/// The formats of documents, in words.
+const SUPPORTED: &str = "PDF, TIFF, PNG, JPEG, WebP, GIF or BMP";
 
 /// Endings of the files that [`Document::open`] reads.
 pub const ENDINGS: &[&str] = &[

@@ -46,6 +46,24 @@ pub struct MiniCpm4Config {
     rope: RopeKeys,
 }
 
+/// Size of a transformer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct TransformerSize {
+    /// Width of the residual stream.
+    #[serde(rename = "hidden_dim")]
+    pub hidden_size: usize,
+    /// Width of the gated MLP.
+    #[serde(rename = "ffn_dim")]
+    pub intermediate_size: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Layers.
+    pub num_layers: usize,
+    /// Size of a head where it is not `hidden_size / num_heads`.
+    #[serde(rename = "kv_channels")]
+    pub head_dim: Option<usize>,
+}
+
 /// The part of `sparse_config` that says when attention is not sparse.
 #[derive(Debug, Clone, Deserialize)]
 struct SparseConfig {
@@ -109,6 +127,29 @@ impl MiniCpm4Config {
             num_experts: keys.optional_unsigned("expert_count")?.unwrap_or(0),
             rope: keys.rope(head_dim)?,
         })
+    }
+
+    /// The same transformer in another size: the parts of VoxCPM differ in nothing else.
+    #[must_use]
+    pub fn resized(&self, size: &TransformerSize) -> Self {
+        Self {
+            hidden_size: size.hidden_size,
+            intermediate_size: size.intermediate_size,
+            num_hidden_layers: size.num_layers,
+            num_attention_heads: size.num_heads,
+            num_key_value_heads: Some(self.heads().1),
+            head_dim: size.head_dim,
+            ..self.clone()
+        }
+    }
+
+    /// The same transformer with another number of layers.
+    #[must_use]
+    pub fn with_layers(&self, num_layers: usize) -> Self {
+        Self {
+            num_hidden_layers: num_layers,
+            ..self.clone()
+        }
     }
 
     /// Query and key/value heads: GGUF permutes their rows.
@@ -197,6 +238,7 @@ impl MiniCpm4Config {
             rope_scaling: self.rope.scaling(),
             scales: self.scales()?,
             zero_centred_norms: false,
+            sandwich_norms: false,
         })
     }
 }

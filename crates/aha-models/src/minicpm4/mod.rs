@@ -15,7 +15,7 @@ use crate::registry::Family;
 use crate::text::text_model;
 use aha_engine::{LoadedModel, Task};
 use aha_nn::weights::NameMap;
-pub use config::MiniCpm4Config;
+pub use config::{MiniCpm4Config, TransformerSize};
 
 /// The registry's entry.
 pub const FAMILY: Family = Family {

@@ -84,8 +84,10 @@ pub(crate) async fn create(
             (request, reader, ("file".to_owned(), bytes.await?))
         }
         OcrBody::Json(body) => {
-            let request = OcrRequest::read(Fields::parse(&body)?)?;
-            let Some((path, source)) = request.file.clone() else {
+            // A body that holds its document is large.
+            let read = state.prepare(move || OcrRequest::read(Fields::parse(&body)?));
+            let mut request = read.await?;
+            let Some((path, source)) = request.file.take() else {
                 let message = "'file' is missing: send a URL, a data URL or base64";
                 return Err(ApiError::missing("file", message));
             };

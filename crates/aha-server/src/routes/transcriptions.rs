@@ -7,8 +7,8 @@ use crate::sse::{self, ChunkStream, StreamLimits};
 use crate::state::AppState;
 use crate::types::response::TokenLogprobs;
 use crate::types::transcription::{
-    SegmentAnswer, TEXT_FIELDS, TranscriptAnswer, TranscriptFormat, TranscriptUsage,
-    TranscriptionForm, VerboseAnswer,
+    SegmentAnswer, TEXT_FIELDS, TranscriptAnswer, TranscriptDelta, TranscriptDone,
+    TranscriptFormat, TranscriptUsage, TranscriptionForm, VerboseAnswer,
 };
 use aha_engine::subtitles::{Cue, srt, vtt};
 use aha_engine::{
@@ -21,7 +21,7 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{StreamExt, unfold};
-use serde_json::json;
+use serde::Serialize;
 use tempfile::NamedTempFile;
 
 /// The field with the recording.
@@ -60,7 +60,7 @@ pub(crate) async fn translate(
     form.take_file(FILE)?;
     let wishes = TranscriptionForm::read(form.texts.into_fields(&TEXT_FIELDS)?)?;
     let model = state.models.find(wishes.model.as_deref())?;
-    model.speech_engine()?;
+    model.transcription_engine()?;
     Err(ApiError::unsupported(
         "model",
         format!(
@@ -86,7 +86,7 @@ impl Job {
         upload: Upload,
     ) -> Result<Self, ApiError> {
         let model = state.models.find(wishes.model.as_deref())?;
-        let engine = model.speech_engine()?;
+        let engine = model.transcription_engine()?;
         let (source, file) = match upload.into_content() {
             Content::Memory(bytes) => (AudioSource::from(bytes), None),
             Content::File(file) => (AudioSource::from(file.path()), Some(file)),
@@ -187,25 +187,34 @@ impl Job {
                     Vec::new()
                 }
                 RecordingEvent::Text { delta, tokens } => {
-                    let mut chunk = json!({"type": "transcript.text.delta", "delta": delta});
-                    if let Some(listed) = &mut listed {
-                        let tokens: Vec<_> = of(&tokens);
-                        chunk["logprobs"] = json!(tokens);
-                        listed.extend(tokens);
-                    }
-                    vec![chunk.to_string()]
+                    let logprobs = listed.as_mut().map(|listed| {
+                        let tokens = of(&tokens);
+                        listed.extend(tokens.clone());
+                        tokens
+                    });
+                    vec![written(&TranscriptDelta {
+                        kind: "transcript.text.delta",
+                        delta,
+                        logprobs,
+                    })]
                 }
                 RecordingEvent::Segment(_) => Vec::new(),
                 RecordingEvent::Finished(transcription) => {
-                    let mut chunk = json!(answer(transcription, listed.take()));
-                    chunk["type"] = "transcript.text.done".into();
-                    vec![chunk.to_string()]
+                    vec![written(&TranscriptDone {
+                        kind: "transcript.text.done",
+                        answer: answer(transcription, listed.take()),
+                    })]
                 }
             });
             Some((chunks, (job, None, listed)))
         })
         .boxed()
     }
+}
+
+/// An event as JSON text. Our own types always have one.
+fn written(event: &impl Serialize) -> String {
+    serde_json::to_string(event).unwrap_or_default()
 }
 
 fn of(tokens: &[TokenEvent]) -> Vec<TokenLogprobs> {

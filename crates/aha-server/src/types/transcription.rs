@@ -290,6 +290,25 @@ pub(crate) struct TranscriptAnswer {
     pub(crate) usage: TranscriptUsage,
 }
 
+/// More of a streamed transcript.
+#[derive(Debug, Serialize)]
+pub(crate) struct TranscriptDelta {
+    #[serde(rename = "type")]
+    pub(crate) kind: &'static str,
+    pub(crate) delta: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) logprobs: Option<Vec<TokenLogprobs>>,
+}
+
+/// The end of a streamed transcript.
+#[derive(Debug, Serialize)]
+pub(crate) struct TranscriptDone {
+    #[serde(rename = "type")]
+    pub(crate) kind: &'static str,
+    #[serde(flatten)]
+    pub(crate) answer: TranscriptAnswer,
+}
+
 /// The long answer, with times.
 #[derive(Debug, Serialize)]
 pub(crate) struct VerboseAnswer {

@@ -20,12 +20,14 @@ mod memory;
 mod ocr;
 mod progress;
 mod ps;
+mod rembg;
 mod rerank;
 mod rows;
 mod run;
 mod serv;
 mod show;
 mod signals;
+mod speak;
 mod stop;
 mod transcribe;
 mod units;
@@ -78,17 +80,21 @@ enum Command {
     #[command(visible_alias = "serve")]
     Serv(serv::Serv),
     /// Answer one prompt and end
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Talk with a model in the terminal
     Chat(chat::Chat),
     /// Make a vector of each text in a file
     Embed(embed::Embed),
     /// Order the texts of a file by how well they answer a query
     Rerank(rerank::Rerank),
+    /// Speak a text into a file or a pipe
+    Speak(speak::Speak),
     /// Read documents: scans, photos and PDFs to Markdown, HTML, JSON or text
     Ocr(ocr::Ocr),
     /// Write down what is said in recordings: text, subtitles or JSON
     Transcribe(transcribe::Transcribe),
+    /// Remove the background of pictures
+    Rembg(rembg::Rembg),
     /// Download a model
     Download(download::Download),
     /// List the models that are known by name, or those on this disk
@@ -169,8 +175,10 @@ fn execute(cli: Cli) -> Outcome {
         Command::Chat(command) => command.execute(&context),
         Command::Embed(command) => command.execute(&context),
         Command::Rerank(command) => command.execute(&context),
+        Command::Speak(command) => command.execute(&context),
         Command::Ocr(command) => command.execute(&context),
         Command::Transcribe(command) => command.execute(&context),
+        Command::Rembg(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),
         Command::List(command) => command.execute(&context),
         Command::Show(command) => command.execute(),
