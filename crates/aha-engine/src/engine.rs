@@ -12,6 +12,7 @@ use crate::worker::{CacheSize, Command, Worker};
 use candle_core::Device;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -337,7 +338,7 @@ impl Engine {
             inner: Arc::new(Inner {
                 commands,
                 shared,
-                processor,
+                processor: processor.with_context_length(context_length),
                 defaults,
                 transcriber,
                 task,
@@ -367,6 +368,10 @@ impl Engine {
     /// The way from recordings to transcripts, where the model recognises speech.
     pub fn transcriber(&self) -> Option<&dyn Transcriber> {
         self.inner.transcriber.as_deref()
+    }
+
+    pub(crate) fn shared_transcriber(&self) -> Option<Arc<dyn Transcriber>> {
+        self.inner.transcriber.clone()
     }
 
     /// Tokens that prompt and answer may have together.
@@ -471,6 +476,15 @@ impl Generation {
         }
         let event = self.receiver.recv().await;
         Some(self.observe(event))
+    }
+
+    /// As [`next`](Self::next), for streams of several generations.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let event = std::task::ready!(self.receiver.poll_recv(context));
+        Poll::Ready(Some(self.observe(event)))
     }
 
     /// The same for threads outside an async runtime.

@@ -77,6 +77,18 @@ pub struct Usage {
     pub completion_tokens: usize,
 }
 
+impl Usage {
+    /// Adds the tokens of another generation.
+    pub fn add(&mut self, other: &Self) {
+        self.prompt_tokens += other.prompt_tokens;
+        self.cached_tokens += other.cached_tokens;
+        self.media.image += other.media.image;
+        self.media.video += other.media.video;
+        self.media.audio += other.media.audio;
+        self.completion_tokens += other.completion_tokens;
+    }
+}
+
 /// Where the time of a request went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timings {

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod error;
 pub mod event;
 pub mod generator;
+pub mod matting;
 pub mod media;
 pub mod media_reader;
 mod memory;
@@ -19,6 +20,7 @@ pub mod ocr;
 pub mod parser;
 pub mod pooled;
 pub mod processor;
+pub mod recording;
 pub mod request;
 pub mod rerank;
 mod sampler;
@@ -26,6 +28,7 @@ mod scheduler;
 pub mod service;
 pub mod speech;
 pub mod stop;
+pub mod subtitles;
 pub mod template;
 pub mod tokenizer;
 pub mod transcription;
@@ -42,15 +45,20 @@ pub use event::{
     Event, FinishReason, Finished, MediaTokens, Timings, TokenEvent, TokenLogprob, Usage,
 };
 pub use generator::Generator;
+pub use matting::{Matte, Matter, MattingEngine, MattingModel, PendingMatte};
 pub use media::{
     ContentHash, EncoderContent, EncoderInput, Media, MediaContent, MediaEncoder, MediaKind,
     MediaProcessor, MediaSpan, PixelLimits, ProcessedMedia,
 };
-pub use media_reader::MediaReader;
+pub use media_reader::{MediaReader, MediaWishes};
 pub use model::{GenerationDefaults, LoadedModel, Task, TextModel, UnknownTask};
 pub use ocr::{OcrBlock, OcrKind, OcrModel, OcrTask, PagePlace, PageSize};
 pub use pooled::{PooledBatch, PooledOutput};
 pub use processor::{ProcessorError, TextProcessor};
+pub use recording::{
+    Cutting, RecordingError, RecordingEvent, RecordingRequest, RecordingStream, Segment,
+    Transcription,
+};
 pub use request::{
     GenerationRequest, NGRAM_LIMIT, NgramWindow, OutputParams, Prompt, SamplingParams, StopParams,
 };

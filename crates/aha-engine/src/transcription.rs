@@ -111,7 +111,7 @@ impl Transcript {
 }
 
 /// Whether the end of one piece and the beginning of the next would run together.
-fn needs_space(before: &str, after: &str) -> bool {
+pub(crate) fn needs_space(before: &str, after: &str) -> bool {
     match (before.chars().next_back(), after.chars().next()) {
         (Some(last), Some(first)) => {
             !(last.is_whitespace()

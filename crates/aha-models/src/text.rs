@@ -4,7 +4,8 @@ use crate::checkpoint::{Checkpoint, Format};
 use crate::error::LoadError;
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{
-    Generator, LoadedModel, MediaEncoder, MediaProcessor, ProcessorError, TextModel, TextProcessor,
+    Generator, LoadedModel, MediaEncoder, MediaProcessor, OcrModel, ProcessorError, TextModel,
+    TextProcessor,
 };
 use std::sync::Arc;
 
@@ -74,4 +75,15 @@ pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, LoadError> {
         Format::Gguf(file) => Tokenizer::from_gguf(&file.metadata),
     };
     Ok(tokenizer.map_err(ProcessorError::from)?)
+}
+
+/// The same model with what it can be asked of a page by name.
+pub fn reading_documents(loaded: LoadedModel, ocr: impl OcrModel + 'static) -> LoadedModel {
+    match loaded {
+        LoadedModel::Text(mut text) => {
+            text.processor = text.processor.with_ocr(Arc::new(ocr));
+            LoadedModel::Text(text)
+        }
+        other => other,
+    }
 }

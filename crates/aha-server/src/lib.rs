@@ -18,6 +18,7 @@
 //! ```
 
 mod answer;
+mod archive;
 mod auth;
 mod connection;
 mod context;
@@ -27,7 +28,6 @@ mod limits;
 mod media;
 mod metrics;
 mod model;
-#[allow(dead_code, reason = "routes with files are about to use it")]
 mod multipart;
 mod options;
 mod replay;

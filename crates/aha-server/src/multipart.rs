@@ -68,6 +68,13 @@ impl Form {
     }
 }
 
+impl Form {
+    /// Takes all files with the fields that they came in.
+    pub(crate) fn take_files(&mut self) -> Vec<(String, Upload)> {
+        std::mem::take(&mut self.files)
+    }
+}
+
 /// The text fields of a form, in the order in which they came.
 #[derive(Debug, Default)]
 pub(crate) struct FormTexts(Vec<(String, String)>);
@@ -140,12 +147,7 @@ impl Upload {
         }
     }
 
-    /// Bytes of the file.
-    pub(crate) fn length(&self) -> u64 {
-        self.length
-    }
-
-    /// Where they are.
+    /// Where the bytes are.
     pub(crate) fn into_content(self) -> Content {
         self.content
     }
@@ -472,7 +474,7 @@ mod tests {
         .await
         .unwrap();
         let upload = received.take_file("file").unwrap();
-        assert_eq!(upload.length(), 5);
+        assert_eq!(upload.length, 5);
         assert_eq!(upload.into_bytes(5, "file").unwrap(), b"sound");
         let mut fields = received.texts.into_fields(&["model", "language"]).unwrap();
         assert_eq!(fields.string("model").unwrap().unwrap(), "123");

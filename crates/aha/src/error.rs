@@ -1,7 +1,8 @@
 //! What the library's face can fail with.
 
-use aha_engine::{EngineError, ReferenceError, Task};
+use aha_engine::{EngineError, RecordingError, ReferenceError, Task};
 use aha_hub::HubError;
+use aha_media::MediaError;
 use aha_media::audio::AudioError;
 use aha_models::LoadError;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, ThisError)]
 #[non_exhaustive]
 pub enum Error {
+    /// A recording has no transcript: it cannot be heard, or the engine refused or failed.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
     /// The path that was given leads nowhere.
     #[error("cannot find the model: {}: there is no such file or folder", .path.display())]
     NoSuchPath {
@@ -75,6 +79,9 @@ pub enum Error {
     /// The checkpoint does not load.
     #[error("cannot load the model: {0}")]
     Load(Box<LoadError>),
+    /// A picture, clip or recording could not be read.
+    #[error(transparent)]
+    Media(Box<MediaError>),
     /// The engine refused the request or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -112,6 +119,12 @@ fn what_is_here(partial: Option<&Path>) -> String {
 impl From<LoadError> for Error {
     fn from(error: LoadError) -> Self {
         Self::Load(Box::new(error))
+    }
+}
+
+impl From<MediaError> for Error {
+    fn from(error: MediaError) -> Self {
+        Self::Media(Box::new(error))
     }
 }
 

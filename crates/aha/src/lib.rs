@@ -28,12 +28,14 @@ mod error;
 mod fetch;
 mod generate;
 mod loader;
+mod matting;
 mod model;
 mod params;
 mod pooled;
 mod resolve;
 mod speech;
 mod stream;
+mod transcribe;
 
 pub use device::{DeviceChoice, UnknownDevice};
 pub use error::{Error, Result};
@@ -46,21 +48,31 @@ pub use pooled::Ranked;
 pub use resolve::{Checkpoint, resolve, resolve_in};
 pub use speech::Sound;
 pub use stream::{ChatEvent, ChatStream, Ended};
+pub use transcribe::{Transcribed, TranscriptionParams};
 
 pub use aha_engine::parser::{Delta, OutputParser};
+pub use aha_engine::subtitles;
 pub use aha_engine::{
     Chat, EmbeddingEngine, EmbeddingInput, EmbeddingOptions, Engine, EngineError, EngineOptions,
     EngineStatus, Event, FinishReason, Finished, Generation, GenerationDefaults, GenerationRequest,
-    Message, NgramWindow, OutputParams, Part, ProcessorError, Prompt, RerankEngine, SamplingParams,
-    Service, StopParams, Task, TextProcessor, Timings, TokenEvent, TokenLogprob, ToolCall,
-    Truncate, UnknownTask, Usage,
+    MattingEngine, Media, MediaKind, MediaReader, MediaWishes, Message, NgramWindow, OutputParams,
+    Part, PixelLimits, ProcessorError, Prompt, RerankEngine, SamplingParams, Service, StopParams,
+    Task, TextProcessor, Timings, TokenEvent, TokenLogprob, ToolCall, Truncate, UnknownTask, Usage,
+};
+pub use aha_engine::{
+    Cutting, RecordingError, RecordingEvent, RecordingStream, Segment, Transcript, Transcription,
+    TranscriptionOptions,
 };
 pub use aha_engine::{
     DEFAULT_VOICE, Speech, SpeechEngine, SpeechEvent, SpeechFinished, SpeechFormat, SpeechParams,
     SpeechRequest, Voice, VoiceError, VoiceRecord, VoiceStore, normalize_text,
 };
 pub use aha_hub as hub;
-pub use aha_media::audio::{AudioEncoder, AudioError, AudioFormat, DecodeOptions, EncodeOptions};
+pub use aha_media::MediaError;
+pub use aha_media::audio::{
+    AudioEncoder, AudioError, AudioFormat, AudioSource, DecodeOptions, EncodeOptions, VadMethod,
+    VadOptions,
+};
 pub use aha_models::{FAMILIES, Family, LoadError, releases};
 pub use aha_nn::weights::DtypeRequest as Dtype;
 
@@ -85,6 +97,14 @@ pub mod ocr {
     pub use aha_media::document::{
         DEFAULT_DPI, Document, DocumentError, DocumentLimits, ENDINGS, PageSelection, TextBlock,
         TextLayer, is_document,
+    };
+}
+
+/// Pictures: decoding, encoding, and what stands behind a foreground.
+pub mod image {
+    pub use aha_media::image::{
+        Background, Channels, DecodedImage, Image, ImageEncoding, ImageFormat, Limits,
+        UnknownColor, decode, encode, encode_png, parse_color, sniff,
     };
 }
 

@@ -35,8 +35,18 @@ pub fn normalize_peak(samples: &mut [f32]) {
     }
 }
 
+/// Filters carry their past along: one sample that is no number would make all that follow none.
+fn silence_non_numbers(samples: &mut [f32]) {
+    for sample in samples {
+        if !sample.is_finite() {
+            *sample = 0.0;
+        }
+    }
+}
+
 /// A stream of one channel at a chosen rate, in constant memory: decoding, the mean of the channels
-/// and the conversion of the rate, in this order.
+/// and the conversion of the rate, in this order. Samples that are no numbers, or not finite, become
+/// silence.
 #[derive(Debug)]
 pub struct MonoReader {
     reader: AudioReader,
@@ -115,6 +125,7 @@ impl MonoReader {
                 Some(interleaved) => {
                     self.mixed.clear();
                     downmix(interleaved, channels, &mut self.mixed);
+                    silence_non_numbers(&mut self.mixed);
                     self.resampler.push(&self.mixed, &mut self.block);
                 }
                 None => {

@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 /// Longest recording that the release takes in one prompt.
 const MAX_SECONDS: f64 = 1200.0;
+/// How far behind that the cut of a longer one may lie.
+const CUT_SEARCH_SECONDS: f64 = 5.0;
 /// Most tokens of an answer in the release's serving backend.
 const MAX_TOKENS: usize = 4096;
 
@@ -61,7 +63,7 @@ impl MediaProcessor for Qwen3AsrMedia {
         AudioInput {
             sample_rate: self.extractor.config().sample_rate,
             resampling: ResampleMethod::SoxrHq,
-            max_seconds: MAX_SECONDS,
+            max_seconds: MAX_SECONDS + CUT_SEARCH_SECONDS,
         }
     }
 

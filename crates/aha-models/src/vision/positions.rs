@@ -14,6 +14,8 @@ pub enum Interpolation {
     HalfPixel,
     /// The same, averaging over all entries that a patch covers when the grid is smaller than the table.
     HalfPixelAntialiased,
+    /// As the last, but with Keys' cubic (a = -0.5) in place of the triangle.
+    CubicAntialiased,
 }
 
 impl Interpolation {
@@ -30,7 +32,8 @@ impl Interpolation {
                     let source = (index as f32 + 0.5) * (size as f32 / count as f32) - 0.5;
                     between(source.max(0.0), row);
                 }
-                Self::HalfPixelAntialiased => covered(index, count, row),
+                Self::HalfPixelAntialiased => covered(index, count, row, (1.0, triangle)),
+                Self::CubicAntialiased => covered(index, count, row, (2.0, cubic)),
             }
         }
         weights
@@ -46,26 +49,61 @@ fn between(source: f32, row: &mut [f32]) {
     row[(low + 1).min(last)] += share;
 }
 
-/// Weights of a triangle around patch `index`, at least as wide as an entry and as wide as a patch.
-fn covered(index: usize, count: usize, row: &mut [f32]) {
+fn triangle(distance: f32) -> f32 {
+    (1.0 - distance).max(0.0)
+}
+
+fn cubic(x: f32) -> f32 {
+    const A: f32 = -0.5;
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+/// Weights of a filter around patch `index`, which reaches some entries to both sides, or as many patches where those
+/// are wider.
+fn covered(index: usize, count: usize, row: &mut [f32], (reach, filter): (f32, fn(f32) -> f32)) {
     let scale = row.len() as f32 / count as f32;
     let width = scale.max(1.0);
     let centre = (index as f32 + 0.5) * scale;
-    let first = ((centre - width + 0.5) as isize).max(0) as usize;
-    let end = ((centre + width + 0.5) as usize).min(row.len());
+    let support = reach * width;
+    let first = ((centre - support + 0.5) as isize).max(0) as usize;
+    let end = ((centre + support + 0.5) as usize).min(row.len());
     let mut sum = 0.0;
     for (entry, weight) in row.iter_mut().enumerate().take(end).skip(first) {
         let distance = ((entry as f32 - centre + 0.5) / width).abs();
-        *weight = (1.0 - distance).max(0.0);
+        *weight = filter(distance);
         sum += *weight;
     }
-    if sum > 0.0 {
+    if sum != 0.0 {
         row.iter_mut().for_each(|weight| *weight /= sum);
     }
 }
 
+/// A table `[entries, width]` stretched to `[count, width]`, in f32.
+pub(crate) fn interpolate_axis(
+    table: &Tensor,
+    count: usize,
+    rule: Interpolation,
+) -> Result<Tensor> {
+    let entries = table.dim(0)?;
+    if entries == 0 || count == 0 {
+        candle_core::bail!("{entries} positions cannot be stretched to {count}");
+    }
+    let table = table.to_dtype(DType::F32)?;
+    if entries == count {
+        return Ok(table);
+    }
+    let weights = rule.weights(count, entries);
+    Tensor::from_vec(weights, (count, entries), table.device())?.matmul(&table)
+}
+
 /// A table `[side * side, width]` stretched to `[rows * columns, width]`, row by row: two products, one an axis.
-fn interpolate_table(
+pub(crate) fn interpolate_table(
     table: &Tensor,
     (rows, columns): (usize, usize),
     rule: Interpolation,
@@ -174,12 +212,36 @@ mod tests {
             Interpolation::AlignedCorners,
             Interpolation::HalfPixel,
             Interpolation::HalfPixelAntialiased,
+            Interpolation::CubicAntialiased,
         ] {
             let same = interpolate_table(&table, (5, 5), rule).unwrap();
             let gap = (&same - &table).unwrap().abs().unwrap().flatten_all();
             let worst: f32 = gap.unwrap().max(0).unwrap().to_scalar().unwrap();
             assert!(worst < 1e-6, "{rule:?}: {worst}");
         }
+    }
+
+    /// As PyTorch's `interpolate` with `antialias`.
+    #[test]
+    fn the_cubic_averages_when_it_shrinks_and_overshoots_when_it_grows() {
+        let stretched = |entries: &[f32], count| -> Vec<f32> {
+            let table = Tensor::from_slice(entries, (entries.len(), 1), &Device::Cpu).unwrap();
+            let stretched = interpolate_axis(&table, count, Interpolation::CubicAntialiased);
+            stretched.unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let close = |found: Vec<f32>, want: &[f32]| {
+            assert_eq!(found.len(), want.len());
+            for (a, b) in found.iter().zip(want) {
+                assert!((a - b).abs() < 1e-6, "{found:?} {want:?}");
+            }
+        };
+        let shrunk = stretched(&[1.0, 2.0, 4.0, 8.0, 3.0], 3);
+        close(shrunk, &[1.230_769_4, 4.641_86, 5.261_538_5]);
+        let grown = stretched(&[1.0, 2.0, 4.0], 5);
+        close(
+            grown,
+            &[0.924_528_3, 1.261_194, 2.0, 3.343_283_7, 4.150_943_3],
+        );
     }
 
     #[test]

@@ -70,10 +70,15 @@ impl Stages {
 
     /// The tensor in the type that it is stored in.
     pub(crate) fn get(&self, name: &str) -> Tensor {
-        let stored = self.0.catalog().load(name);
-        let stored = stored.unwrap_or_else(|| panic!("no stage {name}"));
+        let found = self.find(name);
+        found.unwrap_or_else(|| panic!("no stage {name}"))
+    }
+
+    /// The same for a stage that not every fixture keeps.
+    pub(crate) fn find(&self, name: &str) -> Option<Tensor> {
+        let stored = self.0.catalog().load(name)?;
         let dtype = stored.stored().dtype().unwrap();
-        stored.to_tensor(dtype, &Device::Cpu).unwrap()
+        Some(stored.to_tensor(dtype, &Device::Cpu).unwrap())
     }
 }
 

@@ -11,10 +11,20 @@ use std::sync::Arc;
 /// The conversation of a golden request whose content parts name media files in `folder`.
 pub(crate) fn chat_with_media(request: &Value, folder: &Path) -> Chat {
     let mut chat = chat(request);
+    let settings = request["mm_processor_kwargs"].as_object();
+    let settings = settings.cloned().unwrap_or_default();
     let messages = request["messages"].as_array().unwrap();
     for (turn, message) in chat.messages.iter_mut().zip(messages) {
         if let Value::Array(parts) = &message["content"] {
-            turn.content = parts.iter().map(|content| part(content, folder)).collect();
+            let parts = parts.iter().map(|content| part(content, folder));
+            turn.content = parts
+                .map(|part| match part {
+                    Part::Media(media) if !settings.is_empty() => Part::Media(Arc::new(
+                        Media::clone(&media).with_settings(settings.clone()),
+                    )),
+                    part => part,
+                })
+                .collect();
         }
     }
     chat
@@ -88,4 +98,38 @@ fn bmp(width: u32, height: u32) -> Vec<u8> {
     file.extend([0, 0, 0, 0, 255, 255, 255, 0]);
     file.resize(file.len() + pixels as usize, 0);
     file
+}
+
+/// A page of coarse noise, another for each `seed`.
+pub(crate) fn page(width: u32, height: u32, seed: u32) -> Media {
+    let stride = (width * 3).next_multiple_of(4);
+    let mut file = b"BM".to_vec();
+    let size = stride * height;
+    for word in [
+        54 + size,
+        0,
+        54,
+        40,
+        width,
+        height,
+        1 | (24 << 16),
+        0,
+        size,
+        0,
+        0,
+        0,
+        0,
+    ] {
+        file.extend(word.to_le_bytes());
+    }
+    for y in 0..height {
+        let row = (0..stride).map(|x| {
+            let cell = (x / 24) * 31 + (y / 8) * 17 + seed * 101;
+            (cell.wrapping_mul(2_654_435_761) >> 24) as u8
+        });
+        file.extend(row);
+    }
+    let image = decode(&file, &Limits::default()).unwrap();
+    let limits = PixelLimits::default();
+    Media::new(MediaContent::Image { image, limits }, file)
 }

@@ -5,11 +5,13 @@ pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod embeddings;
 pub(crate) mod health;
+pub(crate) mod images;
 pub(crate) mod models;
 pub(crate) mod ocr;
 pub(crate) mod rerank;
 pub(crate) mod speech;
 pub(crate) mod tokenize;
+pub(crate) mod transcriptions;
 pub(crate) mod voices;
 
 use crate::error::ApiError;

@@ -20,6 +20,7 @@ mod memory;
 mod ocr;
 mod progress;
 mod ps;
+mod rembg;
 mod rerank;
 mod rows;
 mod run;
@@ -28,6 +29,7 @@ mod show;
 mod signals;
 mod speak;
 mod stop;
+mod transcribe;
 mod units;
 mod verify;
 mod weights;
@@ -89,6 +91,10 @@ enum Command {
     Speak(speak::Speak),
     /// Read documents: scans, photos and PDFs to Markdown, HTML, JSON or text
     Ocr(ocr::Ocr),
+    /// Write down what is said in recordings: text, subtitles or JSON
+    Transcribe(transcribe::Transcribe),
+    /// Remove the background of pictures
+    Rembg(rembg::Rembg),
     /// Download a model
     Download(download::Download),
     /// List the models that are known by name, or those on this disk
@@ -171,6 +177,8 @@ fn execute(cli: Cli) -> Outcome {
         Command::Rerank(command) => command.execute(&context),
         Command::Speak(command) => command.execute(&context),
         Command::Ocr(command) => command.execute(&context),
+        Command::Transcribe(command) => command.execute(&context),
+        Command::Rembg(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),
         Command::List(command) => command.execute(&context),
         Command::Show(command) => command.execute(),

@@ -2,7 +2,7 @@
 
 use crate::support::{Home, assert_expected, fixture};
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 16] = [
     "bench",
     "chat",
     "cli",
@@ -12,10 +12,12 @@ const COMMANDS: [&str; 14] = [
     "list",
     "ocr",
     "ps",
+    "rembg",
     "run",
     "serv",
     "show",
     "stop",
+    "transcribe",
     "verify",
 ];
 

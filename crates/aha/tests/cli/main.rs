@@ -14,8 +14,11 @@ mod ocr;
 mod offline;
 #[path = "../../../aha-media/tests/support/pdf.rs"]
 mod pdf;
+mod pictures;
 mod pooled;
+mod rembg;
 mod running;
 mod server;
 mod speech;
 mod support;
+mod transcribe;
