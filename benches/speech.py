@@ -4,7 +4,7 @@ and sixteen pieces decoded together beside one after the other.
 
     benches/speech.py make OUT                      # the checkpoint (1.6 GB, bf16) and sixteen recordings
     benches/speech.py encoder OUT [--threads 2]     # beside the reference: needs torch and transformers >= 5.23
-    benches/speech.py batch OUT --url http://127.0.0.1:8080 [--tokens 64]
+    benches/speech.py batch OUT [--url http://127.0.0.1:10100] [--tokens 32]
 
 `make` needs numpy. For `encoder`, build the example first: cargo build --release -p aha-models --example speech_encoder.
 For `batch`, start the server on OUT first: aha serv -m OUT.
@@ -25,7 +25,7 @@ import numpy
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURE = ROOT / "tests/fixtures/qwen3_asr/windows"
-RATE, SECONDS, PIECES = 16000, 30, 16
+RATE, RECORDING_SECONDS, PIECES, PIECE_SECONDS = 16000, 30, 16, 10
 AUDIO = {
     "d_model": 896, "encoder_layers": 18, "encoder_attention_heads": 14, "encoder_ffn_dim": 3584, "output_dim": 1024,
     "num_mel_bins": 128, "downsample_hidden_size": 480, "n_window": 50, "n_window_infer": 800, "activation_function": "gelu",
@@ -102,16 +102,21 @@ def make(out):
     config["thinker_config"]["audio_config"] = AUDIO
     config["thinker_config"]["text_config"] = TEXT
     (out / "config.json").write_text(json.dumps(config, indent=1))
+    record(out / "recording.wav", RECORDING_SECONDS, 150, random)
     for piece in range(PIECES):
-        time_axis = numpy.arange(RATE * SECONDS) / RATE
-        sound = 0.4 * numpy.sin(2 * numpy.pi * (140 + 20 * piece) * time_axis) * numpy.sin(7 * time_axis) ** 2
-        sound += 0.01 * random.standard_normal(len(sound))
-        with wave.open(str(out / ("piece_%02d.wav" % piece)), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(RATE)
-            file.writeframes((sound * 32767).astype("<i2").tobytes())
+        record(out / ("piece_%02d.wav" % piece), PIECE_SECONDS, 140 + 20 * piece, random)
     print("%s: %.2f GB" % (out, offset / 1e9))
+
+
+def record(path, seconds, pitch, random):
+    """A humming that comes and goes, with some noise."""
+    at = numpy.arange(RATE * seconds) / RATE
+    sound = 0.4 * numpy.sin(2 * numpy.pi * pitch * at) * numpy.sin(7 * at) ** 2 + 0.01 * random.standard_normal(len(at))
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((sound * 32767).astype("<i2").tobytes())
 
 
 def report(name, seconds):
@@ -119,10 +124,9 @@ def report(name, seconds):
     print("%-24s median %.3f s, rounds %s" % (name, ordered[len(ordered) // 2], ", ".join("%.3f" % s for s in seconds)))
 
 
-def encoder(out, threads, rounds):
+def encoder(out, threads, rounds, binary):
     environment = {**os.environ, "RAYON_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-    binary = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/examples/speech_encoder"
-    recording = out / "piece_00.wav"
+    recording = out / "recording.wav"
     done = subprocess.run([binary, out, recording, str(rounds)], env=environment, check=True, capture_output=True, text=True)
     own = json.loads(done.stdout.splitlines()[-1])
     report("front end, aha", own["front_end"])
@@ -138,7 +142,7 @@ def encoder(out, threads, rounds):
     config = Qwen3ASREncoderConfig(**keys, max_position_embeddings=13)
     config._attn_implementation = "sdpa"
     tower = Qwen3ASREncoder(config).float().eval()
-    sound = numpy.frombuffer(wave.open(str(recording)).readframes(RATE * SECONDS), "<i2").astype("f4") / 32768
+    sound = numpy.frombuffer(wave.open(str(recording)).readframes(RATE * RECORDING_SECONDS), "<i2").astype("f4") / 32768
     extractor, times = Qwen3ASRFeatureExtractor(), ([], [])
     for _ in range(rounds):
         started = time.perf_counter()
@@ -172,14 +176,14 @@ def transcribe(url, path, tokens):
 def batch(out, url, tokens):
     pieces = sorted(out.glob("piece_*.wav"))
     transcribe(url, pieces[0], 2)
-    seconds = len(pieces) * SECONDS
+    seconds = len(pieces) * PIECE_SECONDS
     rates = {}
     for name, workers in (("one by one", 1), ("together", len(pieces))):
         started = time.perf_counter()
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             list(pool.map(lambda path: transcribe(url, path, tokens), pieces))
         rates[name] = seconds / (time.perf_counter() - started)
-        print("%d pieces of %d s %s: %.2f times real time" % (len(pieces), SECONDS, name, rates[name]))
+        print("%d pieces of %d s %s: %.2f times real time" % (len(pieces), PIECE_SECONDS, name, rates[name]))
     print("together / one by one: %.2f" % (rates["together"] / rates["one by one"]))
 
 
@@ -189,13 +193,14 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--url", default="http://127.0.0.1:8080")
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--binary", type=Path, default=ROOT / "target/release/examples/speech_encoder")
+    parser.add_argument("--url", default="http://127.0.0.1:10100")
+    parser.add_argument("--tokens", type=int, default=32)
     options = parser.parse_args()
     if options.what == "make":
         make(options.out)
     elif options.what == "encoder":
-        encoder(options.out, options.threads, options.rounds)
+        encoder(options.out, options.threads, options.rounds, options.binary)
     else:
         batch(options.out, options.url, options.tokens)
 

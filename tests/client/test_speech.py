@@ -6,6 +6,7 @@ import struct
 import tempfile
 import unittest
 import wave
+from pathlib import Path
 
 import openai
 
@@ -48,7 +49,7 @@ class Speech(unittest.TestCase):
         self.assertGreater(len(samples(answer.content)), 4 * 1280 - 1)
         with tempfile.NamedTemporaryFile(suffix=".wav") as file:
             answer.write_to_file(file.name)
-            self.assertEqual(open(file.name, "rb").read(), answer.content)
+            self.assertEqual(Path(file.name).read_bytes(), answer.content)
 
     def test_the_golden_wave_is_spoken_by_a_reference(self):
         case = GOLDEN["cases"][0]

@@ -338,7 +338,7 @@ impl Engine {
             inner: Arc::new(Inner {
                 commands,
                 shared,
-                processor,
+                processor: processor.with_context_length(context_length),
                 defaults,
                 transcriber,
                 task,

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod error;
 pub mod event;
 pub mod generator;
+pub mod matting;
 pub mod media;
 pub mod media_reader;
 mod memory;
@@ -44,11 +45,12 @@ pub use event::{
     Event, FinishReason, Finished, MediaTokens, Timings, TokenEvent, TokenLogprob, Usage,
 };
 pub use generator::Generator;
+pub use matting::{Matte, Matter, MattingEngine, MattingModel, PendingMatte};
 pub use media::{
     ContentHash, EncoderContent, EncoderInput, Media, MediaContent, MediaEncoder, MediaKind,
     MediaProcessor, MediaSpan, PixelLimits, ProcessedMedia,
 };
-pub use media_reader::MediaReader;
+pub use media_reader::{MediaReader, MediaWishes};
 pub use model::{GenerationDefaults, LoadedModel, Task, TextModel, UnknownTask};
 pub use ocr::{OcrBlock, OcrKind, OcrModel, OcrTask, PagePlace, PageSize};
 pub use pooled::{PooledBatch, PooledOutput};

@@ -314,12 +314,16 @@ impl MediaSpan {
 /// An input with the kind of the medium that it is of.
 pub(crate) type KindInput = (MediaKind, EncoderInput);
 
-/// Replaces the marks in a rendered prompt by the processors' texts; returns the text and all inputs in order.
+/// Replaces the marks in a rendered prompt by the processors' texts; returns the text and all inputs in order. Stops at
+/// the medium with which they have more tokens than a context of `context_length` holds: pictures that small files ask
+/// to be enlarged would fill the memory otherwise.
 pub(crate) fn expand_marks(
     text: &str,
     processor: &dyn MediaProcessor,
     media: &[Arc<Media>],
+    context_length: usize,
 ) -> std::result::Result<(String, Vec<KindInput>), EngineError> {
+    let mut tokens = 0usize;
     let mut expanded = String::with_capacity(text.len());
     let mut inputs = Vec::new();
     let mut rest = text;
@@ -345,6 +349,15 @@ pub(crate) fn expand_marks(
             ));
         };
         let processed = processor.process(left.remove(index))?;
+        let own = processed.inputs.iter().map(|input| input.num_tokens);
+        tokens = tokens.saturating_add(own.sum());
+        if tokens > context_length {
+            return Err(EngineError::ContextLengthExceeded {
+                context_length,
+                prompt_tokens: tokens,
+                completion_tokens: 1,
+            });
+        }
         expanded.push_str(&rest[..at]);
         expanded.push_str(&processed.text);
         inputs.extend(processed.inputs.into_iter().map(|input| (kind, input)));
@@ -456,12 +469,23 @@ mod tests {
 
     #[test]
     fn marks_are_replaced_in_order_and_must_match_the_media() {
-        let (text, inputs) = expand_marks("a <sound><pad> b", &Fake, &[sound()]).unwrap();
+        let (text, inputs) = expand_marks("a <sound><pad> b", &Fake, &[sound()], 2).unwrap();
         assert_eq!((text.as_str(), inputs.len()), ("a [audio] b", 1));
-        let stray = expand_marks("a <pad> b", &Fake, &[sound()]).unwrap_err();
+        let stray = expand_marks("a <pad> b", &Fake, &[sound()], 9).unwrap_err();
         assert!(stray.to_string().contains("<pad>"), "{stray}");
-        let dropped = expand_marks("a b", &Fake, &[sound()]).unwrap_err();
+        let dropped = expand_marks("a b", &Fake, &[sound()], 9).unwrap_err();
         assert!(dropped.to_string().contains("audio"), "{dropped}");
+        // Of three media the second is one too many, and the third is not prepared.
+        let text = "<sound><pad>".repeat(3);
+        let long = expand_marks(&text, &Fake, &[sound(), sound(), sound()], 3).unwrap_err();
+        assert_eq!(
+            long,
+            EngineError::ContextLengthExceeded {
+                context_length: 3,
+                prompt_tokens: 4,
+                completion_tokens: 1
+            }
+        );
     }
 
     #[test]

@@ -1,16 +1,49 @@
 //! From the bytes of files to [`Media`].
 
-use crate::media::{Media, MediaContent, MediaKind, PixelLimits};
+use crate::media::{Media, MediaContent, MediaKind, MediaProcessor, PixelLimits};
 use crate::transcription::AudioInput;
 use aha_media::MediaError;
 use aha_media::audio::{DecodeOptions, MonoReader, is_audio};
 use aha_media::image::{self, Limits};
-use aha_media::video::{self, Ffmpeg, FrameSampling, Video};
+use aha_media::video::{self, Ffmpeg, FrameRate, FrameSampling, Video};
 use std::hash::{Hash, Hasher};
 use std::path::Path;
 
 /// Frames a second of a list of pictures that comes without a rate: that at which clips are sampled.
 const DEFAULT_LIST_FPS: f64 = 2.0;
+
+/// What a request asks of the preparation of a picture or clip; what is `None` is the model's own.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct MediaWishes {
+    /// The size of pictures and frames.
+    pub pixels: PixelLimits,
+    /// Frames a second: those to take of a clip, or those of a list of pictures.
+    pub fps: Option<f64>,
+    /// Frames to take of a clip.
+    pub num_frames: Option<usize>,
+    /// Most frames to take at `fps`.
+    pub max_frames: Option<usize>,
+    /// Dots an inch of a document's pages.
+    pub dpi: Option<f32>,
+}
+
+impl MediaWishes {
+    /// A model's way of choosing frames, with these wishes over it.
+    pub fn sampling(&self, own: FrameSampling) -> FrameSampling {
+        let rate = match (self.num_frames, self.fps) {
+            (Some(count), _) => FrameRate::Count(count),
+            (None, Some(fps)) => FrameRate::PerSecond(fps),
+            (None, None) => own.rate,
+        };
+        let max_frames = self.max_frames.unwrap_or(own.max_frames);
+        FrameSampling {
+            rate,
+            max_frames,
+            min_frames: own.min_frames.min(max_frames),
+            ..own
+        }
+    }
+}
 
 /// Decodes files within limits. What a file is, its bytes say: names and declared types are not looked at.
 #[derive(Debug, Clone)]
@@ -60,6 +93,27 @@ impl MediaReader {
             MediaKind::Video => self.video(bytes, sampling, PixelLimits::default()),
             MediaKind::Audio => self.audio(bytes, &AudioInput::SPEECH),
             MediaKind::Image => self.image(bytes, PixelLimits::default()),
+        }
+    }
+
+    /// A file of a known kind as a model takes it.
+    ///
+    /// # Errors
+    /// Those of [`image`](Self::image), [`video`](Self::video) and [`audio`](Self::audio).
+    pub fn read_for(
+        &self,
+        processor: &dyn MediaProcessor,
+        kind: MediaKind,
+        bytes: &[u8],
+        wishes: &MediaWishes,
+    ) -> Result<Media, MediaError> {
+        match kind {
+            MediaKind::Image => self.image(bytes, wishes.pixels),
+            MediaKind::Video => {
+                let sampling = wishes.sampling(processor.frame_sampling());
+                self.video(bytes, &sampling, wishes.pixels)
+            }
+            MediaKind::Audio => self.audio(bytes, &processor.audio_input()),
         }
     }
 
@@ -203,6 +257,25 @@ mod tests {
             Media::from_bytes(&bitmap(1)).unwrap().kind(),
             MediaKind::Image
         );
+    }
+
+    #[test]
+    fn wishes_go_before_the_models_own_sampling() {
+        let own = FrameSampling::QWEN3_VL;
+        assert_eq!(MediaWishes::default().sampling(own), own);
+        let wishes = MediaWishes {
+            fps: Some(0.5),
+            max_frames: Some(2),
+            ..MediaWishes::default()
+        };
+        let sampling = wishes.sampling(own);
+        assert_eq!(sampling.rate, FrameRate::PerSecond(0.5));
+        assert_eq!((sampling.min_frames, sampling.max_frames), (2, 2));
+        let counted = MediaWishes {
+            num_frames: Some(3),
+            ..wishes
+        };
+        assert_eq!(counted.sampling(own).rate, FrameRate::Count(3));
     }
 
     #[test]

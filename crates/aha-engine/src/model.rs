@@ -2,6 +2,7 @@
 
 use crate::embedding::EmbeddingModel;
 use crate::generator::Generator;
+use crate::matting::MattingModel;
 use crate::media::MediaEncoder;
 use crate::processor::TextProcessor;
 use crate::request::SamplingParams;
@@ -23,6 +24,8 @@ pub enum Task {
     Rerank,
     /// Speech to text.
     Transcribe,
+    /// Pictures to masks of their foreground.
+    Matte,
     /// Text to speech.
     Speak,
 }
@@ -34,6 +37,7 @@ impl Task {
         Self::Embed,
         Self::Rerank,
         Self::Transcribe,
+        Self::Matte,
         Self::Speak,
     ];
 
@@ -44,6 +48,7 @@ impl Task {
             Self::Embed => "embed",
             Self::Rerank => "rerank",
             Self::Transcribe => "transcribe",
+            Self::Matte => "matte",
             Self::Speak => "speak",
         }
     }
@@ -150,6 +155,8 @@ pub enum LoadedModel {
     Embed(EmbeddingModel),
     /// Scores documents.
     Rerank(RerankModel),
+    /// Finds the foreground of pictures.
+    Matte(MattingModel),
     /// Speaks.
     Speak(SpeechModel),
 }
@@ -161,6 +168,7 @@ impl LoadedModel {
             Self::Text(model) => model.task(),
             Self::Embed(_) => Task::Embed,
             Self::Rerank(_) => Task::Rerank,
+            Self::Matte(_) => Task::Matte,
             Self::Speak(_) => Task::Speak,
         }
     }

@@ -31,6 +31,8 @@ pub struct TextProcessor {
     template: Option<Arc<ChatTemplate>>,
     media: Option<Arc<dyn MediaProcessor>>,
     ocr: Option<Arc<dyn OcrModel>>,
+    /// Tokens that a prompt may have, once an engine knows.
+    context_length: usize,
 }
 
 impl TextProcessor {
@@ -41,6 +43,7 @@ impl TextProcessor {
             template: template.map(Arc::new),
             media: None,
             ocr: None,
+            context_length: usize::MAX,
         }
     }
 
@@ -64,6 +67,13 @@ impl TextProcessor {
     #[must_use]
     pub fn with_media(mut self, media: Arc<dyn MediaProcessor>) -> Self {
         self.media = Some(media);
+        self
+    }
+
+    /// The same for prompts of at most so many tokens: media beyond are refused before they are all prepared.
+    #[must_use]
+    pub(crate) fn with_context_length(mut self, context_length: usize) -> Self {
+        self.context_length = context_length;
         self
     }
 
@@ -188,7 +198,7 @@ impl TextProcessor {
         processor: &dyn MediaProcessor,
         media: &[Arc<Media>],
     ) -> Result<Prompt, EngineError> {
-        let (text, inputs) = expand_marks(text, processor, media)?;
+        let (text, inputs) = expand_marks(text, processor, media, self.context_length)?;
         let token_ids = self.tokenizer.encode_chat(&text)?;
         let spans = find_spans(&token_ids, processor.placeholder_tokens(), inputs)?;
         let axes = processor.positions(token_ids.len(), &spans).map(Arc::new);

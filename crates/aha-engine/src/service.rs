@@ -3,6 +3,7 @@
 use crate::embedding::EmbeddingEngine;
 use crate::engine::{Engine, EngineOptions, EngineStatus};
 use crate::error::EngineError;
+use crate::matting::MattingEngine;
 use crate::model::{LoadedModel, Task};
 use crate::rerank::RerankEngine;
 use crate::speech::SpeechEngine;
@@ -17,6 +18,8 @@ pub enum Service {
     Embed(EmbeddingEngine),
     /// Scores of documents.
     Rerank(RerankEngine),
+    /// Masks of pictures.
+    Matte(MattingEngine),
     /// Text to speech.
     Speak(SpeechEngine),
 }
@@ -31,6 +34,7 @@ impl Service {
             LoadedModel::Text(model) => Self::Text(Engine::start(model, options)?),
             LoadedModel::Embed(model) => Self::Embed(EmbeddingEngine::start(model, &options)?),
             LoadedModel::Rerank(model) => Self::Rerank(RerankEngine::start(model, &options)?),
+            LoadedModel::Matte(model) => Self::Matte(MattingEngine::start(model, &options)?),
             LoadedModel::Speak(model) => Self::Speak(SpeechEngine::start(model, &options)?),
         })
     }
@@ -41,6 +45,7 @@ impl Service {
             Self::Text(engine) => engine.task(),
             Self::Embed(_) => Task::Embed,
             Self::Rerank(_) => Task::Rerank,
+            Self::Matte(_) => Task::Matte,
             Self::Speak(_) => Task::Speak,
         }
     }
@@ -51,28 +56,31 @@ impl Service {
             Self::Text(engine) => engine.status(),
             Self::Embed(engine) => engine.status(),
             Self::Rerank(engine) => engine.status(),
+            Self::Matte(engine) => engine.status(),
             Self::Speak(engine) => engine.status(),
         }
     }
 
-    /// Tokens that one sequence may have.
-    pub fn context_length(&self) -> usize {
-        match self {
+    /// Tokens that one sequence may have, where there are tokens.
+    pub fn context_length(&self) -> Option<usize> {
+        Some(match self {
             Self::Text(engine) => engine.context_length(),
             Self::Embed(engine) => engine.context_length(),
             Self::Rerank(engine) => engine.context_length(),
             Self::Speak(engine) => engine.context_length(),
-        }
+            Self::Matte(_) => return None,
+        })
     }
 
-    /// The tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        match self {
+    /// The tokenizer, where there are tokens.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        Some(match self {
             Self::Text(engine) => engine.processor().tokenizer(),
             Self::Embed(engine) => engine.processor().tokenizer(),
             Self::Rerank(engine) => engine.processor().tokenizer(),
             Self::Speak(engine) => engine.processor().tokenizer(),
-        }
+            Self::Matte(_) => return None,
+        })
     }
 
     /// Ends the thread: running and waiting requests fail with [`EngineError::ShuttingDown`].
@@ -81,6 +89,7 @@ impl Service {
             Self::Text(engine) => engine.shutdown(),
             Self::Embed(engine) => engine.shutdown(),
             Self::Rerank(engine) => engine.shutdown(),
+            Self::Matte(engine) => engine.shutdown(),
             Self::Speak(engine) => engine.shutdown(),
         }
     }

@@ -29,7 +29,9 @@ mod quant;
 mod recurrent;
 mod snake;
 
-pub use attention::{GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows};
+pub use attention::{
+    GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows, WindowAttention,
+};
 pub use bandwidth::measure_read_bandwidth;
 pub use depthwise::DepthwiseConv;
 pub use elementwise::{

@@ -47,6 +47,9 @@ pub struct DecoderConfig {
     pub scales: Scales,
     /// The checkpoint stores the weights of its RMS norms less one.
     pub zero_centred_norms: bool,
+    /// What attention and MLP give passes a norm of its own before it joins the stream (GLM-4's
+    /// `post_self_attn_layernorm` and `post_mlp_layernorm`).
+    pub sandwich_norms: bool,
 }
 
 /// Constant factors along the residual stream, as models trained with muP have them; 1 is none and costs nothing.
@@ -215,13 +218,15 @@ impl Module for FeedForward {
     }
 }
 
-/// Token mixer and MLP, each behind a norm and beside a residual.
+/// Token mixer and MLP, each behind a norm (or between two) and beside a residual.
 #[derive(Debug)]
 pub struct TransformerLayer<M> {
     input_layernorm: RmsNorm,
     mixer: M,
+    post_mixer_norm: Option<RmsNorm>,
     post_attention_layernorm: RmsNorm,
     mlp: FeedForward,
+    post_mlp_norm: Option<RmsNorm>,
     residual_scale: f64,
 }
 
@@ -236,12 +241,18 @@ impl<M> TransformerLayer<M> {
         mlp: FeedForward,
     ) -> aha_nn::weights::Result<Self> {
         let hidden_size = config.attention.hidden_size;
+        let sandwich = |name: &str| {
+            let norm = || config.norm(&weights.pp(name), hidden_size);
+            config.sandwich_norms.then(norm).transpose()
+        };
         Ok(Self {
             input_layernorm: config.norm(&weights.pp("input_layernorm"), hidden_size)?,
             mixer,
+            post_mixer_norm: sandwich("post_self_attn_layernorm")?,
             post_attention_layernorm: config
                 .norm(&weights.pp("post_attention_layernorm"), hidden_size)?,
             mlp,
+            post_mlp_norm: sandwich("post_mlp_layernorm")?,
             residual_scale: config.scales.residual,
         })
     }
@@ -254,10 +265,12 @@ impl<M> TransformerLayer<M> {
     ) -> Result<Tensor> {
         let normed = self.input_layernorm.forward(hidden)?;
         let mixed = mix(&self.mixer, &normed)?;
+        let mixed = self.post_mixer_norm.as_ref().forward(&mixed)?;
         let hidden = (hidden + scaled(mixed, self.residual_scale)?)?;
         let fed = self
             .mlp
             .forward(&self.post_attention_layernorm.forward(&hidden)?)?;
+        let fed = self.post_mlp_norm.as_ref().forward(&fed)?;
         hidden + scaled(fed, self.residual_scale)?
     }
 }
@@ -316,7 +329,8 @@ impl<M> Stack<M> {
                 config.rope_theta,
                 config.rope_scaling.as_ref(),
                 config.max_position_embeddings,
-            )?,
+            )?
+            .with_pairing(config.attention.rope_pairing),
             dtype: weights.dtype(),
             device: weights.device().clone(),
         })
@@ -367,14 +381,25 @@ impl DecoderStack {
     /// `caches` has one entry a layer.
     pub fn forward(
         &self,
+        hidden: Tensor,
+        batch: &Batch,
+        caches: &mut [LayerCache],
+    ) -> Result<Tensor> {
+        self.forward_adding(hidden, batch, caches, |hidden, _| Ok(hidden))
+    }
+
+    /// The same with what `add` does to the hidden states after each layer, whose index it is told.
+    fn forward_adding(
+        &self,
         mut hidden: Tensor,
         batch: &Batch,
         caches: &mut [LayerCache],
+        add: impl Fn(Tensor, usize) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let rotation = self.rotation(batch)?;
         for (index, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
             hidden = layer.forward(&hidden, &rotation, batch, cache)?;
-            hidden = batch.add_deepstack(hidden, index)?;
+            hidden = add(hidden, index)?;
         }
         Ok(hidden)
     }
@@ -548,8 +573,9 @@ impl Decoder {
 
     /// Embedding and all layers: `[tokens, hidden_size]` before the final norm.
     fn forward_layers(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
+        let add = |hidden, layer| batch.add_deepstack(hidden, layer);
         self.stack
-            .forward(self.embed(batch)?, batch, cache.layers_mut())
+            .forward_adding(self.embed(batch)?, batch, cache.layers_mut(), add)
     }
 
     /// The final norm over `[rows, hidden_size]`.

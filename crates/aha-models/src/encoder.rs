@@ -1,5 +1,7 @@
 //! The pre-norm transformer block of encoders of pictures (arXiv 2010.11929) and sound (arXiv 2212.04356).
 
+use crate::error::LoadError;
+use crate::vision::check_sizes;
 use aha_engine::EncoderInput;
 use aha_nn::linear::Linear;
 use aha_nn::mlp::{Activation, GatedMlp};
@@ -56,6 +58,23 @@ pub struct EncoderBlockConfig {
 }
 
 impl EncoderBlockConfig {
+    /// Refuses sizes that no checkpoint has.
+    pub fn validate(&self) -> std::result::Result<(), LoadError> {
+        check_sizes(&[
+            ("hidden_size", self.hidden_size, 1 << 16),
+            ("intermediate_size", self.intermediate_size, 1 << 18),
+            ("the number of heads", self.num_heads, 1 << 10),
+        ])?;
+        if !self.hidden_size.is_multiple_of(self.num_heads) {
+            let (size, heads) = (self.hidden_size, self.num_heads);
+            return Err(LoadError::config(
+                "vision_config.hidden_size",
+                format!("{size} values do not divide into {heads} heads"),
+            ));
+        }
+        Ok(())
+    }
+
     /// Values of a head.
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.num_heads.max(1)
@@ -128,9 +147,7 @@ enum Projections {
 impl Projections {
     fn load(weights: &Weights, names: ProjectionNames, size: usize) -> WeightsResult<Self> {
         Ok(match names {
-            ProjectionNames::Fused(name) => {
-                Self::Fused(Linear::load(&weights.pp(name), size, 3 * size, true)?)
-            }
+            ProjectionNames::Fused(name) => Self::fused(&weights.pp(name), size, true)?,
             ProjectionNames::Separate { names, key_bias } => {
                 let [q, k, v] = names.map(|name| weights.pp(name));
                 Self::Separate([
@@ -140,6 +157,11 @@ impl Projections {
                 ])
             }
         })
+    }
+
+    fn fused(weights: &Weights, size: usize, bias: bool) -> WeightsResult<Self> {
+        let qkv = Linear::load(weights, size, 3 * size, bias)?;
+        Ok(Self::Fused(qkv))
     }
 
     /// Queries, keys and values, `[tokens, hidden_size]` each.
@@ -156,12 +178,13 @@ impl Projections {
     }
 }
 
-/// `x += attention(norm1(x)); x += mlp(norm2(x))`, everything with biases. `N` is the kind of the norms, `F` that of
-/// the MLP.
+/// `x += attention(norm1(x)); x += mlp(norm2(x))`. `N` is the kind of the norms, `F` that of the MLP.
 #[derive(Debug)]
 pub struct EncoderBlock<N = LayerNorm, F = Mlp> {
     norms: [N; 2],
     projections: Projections,
+    /// Norms over each head of queries and keys, before they are rotated.
+    head_norms: Option<[RmsNorm; 2]>,
     output: Linear,
     mlp: F,
     attention: RaggedAttention,
@@ -192,7 +215,8 @@ impl EncoderBlock {
         Ok(Self {
             norms: [norm(first)?, norm(second)?],
             projections: Projections::load(weights, names.projections, hidden)?,
-            output: square(&weights.pp(names.output), config)?,
+            head_norms: None,
+            output: square(&weights.pp(names.output), config, true)?,
             mlp: Mlp::load(&fc1, &fc2, sizes, config.activation)?,
             attention: attention(config),
         })
@@ -202,26 +226,47 @@ impl EncoderBlock {
 impl EncoderBlock<RmsNorm, GatedMlp> {
     /// Qwen2.5-VL's names: `norm1`, `norm2`, `attn.qkv`, `attn.proj`, `mlp.{gate,up,down}_proj`.
     pub fn load_gated(weights: &Weights, config: &EncoderBlockConfig) -> WeightsResult<Self> {
+        Self::load_rms(weights, config, None, true)
+    }
+
+    /// GLM-OCR's names: the same with `attn.q_norm` and `attn.k_norm`, with or without biases.
+    pub fn load_gated_with_head_norms(
+        weights: &Weights,
+        config: &EncoderBlockConfig,
+        bias: bool,
+    ) -> WeightsResult<Self> {
+        let norm = |name| RmsNorm::load(&weights.pp(name), config.head_dim(), config.norm_eps);
+        let head_norms = [norm("attn.q_norm")?, norm("attn.k_norm")?];
+        Self::load_rms(weights, config, Some(head_norms), bias)
+    }
+
+    fn load_rms(
+        weights: &Weights,
+        config: &EncoderBlockConfig,
+        head_norms: Option<[RmsNorm; 2]>,
+        bias: bool,
+    ) -> WeightsResult<Self> {
         let hidden = config.hidden_size;
         let norm = |name| RmsNorm::load(&weights.pp(name), hidden, config.norm_eps);
         Ok(Self {
             norms: [norm("norm1")?, norm("norm2")?],
-            projections: Projections::load(weights, ProjectionNames::Fused("attn.qkv"), hidden)?,
-            output: square(&weights.pp("attn.proj"), config)?,
+            projections: Projections::fused(&weights.pp("attn.qkv"), hidden, bias)?,
+            head_norms,
+            output: square(&weights.pp("attn.proj"), config, bias)?,
             mlp: GatedMlp::load(
                 &weights.pp("mlp"),
                 hidden,
                 config.intermediate_size,
                 config.activation,
-                true,
+                bias,
             )?,
             attention: attention(config),
         })
     }
 }
 
-fn square(weights: &Weights, config: &EncoderBlockConfig) -> WeightsResult<Linear> {
-    Linear::load(weights, config.hidden_size, config.hidden_size, true)
+fn square(weights: &Weights, config: &EncoderBlockConfig, bias: bool) -> WeightsResult<Linear> {
+    Linear::load(weights, config.hidden_size, config.hidden_size, bias)
 }
 
 fn attention(config: &EncoderBlockConfig) -> RaggedAttention {
@@ -239,16 +284,23 @@ impl<N: Module, F: Module> EncoderBlock<N, F> {
     ) -> Result<Tensor> {
         let [norm1, norm2] = &self.norms;
         let [q, k, v] = self.projections.forward(&norm1.forward(hidden)?)?;
-        let rotated = |x: Tensor| match rotation {
-            None => Ok(x),
-            Some(rotation) => {
-                let heads = (x.dim(0)?, self.attention.num_heads, self.attention.head_dim);
-                rotation.apply(&x.contiguous()?.reshape(heads)?)
+        let (q_norm, k_norm) = match &self.head_norms {
+            Some([q_norm, k_norm]) => (Some(q_norm), Some(k_norm)),
+            None => (None, None),
+        };
+        let placed = |x: Tensor, norm: Option<&RmsNorm>| {
+            if norm.is_none() && rotation.is_none() {
+                return Ok(x);
+            }
+            let heads = (x.dim(0)?, self.attention.num_heads, self.attention.head_dim);
+            let x = norm.forward(&x.contiguous()?.reshape(heads)?)?;
+            match rotation {
+                Some(rotation) => rotation.apply(&x),
+                None => Ok(x),
             }
         };
-        let attended = self
-            .attention
-            .forward(&rotated(q)?, &rotated(k)?, &v, bounds)?;
+        let (q, k) = (placed(q, q_norm)?, placed(k, k_norm)?);
+        let attended = self.attention.forward(&q, &k, &v, bounds)?;
         let hidden = (hidden + self.output.forward(&attended)?)?;
         let fed = self.mlp.forward(&norm2.forward(&hidden)?)?;
         hidden + fed

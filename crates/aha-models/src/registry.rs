@@ -32,6 +32,9 @@ pub static FAMILIES: &[Family] = &[
     crate::qwen3vl::FAMILY,
     crate::qwen2_5vl::FAMILY,
     crate::lfm2vl::FAMILY,
+    crate::paddleocr_vl::FAMILY,
+    crate::glm_ocr::FAMILY,
+    crate::hunyuan_ocr::FAMILY,
     crate::deepseek_ocr::FAMILY,
     crate::deepseek_ocr2::FAMILY,
     crate::qwen3_asr::FAMILY,
@@ -40,6 +43,7 @@ pub static FAMILIES: &[Family] = &[
     crate::qwen3_embedding::FAMILY,
     crate::qwen3_reranker::FAMILY,
     crate::minilm::FAMILY,
+    crate::rmbg2::FAMILY,
     crate::voxcpm::FAMILY,
     crate::voxcpm::FAMILY_1_5,
 ];

@@ -140,7 +140,6 @@ pub static RELEASES: &[Release] = releases! {
     "qwen3_asr" "asr" "Apache-2.0" with [] without [] {
         "Qwen/Qwen3-ASR-0.6B" "qwen3-asr-0.6b" 600,
         "Qwen/Qwen3-ASR-1.7B" "qwen3-asr-1.7b" 1700,
-        "Qwen/Qwen3-ForcedAligner-0.6B" "qwen3-forcedaligner-0.6b" 600,
     }
     "glm_asr_nano" "asr" "MIT" with [] without [] {
         "zai-org/GLM-ASR-Nano-2512" "glm-asr-nano" 1500 "ZhipuAI/GLM-ASR-Nano-2512",

@@ -10,7 +10,7 @@ mod support;
 
 use aha_engine::{EncoderInput, EngineError, EngineOptions, PixelLimits, Prompt};
 use aha_models::vision::patch_places;
-use aha_models::{Checkpoint, lfm2vl, qwen2_5vl};
+use aha_models::{Checkpoint, lfm2vl, qwen2_5vl, qwen3vl};
 use aha_nn::weights::NameMap;
 use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
@@ -20,7 +20,9 @@ use support::copies::{changed_copy, copy_of, edit, rename_tensors};
 use support::media::{chat_with_media, plain_picture};
 use support::{Answer, engine, f32_options, fixture, fixtures, golden, greedy, load_text, run};
 
-const FAMILIES: [&str; 2] = ["qwen2_5vl", "lfm2vl"];
+const FAMILIES: [&str; 4] = ["qwen3vl", "qwen3_5_vl", "qwen2_5vl", "lfm2vl"];
+const QWEN3: &str = "qwen3vl/mixed";
+const QWEN3_5: &str = "qwen3_5_vl/mixed";
 const QWEN: &str = "qwen2_5vl/mixed";
 const LFM: &str = "lfm2vl/tiles";
 
@@ -74,11 +76,8 @@ fn inputs(prompt: &Prompt) -> Vec<&EncoderInput> {
         .collect()
 }
 
-#[test]
-fn the_tower_of_qwen2_5_vl_equals_the_reference_stage_by_stage() {
-    let folder = fixture(QWEN);
-    let stages = Stages::open(&folder.join("stages.safetensors"));
-    let prompt = first_picture(&folder);
+/// Holds the positions of a prompt to the reference's, and those of the tokens after it.
+fn check_positions(prompt: &Prompt, stages: &Stages) {
     let axes = prompt.axes.as_ref().unwrap();
     let positions: Vec<Vec<Vec<i64>>> = stages.get("position_ids").to_vec3().unwrap();
     #[allow(
@@ -92,7 +91,47 @@ fn the_tower_of_qwen2_5_vl_equals_the_reference_stage_by_stage() {
     let delta = stages.get("rope_delta").to_vec2::<i64>().unwrap()[0][0];
     let next = (prompt.token_ids.len() as i64 + delta) as u32;
     assert_eq!(axes.at(prompt.token_ids.len()), [next; 3]);
+}
 
+#[test]
+fn the_tower_of_qwen3_vl_equals_the_reference_stage_by_stage() {
+    for (name, deepstack) in [(QWEN3, 2), (QWEN3_5, 0)] {
+        let folder = fixture(name);
+        let stages = Stages::open(&folder.join("stages.safetensors"));
+        let prompt = first_picture(&folder);
+        check_positions(&prompt, &stages);
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let weights = checkpoint
+            .weights(NameMap::identity(), &f32_options())
+            .unwrap();
+        let tower = qwen3vl::vision_tower(&checkpoint, &weights).unwrap();
+        let (pixels, grids) = tower.pixels(&inputs(&prompt)).unwrap();
+        close(&pixels, &stages.get("pixel_values"), 1e-6, "pixels");
+        let mut visited = 0;
+        let features = tower.forward(&pixels, &grids, |name, got| {
+            if let Some(want) = stages.find(&format!("vision.{name}")) {
+                close(got, &want, 1e-4, name);
+                visited += 1;
+            }
+        });
+        // Behind the merged patches stand those of the deepstack layers.
+        let features = features.unwrap();
+        let width = features.dim(1).unwrap() / (1 + deepstack);
+        for layer in 0..deepstack {
+            let found = features.narrow(1, (1 + layer) * width, width).unwrap();
+            let stage = format!("vision.deepstack{layer}");
+            close(&found, &stages.get(&stage), 1e-4, &stage);
+        }
+        assert_eq!(visited, 3 + usize::from(deepstack > 0), "{name}");
+    }
+}
+
+#[test]
+fn the_tower_of_qwen2_5_vl_equals_the_reference_stage_by_stage() {
+    let folder = fixture(QWEN);
+    let stages = Stages::open(&folder.join("stages.safetensors"));
+    let prompt = first_picture(&folder);
+    check_positions(&prompt, &stages);
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let weights = checkpoint
         .weights(NameMap::identity(), &f32_options())
@@ -143,7 +182,7 @@ fn the_tower_of_lfm2_vl_equals_the_reference_stage_by_stage() {
 
 #[test]
 fn pictures_of_a_batch_are_encoded_as_if_alone() {
-    for name in [QWEN, LFM] {
+    for name in [QWEN3, QWEN3_5, QWEN, LFM] {
         let folder = fixture(name);
         let encoder = load_text(&folder).encoder.unwrap();
         let processor = load_text(&folder).processor;
@@ -187,11 +226,25 @@ fn sizes(family: &str) -> Value {
 }
 
 #[test]
-fn qwen2_5_vl_sizes_pictures_as_the_reference() {
-    let sizes = sizes("qwen2_5vl");
-    let model = changed_copy(QWEN, "preprocessor_config.json", |config| {
-        config["min_pixels"] = sizes["size"]["min_pixels"].clone();
-        config["max_pixels"] = sizes["size"]["max_pixels"].clone();
+fn qwens_size_pictures_as_the_reference() {
+    for (family, fixture, nested) in [
+        ("qwen3vl", QWEN3, true),
+        ("qwen3_5_vl", QWEN3_5, true),
+        ("qwen2_5vl", QWEN, false),
+    ] {
+        check_qwen_sizes(&sizes(family), fixture, nested);
+    }
+}
+
+/// Holds sizes and token counts to a record of the reference's; newer releases have their areas in `size`.
+fn check_qwen_sizes(sizes: &Value, fixture: &str, nested: bool) {
+    let model = changed_copy(fixture, "preprocessor_config.json", |config| {
+        if nested {
+            config["size"] = sizes["size"].clone();
+        } else {
+            config["min_pixels"] = sizes["size"]["min_pixels"].clone();
+            config["max_pixels"] = sizes["size"]["max_pixels"].clone();
+        }
     });
     for record in sizes["sizes"].as_array().unwrap() {
         let size = (
@@ -455,7 +508,7 @@ fn chunks_and_caches_change_no_answer_about_pictures() {
 
 #[test]
 fn a_second_turn_finds_the_pictures_of_the_first_in_the_cache() {
-    for name in [QWEN, LFM] {
+    for name in [QWEN3, QWEN3_5, QWEN, LFM] {
         let folder = fixture(name);
         let with = engine(&folder, EngineOptions::default());
         let without = engine(

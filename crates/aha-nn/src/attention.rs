@@ -6,7 +6,7 @@ use crate::cpu::contiguous_f32;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::ragged::{RaggedAttention, SequenceBounds};
-use crate::rope::Rotation;
+use crate::rope::{RopePairing, Rotation};
 use crate::weights::{Result, Weights};
 use aha_kernels::{PagedAttention, PagedSequence};
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Module, Shape, Tensor};
@@ -28,8 +28,12 @@ pub struct AttentionConfig {
     pub output_bias: bool,
     /// Epsilon of RMS norms over each head of q and k (Qwen3's `q_norm`, `k_norm`), where the family has them.
     pub qk_norm_eps: Option<f64>,
+    /// The norms of q and k come after the rotation, not before it (Hunyuan).
+    pub norm_after_rotation: bool,
     /// The norms of q and k store their weights less one.
     pub zero_centred_norms: bool,
+    /// Which values of a head turn together.
+    pub rope_pairing: RopePairing,
     /// `q_proj` also gives a gate for each head's output, behind the head's query (`attn_output_gate`).
     pub output_gate: bool,
     /// Only the last tokens are seen (`sliding_window`).
@@ -183,9 +187,16 @@ impl SelfAttention {
             .k_proj
             .forward(x)?
             .reshape((tokens, num_kv_heads, head_dim))?;
+        let placed = |x: Tensor, norm: Option<&RmsNorm>| {
+            if self.config.norm_after_rotation {
+                norm.forward(&rotation.apply(&x)?)
+            } else {
+                rotation.apply(&norm.forward(&x)?)
+            }
+        };
         Ok(Projected {
-            queries: rotation.apply(&normalised(&self.q_norm, q)?)?,
-            keys: rotation.apply(&normalised(&self.k_norm, k)?)?,
+            queries: placed(q, self.q_norm.as_ref())?,
+            keys: placed(k, self.k_norm.as_ref())?,
             values: self.v_proj.forward(x)?,
             gate,
         })
@@ -210,13 +221,6 @@ struct Projected {
     values: Tensor,
     /// `[tokens, num_heads * head_dim]`, before its sigmoid.
     gate: Option<Tensor>,
-}
-
-fn normalised(norm: &Option<RmsNorm>, x: Tensor) -> candle_core::Result<Tensor> {
-    match norm {
-        Some(norm) => norm.forward(&x),
-        None => Ok(x),
-    }
 }
 
 /// Softmax attention of a batch's queries over the paged caches of their sequences.

@@ -3,32 +3,40 @@
 use candle_core::{Device, Result, Tensor};
 use std::sync::Arc;
 
-/// Positions of a sequence's tokens on several axes (time, height, width), where media stand among the text: the
+/// Positions of a sequence's tokens on several axes (time, height, width, ...), where media stand among the text: the
 /// tokens of a picture lie on a grid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AxisPositions {
-    /// Of each token of the prompt.
-    prompt: Vec<[u32; 3]>,
+    /// Of each token of the prompt, one number an axis.
+    prompt: Vec<u32>,
+    axes: usize,
     /// Of the first token after the prompt, on all axes.
     next: u32,
 }
 
 impl AxisPositions {
     /// The prompt's positions; generated tokens count on from the largest one.
-    pub fn new(prompt: Vec<[u32; 3]>) -> Self {
-        let largest = prompt.iter().flatten().max();
+    pub fn new<const AXES: usize>(prompt: Vec<[u32; AXES]>) -> Self {
+        let prompt = prompt.into_flattened();
         Self {
-            next: largest.map_or(0, |largest| largest + 1),
+            next: prompt.iter().max().map_or(0, |largest| largest + 1),
             prompt,
+            axes: AXES.max(1),
         }
     }
 
-    /// Positions of the token at `index`.
-    pub fn at(&self, index: usize) -> [u32; 3] {
-        self.prompt.get(index).copied().unwrap_or_else(|| {
-            let after = (index - self.prompt.len()) as u32;
-            [self.next.saturating_add(after); 3]
-        })
+    /// Position of the token at `index` on one of the axes.
+    pub fn on(&self, axis: usize, index: usize) -> u32 {
+        let length = self.prompt.len() / self.axes;
+        match index.checked_sub(length) {
+            Some(after) => self.next.saturating_add(after as u32),
+            None => self.prompt[index * self.axes + axis.min(self.axes - 1)],
+        }
+    }
+
+    /// Positions of the token at `index` on the first axes.
+    pub fn at<const AXES: usize>(&self, index: usize) -> [u32; AXES] {
+        std::array::from_fn(|axis| self.on(axis, index))
     }
 }
 

@@ -13,9 +13,11 @@ pub mod mlp;
 pub mod moe;
 pub mod norm;
 pub mod ragged;
+pub mod resize;
 pub mod rope;
 pub mod short_conv;
 pub mod snake;
 #[cfg(test)]
 mod testing;
 pub mod weights;
+pub mod windows;

@@ -50,17 +50,26 @@ pub fn gated(activation: Activation, gate: &Tensor, x: &Tensor) -> candle_core::
     activation.forward(gate)? * x
 }
 
+/// The two projections into a gated MLP, as releases store them.
+#[derive(Debug, Clone)]
+enum GateUp {
+    /// One matrix, the gate's rows first.
+    Fused(Linear),
+    /// One each.
+    Separate { gate: Linear, up: Linear },
+}
+
 /// `down(act(gate(x)) * up(x))` (GLU variants, arXiv 2002.05202).
 #[derive(Debug, Clone)]
 pub struct GatedMlp {
-    gate_proj: Linear,
-    up_proj: Linear,
+    gate_up: GateUp,
     down_proj: Linear,
     activation: Activation,
 }
 
 impl GatedMlp {
-    /// Loads `gate_proj`, `up_proj` `[intermediate, hidden]` and `down_proj` `[hidden, intermediate]`.
+    /// Loads `gate_proj`, `up_proj` `[intermediate, hidden]`, or both as `gate_up_proj` `[2 * intermediate, hidden]`
+    /// where the release has them so, and `down_proj` `[hidden, intermediate]`.
     pub fn load(
         weights: &Weights,
         hidden_size: usize,
@@ -68,14 +77,18 @@ impl GatedMlp {
         activation: Activation,
         bias: bool,
     ) -> Result<Self> {
+        let inner =
+            |name: &str, rows: usize| Linear::load(&weights.pp(name), hidden_size, rows, bias);
+        let gate_up = if weights.contains("gate_up_proj.weight") {
+            GateUp::Fused(inner("gate_up_proj", 2 * intermediate_size)?)
+        } else {
+            GateUp::Separate {
+                gate: inner("gate_proj", intermediate_size)?,
+                up: inner("up_proj", intermediate_size)?,
+            }
+        };
         Ok(Self {
-            gate_proj: Linear::load(
-                &weights.pp("gate_proj"),
-                hidden_size,
-                intermediate_size,
-                bias,
-            )?,
-            up_proj: Linear::load(&weights.pp("up_proj"), hidden_size, intermediate_size, bias)?,
+            gate_up,
             down_proj: Linear::load(
                 &weights.pp("down_proj"),
                 intermediate_size,
@@ -89,7 +102,18 @@ impl GatedMlp {
 
 impl Module for GatedMlp {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
+        let (gate, up) = match &self.gate_up {
+            GateUp::Separate { gate, up } => (gate.forward(x)?, up.forward(x)?),
+            GateUp::Fused(both) => {
+                let both = both.forward(x)?;
+                let last = both.rank() - 1;
+                let width = both.dim(last)? / 2;
+                (
+                    both.narrow(last, 0, width)?,
+                    both.narrow(last, width, width)?,
+                )
+            }
+        };
         self.down_proj.forward(&gated(self.activation, &gate, &up)?)
     }
 }

@@ -40,6 +40,8 @@ pub struct RopeScaling {
     pub short_factor: Option<Vec<f64>>,
     /// longrope: the divisors of models whose context is longer than `original_max_position_embeddings`.
     pub long_factor: Option<Vec<f64>>,
+    /// xdrope: the base is multiplied by `alpha^(d / (d - 2))`, for `d` rotated values of a head.
+    pub alpha: Option<f64>,
     /// Share of a head that is rotated, where the config keeps it here.
     pub partial_rotary_factor: Option<f64>,
     /// Frequencies that turn with each axis (time, height, width), of models that see media.
@@ -47,6 +49,8 @@ pub struct RopeScaling {
     /// The axes take turns instead of lying side by side.
     #[serde(default)]
     pub mrope_interleaved: bool,
+    /// xdrope: half the values of a head that turn with each of four axes.
+    pub xdrope_section: Option<[usize; 4]>,
 }
 
 impl RopeScaling {
@@ -57,6 +61,9 @@ impl RopeScaling {
 
     /// Which frequencies turn with which axis, where there are several.
     pub fn sections(&self) -> Option<RopeSections> {
+        if let Some(section) = self.xdrope_section {
+            return Some(RopeSections::Values(section));
+        }
         let section = self.mrope_section?;
         Some(if self.mrope_interleaved {
             RopeSections::Interleaved(section)
@@ -73,10 +80,13 @@ pub enum RopeSections {
     Chunked([usize; 3]),
     /// Time, height and width in turn, until the height's and the width's frequencies are used up; then time.
     Interleaved([usize; 3]),
+    /// Four axes side by side over the values of a head, twice as many values each: the two values of a pair may turn
+    /// with different axes (XD-RoPE of HunyuanOCR, arXiv 2511.19575).
+    Values([usize; 4]),
 }
 
 impl RopeSections {
-    /// Axis of frequency `index`.
+    /// Axis of frequency `index`, or of value `index` where each value has its own.
     fn axis(self, index: usize) -> usize {
         match self {
             Self::Chunked([time, height, _]) if index < time + height => usize::from(index >= time),
@@ -85,8 +95,26 @@ impl RopeSections {
                 let axis = index % 3;
                 if index < 3 * section[axis] { axis } else { 0 }
             }
+            Self::Values(section) => {
+                let mut end = 0;
+                let holds = |half: &usize| {
+                    end += 2 * half;
+                    index < end
+                };
+                section.iter().position(holds).unwrap_or(3)
+            }
         }
     }
+}
+
+/// Which two values of a head turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RopePairing {
+    /// Value i and value i + half.
+    #[default]
+    HalfSplit,
+    /// Neighbours: values 2i and 2i + 1 (GLM).
+    Interleaved,
 }
 
 /// Kinds of rope scaling that the checkpoints name.
@@ -107,6 +135,8 @@ pub enum RopeType {
     Llama3,
     /// One divisor a frequency, from one of two lists (arXiv 2402.13753).
     LongRope,
+    /// A larger base, whatever the length, and four axes.
+    XdRope,
 }
 
 /// A config that asks for a scaling it does not describe.
@@ -128,6 +158,7 @@ pub struct RotaryEmbedding {
     attention_scaling: f32,
     dynamic: Option<DynamicNtk>,
     sections: Option<RopeSections>,
+    pairing: RopePairing,
 }
 
 /// What dynamic scaling needs to recompute the frequencies of a longer sequence.
@@ -139,11 +170,21 @@ struct DynamicNtk {
     rotary_dim: usize,
 }
 
-/// Cosines and sines of a batch's positions, `[tokens, rotary_dim / 2]` each.
+/// Cosines and sines of a batch's positions.
 #[derive(Debug, Clone)]
 pub struct Rotation {
     cos: Tensor,
     sin: Tensor,
+    form: RotationForm,
+}
+
+/// How a rotation's numbers belong to the values of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RotationForm {
+    /// `[tokens, rotary_dim / 2]`: one angle for both values of a pair.
+    Pairs(RopePairing),
+    /// `[tokens, rotary_dim]`: an angle for each value; pairs are split in halves.
+    Values,
 }
 
 /// Cosines and sines in the making, token after token.
@@ -157,6 +198,13 @@ fn frequencies(theta: f64, rotary_dim: usize) -> Vec<f64> {
     (0..rotary_dim / 2)
         .map(|i| theta.powf(-((2 * i) as f64) / rotary_dim as f64))
         .collect()
+}
+
+/// What the base is multiplied by so that the slowest frequency turns `factor` times slower and the fastest as before
+/// (NTK-aware scaling).
+fn stretched(factor: f64, rotary_dim: usize) -> f64 {
+    let dim = rotary_dim as f64;
+    factor.powf(dim / (dim - 2.0))
 }
 
 impl RotaryEmbedding {
@@ -175,6 +223,7 @@ impl RotaryEmbedding {
             attention_scaling: 1.0,
             dynamic: None,
             sections: scaling.and_then(RopeScaling::sections),
+            pairing: RopePairing::default(),
         };
         let Some(scaling) = scaling else {
             rotary.inv_freq = plain.iter().map(|f| *f as f32).collect();
@@ -252,9 +301,33 @@ impl RotaryEmbedding {
                 rotary.attention_scaling = scale as f32;
                 plain.iter().zip(factors).map(|(f, by)| f / by).collect()
             }
+            RopeType::XdRope => {
+                let alpha = need(scaling.alpha, "alpha")?;
+                let section = scaling.xdrope_section.unwrap_or_default();
+                if section
+                    .iter()
+                    .fold(0usize, |sum, half| sum.saturating_add(*half))
+                    != plain.len()
+                {
+                    let reason = format!("{section:?} does not add up to {}", plain.len());
+                    return Err(wrong("xdrope_section", reason));
+                }
+                let base = theta * stretched(alpha, rotary_dim);
+                if !(base.is_finite() && base > 0.0) {
+                    return Err(wrong("alpha", format!("{alpha} leaves no base")));
+                }
+                frequencies(base, rotary_dim)
+            }
         };
         rotary.inv_freq = scaled.iter().map(|f| *f as f32).collect();
         Ok(rotary)
+    }
+
+    /// The same with other values of a head turning together.
+    #[must_use]
+    pub fn with_pairing(mut self, pairing: RopePairing) -> Self {
+        self.pairing = pairing;
+        self
     }
 
     /// Divides every frequency by its own factor `[rotary_dim / 2]`: how GGUF files carry Llama 3's scaling.
@@ -275,11 +348,11 @@ impl RotaryEmbedding {
         let mut angles = Angles::default();
         for sequence in batch.sequences() {
             for position in sequence.positions() {
-                let axes = match &sequence.axes {
-                    Some(axes) => axes.at(position),
-                    None => [position as u32; 3],
+                let on = |axis| match &sequence.axes {
+                    Some(axes) => axes.on(axis, position),
+                    None => position as u32,
                 };
-                self.push_angles(sequence.prompt_len, position, axes, &mut angles);
+                self.push_angles(sequence.prompt_len, position, on, &mut angles);
             }
         }
         self.rotation_by(angles, dtype, device)
@@ -295,30 +368,53 @@ impl RotaryEmbedding {
         let mut angles = Angles::default();
         for range in bounds.ranges() {
             for position in 0..range.len() {
-                self.push_angles(range.len(), position, [position as u32; 3], &mut angles);
+                self.push_angles(range.len(), position, |_| position as u32, &mut angles);
             }
         }
         self.rotation_by(angles, dtype, device)
     }
 
-    /// The angles of one token at `axes`, the one at `position` in a sequence whose prompt has `prompt_len` tokens.
-    fn push_angles(&self, prompt_len: usize, position: usize, axes: [u32; 3], angles: &mut Angles) {
+    /// The angles of the token at `position` in a sequence whose prompt has `prompt_len` tokens; `on` tells its position
+    /// on an axis.
+    fn push_angles(
+        &self,
+        prompt_len: usize,
+        position: usize,
+        on: impl Fn(usize) -> u32,
+        angles: &mut Angles,
+    ) {
         let longer = self.frequencies_of(prompt_len, position);
         let inv_freq = longer.as_ref().unwrap_or(&self.inv_freq);
-        for (index, inv_freq) in inv_freq.iter().enumerate() {
+        for index in 0..self.angles() {
             let axis = self.sections.map_or(0, |sections| sections.axis(index));
-            let (s, c) = (axes[axis] as f32 * inv_freq).sin_cos();
+            let (s, c) = (on(axis) as f32 * inv_freq[index % inv_freq.len()]).sin_cos();
             angles.cos.push(c * self.attention_scaling);
             angles.sin.push(s * self.attention_scaling);
         }
     }
 
+    /// Angles of a token: one for each pair of values, or for each value.
+    fn angles(&self) -> usize {
+        match self.form() {
+            RotationForm::Pairs(_) => self.inv_freq.len(),
+            RotationForm::Values => 2 * self.inv_freq.len(),
+        }
+    }
+
+    fn form(&self) -> RotationForm {
+        match self.sections {
+            Some(RopeSections::Values(_)) => RotationForm::Values,
+            _ => RotationForm::Pairs(self.pairing),
+        }
+    }
+
     fn rotation_by(&self, angles: Angles, dtype: DType, device: &Device) -> Result<Rotation> {
-        let half = self.inv_freq.len();
-        let shape = (angles.cos.len() / half.max(1), half);
+        let width = self.angles();
+        let shape = (angles.cos.len() / width.max(1), width);
         Ok(Rotation {
             cos: Tensor::from_vec(angles.cos, shape, device)?.to_dtype(dtype)?,
             sin: Tensor::from_vec(angles.sin, shape, device)?.to_dtype(dtype)?,
+            form: self.form(),
         })
     }
 
@@ -330,10 +426,9 @@ impl RotaryEmbedding {
         if length <= dynamic.original_len {
             return None;
         }
-        let dim = dynamic.rotary_dim as f64;
         let grown =
             dynamic.factor * length as f64 / dynamic.original_len as f64 - (dynamic.factor - 1.0);
-        let theta = dynamic.theta * grown.powf(dim / (dim - 2.0));
+        let theta = dynamic.theta * stretched(grown, dynamic.rotary_dim);
         Some(
             frequencies(theta, dynamic.rotary_dim)
                 .iter()
@@ -354,30 +449,48 @@ impl Rotation {
         Ok(Self {
             cos: tensor(f32::cos)?,
             sin: tensor(f32::sin)?,
+            form: RotationForm::Pairs(RopePairing::HalfSplit),
         })
     }
 
-    /// Rotates `x` `[tokens, heads, head_dim]` with the half-split pairing (i, i + rotary_dim / 2); values of a head
-    /// beyond `rotary_dim` pass unchanged.
+    /// Rotates `x` `[tokens, heads, head_dim]`; values of a head beyond `rotary_dim` pass unchanged.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let (tokens, heads, head_dim) = x.dims3()?;
-        let half = self.cos.dim(1)?;
-        let rotary_dim = 2 * half;
-        // One batch entry a token lets Candle's kernel run in parallel over tokens.
-        let cos = self.cos.reshape((tokens, 1, half))?;
-        let sin = self.sin.reshape((tokens, 1, half))?;
-        let rotate = |x: &Tensor, dim: usize| {
-            let x = x.contiguous()?.reshape((tokens, 1, heads, dim))?;
-            candle_nn::rotary_emb::rope_thd(&x, &cos, &sin)?.reshape((tokens, heads, dim))
+        let head_dim = x.dim(2)?;
+        let rotary_dim = match self.form {
+            RotationForm::Pairs(_) => 2 * self.cos.dim(1)?,
+            RotationForm::Values => self.cos.dim(1)?,
         };
         if rotary_dim == head_dim {
-            return rotate(x, head_dim);
+            return self.rotate(x);
         }
-        let rotated = rotate(&x.narrow(2, 0, rotary_dim)?, rotary_dim)?;
+        let rotated = self.rotate(&x.narrow(2, 0, rotary_dim)?)?;
         Tensor::cat(
             &[rotated, x.narrow(2, rotary_dim, head_dim - rotary_dim)?],
             2,
         )
+    }
+
+    /// The same for `x` of which every value is rotated.
+    fn rotate(&self, x: &Tensor) -> Result<Tensor> {
+        let (tokens, heads, dim) = x.dims3()?;
+        let x = x.contiguous()?;
+        // One batch entry a token lets Candle's kernels take an angle for each.
+        let by_token = |table: &Tensor| table.reshape((tokens, 1, table.dim(1)?));
+        let (cos, sin) = (by_token(&self.cos)?, by_token(&self.sin)?);
+        let rotated = match self.form {
+            RotationForm::Pairs(RopePairing::HalfSplit) => {
+                candle_nn::rotary_emb::rope_thd(&x.reshape((tokens, 1, heads, dim))?, &cos, &sin)?
+            }
+            RotationForm::Pairs(RopePairing::Interleaved) => {
+                candle_nn::rotary_emb::rope_i(&x.reshape((tokens, heads, 1, dim))?, &cos, &sin)?
+            }
+            RotationForm::Values => {
+                let (first, second) = (x.narrow(2, 0, dim / 2)?, x.narrow(2, dim / 2, dim / 2)?);
+                let turned = Tensor::cat(&[second.neg()?, first], 2)?;
+                (x.broadcast_mul(&cos)? + turned.broadcast_mul(&sin)?)?
+            }
+        };
+        rotated.reshape((tokens, heads, dim))
     }
 }
 
@@ -457,6 +570,8 @@ fn yarn(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::{AxisPositions, SequenceSlice};
+    use std::sync::Arc;
 
     fn scaling(json: &str) -> RopeScaling {
         serde_json::from_str(json).unwrap()
@@ -497,6 +612,104 @@ mod tests {
         assert_eq!(axes(RopeSections::Chunked([2, 3, 1]), 6), "tthhhw");
         assert_eq!(axes(RopeSections::Interleaved([4, 2, 2]), 8), "thwthwtt");
         assert_eq!(axes(RopeSections::Interleaved([2, 1, 1]), 4), "thwt");
+        let values = RopeSections::Values([2, 1, 0, 1]);
+        let axes: Vec<usize> = (0..8).map(|value| values.axis(value)).collect();
+        assert_eq!(axes, [0, 0, 0, 0, 1, 1, 3, 3]);
+    }
+
+    /// A rotation of two tokens with four values each, at positions of `axes`.
+    fn rotation(json: &str, pairing: RopePairing, axes: Option<AxisPositions>) -> Rotation {
+        let rotary = RotaryEmbedding::new(4, 100.0, Some(&scaling(json)), 64).unwrap();
+        let sequence = SequenceSlice {
+            query_start: 0,
+            query_len: 2,
+            context_len: 2,
+            prompt_len: 2,
+            blocks: vec![0],
+            state_slot: 0,
+            axes: axes.map(Arc::new),
+        };
+        let batch = Batch::new(&[1, 2], vec![sequence], &[1], 16, &Device::Cpu).unwrap();
+        let rotary = rotary.with_pairing(pairing);
+        rotary.rotation(&batch, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    fn rotated(rotation: &Rotation) -> Vec<f32> {
+        let x = Tensor::new(
+            &[[[1f32, 2.0, 3.0, 4.0]], [[1.0, 2.0, 3.0, 4.0]]],
+            &Device::Cpu,
+        );
+        let rotated = rotation.apply(&x.unwrap()).unwrap();
+        rotated
+            .narrow(0, 1, 1)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap()
+    }
+
+    fn assert_near(found: &[f32], wanted: &[f32]) {
+        assert_eq!(found.len(), wanted.len());
+        let near = found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-5);
+        assert!(near, "{found:?} is not {wanted:?}");
+    }
+
+    #[test]
+    fn pairs_are_halves_or_neighbours() {
+        // At position 1 the frequencies 1 and 0.1 turn by as many radians.
+        let ((s, c), (s1, c1)) = (1f32.sin_cos(), 0.1f32.sin_cos());
+        let halves = rotation("{}", RopePairing::HalfSplit, None);
+        let want = [
+            c - 3.0 * s,
+            2.0 * c1 - 4.0 * s1,
+            3.0 * c + s,
+            4.0 * c1 + 2.0 * s1,
+        ];
+        assert_near(&rotated(&halves), &want);
+        let neighbours = rotation("{}", RopePairing::Interleaved, None);
+        let want = [
+            c - 2.0 * s,
+            2.0 * c + s,
+            3.0 * c1 - 4.0 * s1,
+            4.0 * c1 + 3.0 * s1,
+        ];
+        assert_near(&rotated(&neighbours), &want);
+    }
+
+    #[test]
+    fn xdrope_turns_each_value_of_a_pair_with_its_own_axis() {
+        // Base 100 becomes 100 * 3^(4 / 2) = 900: frequencies 1 and 1 / 30.
+        let json = r#"{"type":"xdrope","alpha":3.0,"xdrope_section":[1,0,1,0]}"#;
+        let axes = AxisPositions::new(vec![[0, 0, 0, 0], [1, 5, 2, 7]]);
+        let found = rotated(&rotation(json, RopePairing::default(), Some(axes)));
+        let turn = |own: f32, partner: f32, at: f32, frequency: f32| {
+            let (s, c) = (at * frequency).sin_cos();
+            own * c + partner * s
+        };
+        let slow = 1.0 / 30.0;
+        let want = [
+            turn(1.0, -3.0, 1.0, 1.0),
+            turn(2.0, -4.0, 1.0, slow),
+            turn(3.0, 1.0, 2.0, 1.0),
+            turn(4.0, 2.0, 2.0, slow),
+        ];
+        assert_near(&found, &want);
+        for (json, key) in [
+            (r#"{"type":"xdrope","xdrope_section":[1,0,1,0]}"#, "alpha"),
+            (
+                r#"{"type":"xdrope","alpha":3.0,"xdrope_section":[1,1,1,0]}"#,
+                "xdrope_section",
+            ),
+            (r#"{"type":"xdrope","alpha":3.0}"#, "xdrope_section"),
+            (
+                r#"{"type":"xdrope","alpha":0.0,"xdrope_section":[1,0,1,0]}"#,
+                "alpha",
+            ),
+        ] {
+            let error = RotaryEmbedding::new(4, 100.0, Some(&scaling(json)), 64).unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        }
     }
 
     #[test]

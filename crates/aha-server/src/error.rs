@@ -99,6 +99,7 @@ impl ApiError {
             Task::Chat => "/v1/chat/completions and /v1/completions",
             Task::Embed => "/v1/embeddings",
             Task::Rerank => "/v1/rerank and /v1/score",
+            Task::Matte => "/v1/images/remove_background",
             Task::Transcribe => "/v1/audio/transcriptions and /v1/chat/completions",
             Task::Speak => "/v1/audio/speech",
         };
@@ -186,6 +187,18 @@ impl ApiError {
             Some("body_timeout"),
             "the request body did not arrive in time",
         )
+    }
+
+    /// 429: other bodies fill the memory for them.
+    pub(crate) fn too_many_bodies() -> Self {
+        let mut error = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            RATE_LIMIT,
+            Some("overloaded"),
+            "too many large requests are being read; try again in a second",
+        );
+        error.retry_after = Some(1);
+        error
     }
 
     /// 413: the body is larger than the server takes.

@@ -18,6 +18,7 @@
 //! ```
 
 mod answer;
+mod archive;
 mod auth;
 mod connection;
 mod context;

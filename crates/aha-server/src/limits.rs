@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::net::IpAddr;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// The bytes of a body that is declared to be JSON and not larger than the limit.
 pub(crate) struct JsonBody(pub(crate) Bytes);
@@ -23,22 +24,74 @@ impl FromRequest<AppState> for JsonBody {
             return Err(ApiError::not_json(content_type.as_deref()));
         }
         let limit = state.options.body_limit;
-        if declared_length(request.headers()).is_some_and(|length| length > limit as u64) {
+        let declared = declared_length(request.headers());
+        if declared.is_some_and(|length| length > limit as u64) {
             return Err(ApiError::body_too_large(limit));
         }
+        let expected = declared.map_or(limit, |length| length as usize);
+        let place = BodyPlace::take(state, expected).await?;
         match tokio::time::timeout(
             state.options.body_timeout,
             Bytes::from_request(request, state),
         )
         .await
         {
-            Ok(Ok(bytes)) => Ok(Self(bytes)),
+            Ok(Ok(bytes)) => Ok(Self(place.hold(bytes))),
             Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
                 Err(ApiError::body_too_large(limit))
             }
             Ok(Err(_)) => Err(ApiError::invalid_json("the request body could not be read")),
             Err(_) => Err(ApiError::body_timeout()),
         }
+    }
+}
+
+/// Bodies up to so many bytes are not counted.
+const SMALL_BODY: usize = 1 << 20;
+/// Bytes that one permit of [`crate::state::Shared::bodies`] stands for.
+pub(crate) const BODY_PERMIT: usize = 64 << 10;
+
+/// The share of the memory for request bodies that one of them takes, until it has been read into what it asks for.
+/// Pictures make bodies large: without a common limit, as many connections as the server holds could bring one each.
+struct BodyPlace(Option<OwnedSemaphorePermit>);
+
+impl BodyPlace {
+    /// Waits for a share of `expected` bytes, as long as a body may take to arrive.
+    async fn take(state: &AppState, expected: usize) -> Result<Self, ApiError> {
+        if expected <= SMALL_BODY {
+            return Ok(Self(None));
+        }
+        let permits = u32::try_from(expected.div_ceil(BODY_PERMIT)).unwrap_or(u32::MAX);
+        let place = state.bodies.clone().acquire_many_owned(permits);
+        match tokio::time::timeout(state.options.body_timeout, place).await {
+            Ok(Ok(permit)) => Ok(Self(Some(permit))),
+            Ok(Err(_)) => Err(ApiError::shutting_down()),
+            Err(_) => Err(ApiError::too_many_bodies()),
+        }
+    }
+
+    /// The body with its share, which ends with the body; what was more than its size ends now.
+    fn hold(self, bytes: Bytes) -> Bytes {
+        let Some(mut permit) = self.0.filter(|_| bytes.len() > SMALL_BODY) else {
+            return bytes;
+        };
+        let needed = bytes.len().div_ceil(BODY_PERMIT);
+        drop(permit.split(permit.num_permits().saturating_sub(needed)));
+        Bytes::from_owner(HeldBody {
+            bytes,
+            _permit: permit,
+        })
+    }
+}
+
+struct HeldBody {
+    bytes: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for HeldBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

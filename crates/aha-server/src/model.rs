@@ -1,7 +1,9 @@
 //! The models a server offers, and where each stands between loading and answering.
 
 use crate::error::ApiError;
-use aha_engine::{EmbeddingEngine, Engine, RerankEngine, Service, SpeechEngine, Task};
+use aha_engine::{
+    EmbeddingEngine, Engine, MattingEngine, RerankEngine, Service, SpeechEngine, Task,
+};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -121,7 +123,7 @@ impl ServedModel {
     }
 
     /// The engine of a speech recogniser, or the error that says why there is none.
-    pub(crate) fn speech_engine(&self) -> Result<Engine, ApiError> {
+    pub(crate) fn transcription_engine(&self) -> Result<Engine, ApiError> {
         match self.service()? {
             Service::Text(engine) if engine.transcriber().is_some() => Ok(engine),
             other => Err(ApiError::wrong_task(
@@ -145,6 +147,14 @@ impl ServedModel {
         match self.service()? {
             Service::Rerank(engine) => Ok(engine),
             other => Err(ApiError::wrong_task(self.id(), other.task(), Task::Rerank)),
+        }
+    }
+
+    /// The engine of a model for background removal, or the error that says why there is none.
+    pub(crate) fn matting_engine(&self) -> Result<MattingEngine, ApiError> {
+        match self.service()? {
+            Service::Matte(engine) => Ok(engine),
+            other => Err(ApiError::wrong_task(self.id(), other.task(), Task::Matte)),
         }
     }
 

@@ -68,6 +68,13 @@ impl Form {
     }
 }
 
+impl Form {
+    /// Takes all files with the fields that they came in.
+    pub(crate) fn take_files(&mut self) -> Vec<(String, Upload)> {
+        std::mem::take(&mut self.files)
+    }
+}
+
 /// The text fields of a form, in the order in which they came.
 #[derive(Debug, Default)]
 pub(crate) struct FormTexts(Vec<(String, String)>);

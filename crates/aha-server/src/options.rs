@@ -30,6 +30,9 @@ pub struct ServerOptions {
     pub allowed_hosts: Vec<String>,
     /// Largest request body in bytes.
     pub body_limit: usize,
+    /// Bytes of all large request bodies (above 1 MiB) that are being read; further ones wait, as long as
+    /// `body_timeout`.
+    pub body_memory: usize,
     /// Largest form with files in bytes. Large files are kept on disk while their request runs.
     pub upload_limit: usize,
     /// Time for a request body to arrive.
@@ -114,6 +117,7 @@ impl Default for ServerOptions {
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             body_limit: 32 << 20,
+            body_memory: 1 << 30,
             upload_limit: 512 << 20,
             body_timeout: Duration::from_secs(60),
             request_timeout: Some(Duration::from_secs(3600)),

@@ -7,7 +7,7 @@ use crate::limits::{HostRule, check_host};
 use crate::model::ServedModel;
 use crate::options::ServerOptions;
 use crate::routes::{
-    admin, chat, completions, embeddings, health, models, ocr, rerank, speech, tokenize,
+    admin, chat, completions, embeddings, health, images, models, ocr, rerank, speech, tokenize,
     transcriptions, voices,
 };
 use crate::shutdown::Shutdown;
@@ -46,6 +46,7 @@ pub(crate) fn build(state: AppState) -> Router {
         .route("/ocr", post(ocr::create))
         .route("/audio/transcriptions", post(transcriptions::transcribe))
         .route("/audio/translations", post(transcriptions::translate))
+        .route("/images/remove_background", post(images::remove_background))
         .route("/models", get(models::list))
         .route("/models/{*id}", get(models::get))
         .route("/tokenize", post(tokenize::tokenize))

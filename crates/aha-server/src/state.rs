@@ -2,7 +2,7 @@
 
 use crate::auth::ApiKeys;
 use crate::error::ApiError;
-use crate::limits::HostRule;
+use crate::limits::{BODY_PERMIT, HostRule};
 use crate::media::{FetchError, Fetcher};
 use crate::metrics::Metrics;
 use crate::model::{Models, ServedModel};
@@ -30,10 +30,18 @@ pub(crate) struct Shared {
     /// Files fetched at the same time. Apart from the preparing, which a slow host must not hold up.
     fetching: Arc<Semaphore>,
     fetcher: Fetcher,
+    /// Memory of the request bodies that are being read, in units of [`BODY_PERMIT`].
+    pub(crate) bodies: Arc<Semaphore>,
     /// Decodes media.
     pub(crate) reader: MediaReader,
     /// Voices that are kept by name.
     pub(crate) voices: Option<VoiceStore>,
+}
+
+/// At least one body of the largest size fits.
+fn body_permits(options: &ServerOptions) -> usize {
+    let bytes = options.body_memory.max(options.body_limit);
+    bytes.div_ceil(BODY_PERMIT).min(Semaphore::MAX_PERMITS)
 }
 
 impl Deref for AppState {
@@ -60,6 +68,7 @@ impl AppState {
             shutdown,
             preparing: Arc::new(Semaphore::new(cores)),
             fetching: Arc::new(Semaphore::new(options.media.max_fetches)),
+            bodies: Arc::new(Semaphore::new(body_permits(&options))),
             fetcher: Fetcher::new(options.media.policy.clone(), options.media.fetch),
             reader: MediaReader {
                 limits: options.media.limits,

@@ -2,6 +2,7 @@
 
 use aha_engine::{EngineError, RecordingError, ReferenceError, Task};
 use aha_hub::HubError;
+use aha_media::MediaError;
 use aha_media::audio::AudioError;
 use aha_models::LoadError;
 use std::path::{Path, PathBuf};
@@ -78,6 +79,9 @@ pub enum Error {
     /// The checkpoint does not load.
     #[error("cannot load the model: {0}")]
     Load(Box<LoadError>),
+    /// A picture, clip or recording could not be read.
+    #[error(transparent)]
+    Media(Box<MediaError>),
     /// The engine refused the request or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -115,6 +119,12 @@ fn what_is_here(partial: Option<&Path>) -> String {
 impl From<LoadError> for Error {
     fn from(error: LoadError) -> Self {
         Self::Load(Box::new(error))
+    }
+}
+
+impl From<MediaError> for Error {
+    fn from(error: MediaError) -> Self {
+        Self::Media(Box::new(error))
     }
 }
 

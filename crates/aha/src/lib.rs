@@ -28,6 +28,7 @@ mod error;
 mod fetch;
 mod generate;
 mod loader;
+mod matting;
 mod model;
 mod params;
 mod pooled;
@@ -54,9 +55,9 @@ pub use aha_engine::subtitles;
 pub use aha_engine::{
     Chat, EmbeddingEngine, EmbeddingInput, EmbeddingOptions, Engine, EngineError, EngineOptions,
     EngineStatus, Event, FinishReason, Finished, Generation, GenerationDefaults, GenerationRequest,
-    Message, NgramWindow, OutputParams, Part, ProcessorError, Prompt, RerankEngine, SamplingParams,
-    Service, StopParams, Task, TextProcessor, Timings, TokenEvent, TokenLogprob, ToolCall,
-    Truncate, UnknownTask, Usage,
+    MattingEngine, Media, MediaKind, MediaReader, MediaWishes, Message, NgramWindow, OutputParams,
+    Part, PixelLimits, ProcessorError, Prompt, RerankEngine, SamplingParams, Service, StopParams,
+    Task, TextProcessor, Timings, TokenEvent, TokenLogprob, ToolCall, Truncate, UnknownTask, Usage,
 };
 pub use aha_engine::{
     Cutting, RecordingError, RecordingEvent, RecordingStream, Segment, Transcript, Transcription,
@@ -67,6 +68,7 @@ pub use aha_engine::{
     SpeechRequest, Voice, VoiceError, VoiceRecord, VoiceStore, normalize_text,
 };
 pub use aha_hub as hub;
+pub use aha_media::MediaError;
 pub use aha_media::audio::{
     AudioEncoder, AudioError, AudioFormat, AudioSource, DecodeOptions, EncodeOptions, VadMethod,
     VadOptions,
@@ -95,6 +97,14 @@ pub mod ocr {
     pub use aha_media::document::{
         DEFAULT_DPI, Document, DocumentError, DocumentLimits, ENDINGS, PageSelection, TextBlock,
         TextLayer, is_document,
+    };
+}
+
+/// Pictures: decoding, encoding, and what stands behind a foreground.
+pub mod image {
+    pub use aha_media::image::{
+        Background, Channels, DecodedImage, Image, ImageEncoding, ImageFormat, Limits,
+        UnknownColor, decode, encode, encode_png, parse_color, sniff,
     };
 }
 

@@ -24,7 +24,7 @@ use std::time::Instant;
 ///     .context_length(512)
 ///     .build()?;
 /// assert_eq!(model.name(), "smol");
-/// assert_eq!(model.context_length(), 512);
+/// assert_eq!(model.context_length(), Some(512));
 /// # Ok(())
 /// # }
 /// ```

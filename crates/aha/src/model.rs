@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::params::GenerationParams;
 use crate::resolve::Checkpoint;
 use crate::stream::ChatStream;
-use aha_engine::{Chat, Engine, Service, Task};
+use aha_engine::{Chat, Engine, EngineError, Media, MediaReader, MediaWishes, Service, Task};
 use candle_core::Device;
 use std::path::Path;
 use std::sync::Arc;
@@ -52,8 +52,9 @@ impl Model {
         &self.device
     }
 
-    /// Tokens that prompt and answer, an input to embed, or query and document may have together.
-    pub fn context_length(&self) -> usize {
+    /// Tokens that prompt and answer, an input to embed, or query and document may have together; nothing for models
+    /// without tokens.
+    pub fn context_length(&self) -> Option<usize> {
         self.service.context_length()
     }
 
@@ -104,7 +105,44 @@ impl Model {
     pub fn has_chat_template(&self) -> bool {
         match &self.service {
             Service::Text(engine) => engine.processor().template().is_some(),
-            Service::Embed(_) | Service::Rerank(_) | Service::Speak(_) => false,
+            Service::Embed(_) | Service::Rerank(_) | Service::Speak(_) | Service::Matte(_) => false,
+        }
+    }
+
+    /// Decodes a picture, clip or recording of a file's bytes as the model takes it, for
+    /// [`Message::with_media`](crate::Message::with_media). What the bytes are, they say themselves.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use aha::{Chat, GenerationParams, MediaWishes, Message};
+    ///
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/lfm2vl/tiles");
+    /// # let model = aha::load(path).build()?;
+    /// # let cat = format!("{path}/media/a.png");
+    /// let picture = model.media(&std::fs::read(cat)?, &MediaWishes::default())?;
+    /// let question = Message::new("user").with_media(picture).with_text("What is this?");
+    /// let params = GenerationParams { max_tokens: Some(8), ..GenerationParams::greedy() };
+    /// let mut answer = model.chat(Chat::of(question), &params)?;
+    /// # let mut pieces = 0;
+    /// while let Some(event) = answer.blocking_next() {
+    ///     println!("{:?}", event?);
+    /// #   pieces += 1;
+    /// }
+    /// # assert!(pieces > 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Media`] for bytes that cannot be read within the default limits, [`Error::Engine`] for a kind that the
+    /// model does not take, [`Error::Task`] for a model of another task.
+    pub fn media(&self, bytes: &[u8], wishes: &MediaWishes) -> Result<Media> {
+        let processor = self.engine()?.processor();
+        let kind = MediaReader::kind(bytes)?;
+        processor.check_takes(kind, "media")?;
+        match processor.media() {
+            Some(media) => Ok(MediaReader::default().read_for(media, kind, bytes, wishes)?),
+            None => Err(EngineError::invalid("media", "this model takes text only").into()),
         }
     }
 

@@ -94,7 +94,7 @@ impl Model {
         source: impl Into<AudioSource>,
         params: &TranscriptionParams,
     ) -> Result<RecordingStream> {
-        let engine = self.speech_engine()?;
+        let engine = self.transcription_engine()?;
         let own = RecordingRequest::new(engine);
         let wishes = params
             .generation
@@ -114,7 +114,7 @@ impl Model {
     }
 
     /// The engine of a speech recogniser.
-    fn speech_engine(&self) -> Result<&Engine> {
+    fn transcription_engine(&self) -> Result<&Engine> {
         match self.service() {
             Service::Text(engine) if engine.transcriber().is_some() => Ok(engine),
             _ => Err(self.is_not_for(Task::Transcribe)),

@@ -76,8 +76,13 @@ impl OcrTask {
         }
     }
 
-    /// The conversation that asks it of `page`, whose pixels are [`OcrModel::page_image`]'s.
+    /// The conversation that asks it of `page`, whose pixels are [`OcrModel::page_image`]'s and whose limits are
+    /// [`pixels`](Self::pixels).
     pub fn chat(&self, page: impl Into<Arc<Media>>) -> Chat {
+        let mut page = page.into();
+        if !self.media_kwargs.is_empty() {
+            page = Arc::new(Media::clone(&page).with_settings(self.media_kwargs.clone()));
+        }
         let turn = Message::new("user");
         let turn = match self.page {
             PagePlace::BeforePrompt => turn.with_media(page).with_text(&self.prompt),

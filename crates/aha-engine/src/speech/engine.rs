@@ -124,9 +124,9 @@ impl SpeechEngine {
         self.inner.context_length
     }
 
-    /// Seconds of reference sound that leave room for as much speech again.
+    /// Seconds of reference sound that fit in the context; a text has to fit beside it.
     pub fn longest_reference(&self) -> f64 {
-        self.format().seconds(self.inner.context_length / 2)
+        self.format().seconds(self.inner.context_length)
     }
 
     /// Encodes a reference: one channel of sound at the model's rate, and what it says. Computes on this thread.

@@ -176,7 +176,7 @@ impl ChatTemplate {
         let variant = self
             .variant(!chat.tools.is_empty())
             .ok_or_else(Self::missing)?;
-        let mut context: Map<String, Value> = special.variables().clone();
+        let mut context: Map<String, Value> = special.variables();
         let mut messages = messages::to_values(chat, &variant.capabilities)?;
         if chat.continue_final_message {
             mark_continuation(&mut messages)?;

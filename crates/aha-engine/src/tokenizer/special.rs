@@ -1,5 +1,17 @@
 use serde_json::{Map, Value};
 
+/// Names of special tokens that every tokenizer may have.
+const TEMPLATE_NAMES: [&str; 8] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+    "additional_special_tokens",
+];
+
 /// The special tokens that a checkpoint names (`bos_token`, `eos_token`, …), in the form that chat templates read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SpecialTokens {
@@ -18,9 +30,14 @@ impl SpecialTokens {
             .insert(name.into(), Value::String(text.into()));
     }
 
-    /// All of them as template variables: a string for each name, and the list `additional_special_tokens`.
-    pub fn variables(&self) -> &Map<String, Value> {
-        &self.variables
+    /// Those that chat templates see, as in the reference: a string for each of the usual names, and the list
+    /// `additional_special_tokens`. Names of one family's own (`image_token`) are not among them: PaddleOCR-VL's
+    /// template means something else by that.
+    pub fn variables(&self) -> Map<String, Value> {
+        let seen = self.variables.iter();
+        seen.filter(|(name, _)| TEMPLATE_NAMES.contains(&name.as_str()))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
     }
 
     /// Takes what tokenizer_config.json or special_tokens_map.json names and is not named yet. Tokens are written as
@@ -66,5 +83,25 @@ fn token_text(value: &Value) -> Option<&str> {
         Value::String(text) => Some(text),
         Value::Object(token) => token.get("content").and_then(Value::as_str),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_see_the_usual_names_only() {
+        let mut tokens = SpecialTokens::default();
+        tokens.absorb(&serde_json::json!({
+            "cls_token": "<cls>", "eos_token": {"content": "</s>"}, "image_token": "<image>",
+            "additional_special_tokens": ["<a>"],
+        }));
+        let names: Vec<String> = tokens.variables().keys().cloned().collect();
+        assert_eq!(
+            names,
+            ["cls_token", "eos_token", "additional_special_tokens"]
+        );
+        assert!(tokens.texts().any(|text| text == "<image>"));
     }
 }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::grid::GridBias;
-use super::task::{ROWS, Task};
+use super::task::{KEYS, ROWS, Task};
+use super::windows::WindowBias;
 use crate::InstructionSet;
 use crate::matmul::{PARALLEL_FROM, for_each_task};
 
@@ -89,8 +90,31 @@ pub(super) struct Call<'a> {
     pub(super) q: Rows<'a>,
     pub(super) k: Rows<'a>,
     pub(super) v: Rows<'a>,
-    pub(super) bias: Option<GridBias<'a>>,
+    pub(super) bias: Option<Bias<'a>>,
     pub(super) out: Output,
+}
+
+/// What is added to scores before the factor `scale`.
+#[derive(Clone, Copy)]
+pub(super) enum Bias<'a> {
+    Grid(GridBias<'a>),
+    Windows(WindowBias<'a>),
+}
+
+impl Bias<'_> {
+    /// Writes what keys `tile..end` get from the query at `position` of its sequence, which is row `token` of the
+    /// call.
+    pub(super) fn addends(
+        &self,
+        query: (usize, usize, usize),
+        keys: (usize, usize),
+        addends: &mut [f32; KEYS],
+    ) {
+        match self {
+            Self::Grid(bias) => bias.addends(query, keys, addends),
+            Self::Windows(bias) => bias.addends(query, keys, addends),
+        }
+    }
 }
 
 /// The output array, which tasks fill piece by piece.

@@ -7,6 +7,7 @@ mod grid;
 mod ragged;
 mod scalar;
 mod task;
+mod windows;
 
 use crate::error::{check_len, checked_mul};
 use crate::{InstructionSet, KernelError, instruction_set};
@@ -15,6 +16,7 @@ pub use call::Rows;
 use call::{Call, Output, Places, Seen, Sequence};
 pub use grid::GridBias;
 pub use ragged::RaggedAttention;
+pub use windows::WindowAttention;
 
 /// Attention of each query token over its sequence's part of a paged cache.
 ///

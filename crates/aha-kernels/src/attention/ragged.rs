@@ -1,6 +1,6 @@
 //! Attention among the tokens of sequences that are computed at once.
 
-use super::call::{Call, Output, Places, Rows, Seen, Sequence};
+use super::call::{Bias, Call, Output, Places, Rows, Seen, Sequence};
 use super::grid::GridBias;
 use crate::error::{check_len, checked_mul};
 use crate::{InstructionSet, KernelError, instruction_set};
@@ -93,7 +93,7 @@ impl RaggedAttention<'_> {
             q,
             k,
             v,
-            bias: self.bias,
+            bias: self.bias.map(Bias::Grid),
             out: Output::new(out),
         }
         .run();
@@ -160,7 +160,12 @@ impl RaggedAttention<'_> {
 }
 
 impl Rows<'_> {
-    fn check(&self, argument: &'static str, rows: usize, width: usize) -> Result<(), KernelError> {
+    pub(super) fn check(
+        &self,
+        argument: &'static str,
+        rows: usize,
+        width: usize,
+    ) -> Result<(), KernelError> {
         if self.stride < width {
             return Err(KernelError::OutOfRange {
                 argument: "row length",

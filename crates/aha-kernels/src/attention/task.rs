@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use super::call::{Call, Rows};
-use super::grid::GridBias;
+use super::call::{Bias, Call, Rows};
 use crate::InstructionSet;
 use crate::buffer::{Line, bytes_of, flat, flat_mut, prefetch, with_scratch};
 use crate::matmul::{Activations, Panels, Sums, TILE_ROWS, tile, tile_panels};
@@ -222,11 +221,11 @@ impl Task {
         }
     }
 
-    /// Adds the grid's addends to the scores `[panel][row]` of the tile at position `tile`.
+    /// Adds the addends to the scores `[panel][row]` of the tile at position `tile`.
     fn add_bias(
         &self,
         call: &Call<'_>,
-        bias: &GridBias<'_>,
+        bias: &Bias<'_>,
         kv_head: usize,
         tile: usize,
         scores: &mut [Line],

@@ -3,6 +3,7 @@
 //! Every conversion and resize here gives the same bytes as the reference it is named after
 //! ([`Resampler::Pillow`], [`Resampler::Torch`]), because models were trained on those bytes.
 
+mod background;
 mod convert;
 mod decode;
 mod encode;
@@ -14,9 +15,10 @@ mod sizing;
 mod sniff;
 mod tensor;
 
+pub use background::{Background, UnknownColor, parse_color};
 pub use decode::{DecodedImage, count_pages, decode, decode_page, decode_pages};
 pub(crate) use decode::{gif, guarded as decode_guarded, malformed, webp_animation};
-pub use encode::encode_png;
+pub use encode::{ImageEncoding, UnknownEncoding, encode, encode_png};
 pub use geometry::{PadOffset, center_crop, crop, pad_to, tiles};
 pub use limits::Limits;
 pub use orientation::Orientation;
@@ -26,7 +28,7 @@ pub use sizing::{
     smart_resize,
 };
 pub use sniff::{ImageFormat, sniff};
-pub use tensor::{Normalization, PatchLayout, PatchOrder, patches, planar};
+pub use tensor::{Normalization, PatchLayout, PatchOrder, interleaved, patches, planar};
 
 use crate::MediaError;
 

@@ -89,6 +89,21 @@ pub fn planar(image: &Image, normalization: &Normalization) -> Result<Vec<f32>, 
     Ok(planes)
 }
 
+/// The image pixel after pixel, `[height, width, 3]`.
+///
+/// # Errors
+/// [`MediaError::InvalidSetting`] for an image that is not RGB.
+pub fn interleaved(image: &Image, normalization: &Normalization) -> Result<Vec<f32>, MediaError> {
+    require_rgb(image)?;
+    let mut values = Vec::with_capacity(image.samples.len());
+    for pixel in image.samples.chunks_exact(3) {
+        for (table, sample) in normalization.values.iter().zip(pixel) {
+            values.push(table[usize::from(*sample)]);
+        }
+    }
+    Ok(values)
+}
+
 /// What one flattened patch looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PatchLayout {

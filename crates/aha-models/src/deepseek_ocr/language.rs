@@ -147,6 +147,7 @@ impl LanguageConfig {
             rope_scaling: self.rope.scaling(),
             scales: Scales::default(),
             zero_centred_norms: false,
+            sandwich_norms: false,
         }
     }
 

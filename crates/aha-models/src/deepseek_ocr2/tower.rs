@@ -73,7 +73,7 @@ impl DeepEncoderV2 {
         mut visit: impl FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
         let map = self.sam.forward(pixels, side, &mut |name, x| {
-            visit(&format!("sam.{name}"), x)
+            visit(&format!("sam.{name}"), x);
         })?;
         visit("sam.out", &map);
         let map = map.flatten(1, 2)?;

@@ -216,6 +216,7 @@ impl Lfm2Config {
             rope_scaling: self.rope.scaling(),
             scales: Scales::default(),
             zero_centred_norms: false,
+            sandwich_norms: false,
         })
     }
 }

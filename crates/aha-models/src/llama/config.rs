@@ -111,6 +111,7 @@ impl LlamaConfig {
             rope_scaling: self.rope.scaling(),
             scales: Scales::default(),
             zero_centred_norms: false,
+            sandwich_norms: false,
         })
     }
 }

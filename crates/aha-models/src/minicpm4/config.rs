@@ -238,6 +238,7 @@ impl MiniCpm4Config {
             rope_scaling: self.rope.scaling(),
             scales: self.scales()?,
             zero_centred_norms: false,
+            sandwich_norms: false,
         })
     }
 }

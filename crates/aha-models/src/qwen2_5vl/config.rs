@@ -67,6 +67,7 @@ impl Qwen2_5VlConfig {
             rope_scaling: self.rope.scaling(),
             scales: Scales::default(),
             zero_centred_norms: false,
+            sandwich_norms: false,
         })
     }
 }

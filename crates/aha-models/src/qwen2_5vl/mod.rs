@@ -11,8 +11,8 @@ use crate::decoder::{Decoder, TokenMixer};
 use crate::error::LoadError;
 use crate::registry::Family;
 use crate::text::media_model;
-use crate::vision::PreprocessorConfig;
 use crate::vision::qwen::{MediaIds, QwenMedia, VideoForm};
+use crate::vision::{CLIP_MEAN, CLIP_STD, PreprocessorConfig};
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{LoadedModel, Task};
 use aha_media::image::PatchLayout;
@@ -44,9 +44,6 @@ struct VisionKeys {
 /// Pixel areas of pictures and of a clip's frames where the preprocessor's files leave them out.
 const IMAGE_PIXELS: (u64, u64) = (3_136, 12_845_056);
 const VIDEO_PIXELS: (u64, u64) = (100_352, 602_112);
-/// Mean and standard deviation of red, green and blue, likewise (those of CLIP).
-const MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 const IMAGE_FILE: &str = "preprocessor_config.json";
 const VIDEO_FILE: &str = "video_preprocessor_config.json";
@@ -96,7 +93,7 @@ pub fn vision_tower(checkpoint: &Checkpoint, weights: &Weights) -> Result<Vision
         &weights.pp(if later { "model.visual" } else { "visual" }),
         keys.vision_config,
         image.patch_order(patch_size, PatchLayout::ChannelFirst),
-        image.normalization(MEAN, STD)?,
+        image.normalization(CLIP_MEAN, CLIP_STD)?,
     )
 }
 

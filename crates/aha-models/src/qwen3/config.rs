@@ -89,6 +89,7 @@ impl Qwen3Config {
             rope_scaling,
             scales: Scales::default(),
             zero_centred_norms: false,
+            sandwich_norms: false,
         })
     }
 }

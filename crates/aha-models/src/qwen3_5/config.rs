@@ -264,7 +264,7 @@ impl Qwen3_5Config {
                 qk_norm_eps: Some(self.rms_norm_eps),
                 zero_centred_norms,
                 output_gate: self.attn_output_gate,
-                window: None,
+                ..AttentionConfig::default()
             },
             rms_norm_eps: self.rms_norm_eps,
             activation: self.hidden_act,
@@ -278,6 +278,7 @@ impl Qwen3_5Config {
             rope_scaling: self.rope.scaling(),
             scales: Scales::default(),
             zero_centred_norms,
+            sandwich_norms: false,
         })
     }
 }

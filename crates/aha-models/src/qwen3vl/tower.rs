@@ -129,6 +129,11 @@ impl VisionTower {
         })
     }
 
+    /// Patches of all inputs and their grids, as [`Self::forward`] takes them.
+    pub fn pixels(&self, inputs: &[&EncoderInput]) -> Result<(Tensor, Vec<[usize; 3]>)> {
+        self.reader.read(inputs)
+    }
+
     /// `pixels` `[patches, 3 * frames * patch * patch]` of pictures with these grids (patches in time, height, width)
     /// to `[tokens, (1 + deepstack) * out_hidden_size]`. `visit` sees the stages by their names.
     pub fn forward(

@@ -1,7 +1,10 @@
 //! Pictures and clips on their way into Qwen's vision-language models.
 
+use super::mrope::mrope_positions;
+use super::pictures::pixels_within;
 use super::preprocessor::PreprocessorConfig;
 use crate::error::LoadError;
+use crate::text::token_text;
 use aha_engine::tokenizer::Tokenizer;
 use aha_engine::{
     ContentHash, EncoderContent, EncoderInput, EngineError, Media, MediaContent, MediaKind,
@@ -36,12 +39,7 @@ pub struct MediaIds {
 impl MediaIds {
     /// The marks as the tokenizer writes them.
     pub fn marks(&self, tokenizer: &Tokenizer) -> Result<Marks, LoadError> {
-        let text = |key: &str, id: u32| {
-            let bytes = tokenizer.token_bytes(id).map(<[u8]>::to_vec);
-            bytes
-                .and_then(|bytes| String::from_utf8(bytes).ok())
-                .ok_or_else(|| LoadError::config(key, format!("the tokenizer has no token {id}")))
-        };
+        let text = |key: &str, id: u32| token_text(tokenizer, id, key);
         Ok(Marks {
             vision_start: text("vision_start_token_id", self.vision_start_token_id)?,
             vision_end: text("vision_end_token_id", self.vision_end_token_id)?,
@@ -133,7 +131,7 @@ impl QwenMedia {
         image: Image,
         limits: PixelLimits,
     ) -> Result<ProcessedMedia, MediaError> {
-        let (least, most) = within(self.image_pixels, limits);
+        let (least, most) = pixels_within(self.image_pixels, limits);
         let sizing = PatchSizing::image(self.patch_size * self.merge_size, least, most);
         let size = smart_resize(image.width(), image.height(), &sizing)?;
         let (rows, columns, num_tokens) = self.grid(size);
@@ -223,7 +221,7 @@ impl QwenMedia {
     ) -> Result<(u32, u32), MediaError> {
         let factor = self.patch_size * self.merge_size;
         let frames = u32::try_from(frames).unwrap_or(u32::MAX);
-        let (least, most) = within(self.video_pixels, limits);
+        let (least, most) = pixels_within(self.video_pixels, limits);
         let sizing = match self.video_form {
             // The areas are of all frames together.
             VideoForm::TimedPairs => PatchSizing::image(factor, least, most)
@@ -236,12 +234,6 @@ impl QwenMedia {
         };
         smart_resize(first.width(), first.height(), &sizing)
     }
-}
-
-/// The model's areas, narrowed by what a request asks.
-fn within((least, most): (u64, u64), limits: PixelLimits) -> (u64, u64) {
-    let most = limits.max_pixels.unwrap_or(most);
-    (limits.min_pixels.unwrap_or(least).min(most), most)
 }
 
 impl MediaProcessor for QwenMedia {
@@ -275,33 +267,10 @@ impl MediaProcessor for QwenMedia {
         processed.map_err(|error| EngineError::invalid("messages", error.to_string()))
     }
 
-    /// Text counts on all axes; a picture that begins at p has its rows and columns counted from p, and what follows
-    /// begins after the largest position.
     fn positions(&self, len: usize, spans: &[MediaSpan]) -> Option<AxisPositions> {
         let merge = self.merge_size as usize;
-        let mut positions: Vec<[u32; 3]> = Vec::with_capacity(len);
-        let mut next = 0;
-        for span in spans {
-            let text = (span.start - positions.len()) as u32;
-            positions.extend((next..next + text).map(|at| [at; 3]));
-            next += text;
-            let [steps, rows, columns] = span.input.grid;
-            let (rows, columns) = (rows / merge, columns / merge);
-            let mut end = next;
-            for step in 0..steps {
-                let time = next + self.clock(&span.input, step);
-                for row in 0..rows as u32 {
-                    for column in 0..columns as u32 {
-                        positions.push([time, next + row, next + column]);
-                    }
-                }
-                end = end.max(time + 1);
-            }
-            next = end.max(next + rows.max(columns) as u32);
-        }
-        let text = (len - positions.len()) as u32;
-        positions.extend((next..next + text).map(|at| [at; 3]));
-        Some(AxisPositions::new(positions))
+        let clock = |input: &EncoderInput, step| self.clock(input, step);
+        Some(mrope_positions(len, spans, merge, clock))
     }
 }
 

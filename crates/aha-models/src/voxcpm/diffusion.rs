@@ -264,7 +264,8 @@ fn euler_steps(steps: usize) -> (Vec<f32>, Vec<f32>) {
         .map(|index| {
             // Counted from the nearer end.
             let time = if index < steps.div_ceil(2) {
-                1.0 + spacing * index as f32
+                // Rounded once.
+                spacing.mul_add(index as f32, 1.0)
             } else {
                 -spacing * (steps - index) as f32
             };

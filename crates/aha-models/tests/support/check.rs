@@ -74,7 +74,7 @@ impl Stages {
         found.unwrap_or_else(|| panic!("no stage {name}"))
     }
 
-    /// The same, if it was kept.
+    /// The same for a stage that not every fixture keeps.
     pub(crate) fn find(&self, name: &str) -> Option<Tensor> {
         let stored = self.0.catalog().load(name)?;
         let dtype = stored.stored().dtype().unwrap();

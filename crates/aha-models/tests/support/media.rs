@@ -99,3 +99,37 @@ fn bmp(width: u32, height: u32) -> Vec<u8> {
     file.resize(file.len() + pixels as usize, 0);
     file
 }
+
+/// A page of coarse noise, another for each `seed`.
+pub(crate) fn page(width: u32, height: u32, seed: u32) -> Media {
+    let stride = (width * 3).next_multiple_of(4);
+    let mut file = b"BM".to_vec();
+    let size = stride * height;
+    for word in [
+        54 + size,
+        0,
+        54,
+        40,
+        width,
+        height,
+        1 | (24 << 16),
+        0,
+        size,
+        0,
+        0,
+        0,
+        0,
+    ] {
+        file.extend(word.to_le_bytes());
+    }
+    for y in 0..height {
+        let row = (0..stride).map(|x| {
+            let cell = (x / 24) * 31 + (y / 8) * 17 + seed * 101;
+            (cell.wrapping_mul(2_654_435_761) >> 24) as u8
+        });
+        file.extend(row);
+    }
+    let image = decode(&file, &Limits::default()).unwrap();
+    let limits = PixelLimits::default();
+    Media::new(MediaContent::Image { image, limits }, file)
+}

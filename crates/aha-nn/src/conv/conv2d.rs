@@ -2,18 +2,20 @@
 
 use super::filters::{BatchNorm, Filters};
 use crate::cpu::contiguous_f32;
-use crate::weights::{Placement, Result, Weights, WeightsError};
+use crate::linear::kind_for;
+use crate::weights::{Placement, Result, StoredType, Weights, WeightsError};
 use aha_kernels::{PackedMatrix, add_bias};
-use candle_core::{CpuStorage, CustomOp1, Layout, Module, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Module, Shape, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes of input values that are laid out at once for a product, as long as that is [`LEAST_ROWS`] rows.
-const SCRATCH_BYTES: usize = 16 << 20;
+/// Bytes of input values that are laid out at once for a product, as long as that is [`LEAST_ROWS`] rows: they and the
+/// product's own copy shall stay in a cache.
+pub(super) const SCRATCH_BYTES: usize = 4 << 20;
 
 /// Rows below which a product reads its weights more often than it should.
-const LEAST_ROWS: usize = 192;
+pub(super) const LEAST_ROWS: usize = 192;
 
 /// How a [`Conv2d`] moves over its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +144,41 @@ impl Conv2d {
         })
     }
 
+    /// A convolution of given filters `[out_channels, in_channels / groups, kernel_size, kernel_size]` and bias
+    /// `[out_channels]`, where a model computes them out of what its checkpoint holds. `placement` says where they go.
+    ///
+    /// # Errors
+    /// When shapes do not fit each other or the groups.
+    pub fn from_tensors(
+        weight: &Tensor,
+        bias: &Tensor,
+        config: Conv2dConfig,
+        placement: &Placement,
+    ) -> Result<Self> {
+        let (out_channels, group_channels, kernel_size, width) = weight.dims4()?;
+        if kernel_size != width || bias.dims() != [out_channels] {
+            return Err(WeightsError::from(candle_core::Error::Msg(format!(
+                "filters of {:?} with biases of {:?} make no convolution: filters must be square, with a bias each",
+                weight.dims(),
+                bias.dims()
+            ))));
+        }
+        let in_channels = group_channels * config.groups;
+        let shape = filter_shape(in_channels, out_channels, kernel_size, config)?;
+        let values = |tensor: &Tensor| -> Result<Vec<f32>> {
+            let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+            Ok(tensor.flatten_all()?.to_vec1()?)
+        };
+        let filters = Filters {
+            weight: values(weight)?,
+            bias: Some(values(bias)?),
+            out_channels,
+            taps: kernel_size * kernel_size,
+            kind: kind_for(StoredType::F32, placement.weights),
+        };
+        Self::place(Some(filters), shape, config, placement)
+    }
+
     /// Channels of the output.
     pub fn out_channels(&self) -> usize {
         self.out_channels
@@ -164,6 +201,18 @@ impl Conv2d {
                 y.permute((0, 2, 3, 1))?.contiguous()
             }
             Placed::Absent => candle_core::bail!("the filters of a convolution are missing"),
+        }
+    }
+
+    /// One without filters, for tests of what stands around it.
+    #[cfg(test)]
+    pub(super) fn absent() -> Self {
+        Self {
+            in_channels: 0,
+            out_channels: 0,
+            kernel_size: 1,
+            config: Conv2dConfig::default(),
+            filters: Placed::Absent,
         }
     }
 
@@ -440,8 +489,7 @@ impl HostConv<'_> {
 mod tests {
     use super::*;
     use crate::testing::{close, random};
-    use crate::weights::{Precision, StoredType};
-    use candle_core::{DType, Device};
+    use crate::weights::Precision;
 
     fn placement() -> Placement {
         Placement {
@@ -454,15 +502,7 @@ mod tests {
     /// A convolution of random filters, and the filters.
     fn conv(shape: [usize; 4], config: Conv2dConfig) -> (Conv2d, Tensor, Tensor) {
         let (weight, bias) = (random(&shape), random(&[shape[0]]));
-        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let filters = Filters {
-            weight: values(&weight),
-            bias: Some(values(&bias)),
-            out_channels: shape[0],
-            taps: shape[2] * shape[3],
-            kind: StoredType::F32,
-        };
-        let conv = Conv2d::place(Some(filters), shape, config, &placement()).unwrap();
+        let conv = Conv2d::from_tensors(&weight, &bias, config, &placement()).unwrap();
         (conv, weight, bias)
     }
 

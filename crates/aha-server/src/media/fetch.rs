@@ -304,3 +304,117 @@ impl Resolver for Pinned {
         Ok(addresses)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A fetcher whose names are looked up by `lookup`; `listed` hosts may be private.
+    fn fetcher(
+        listed: &[&str],
+        lookup: impl Fn(&str, u16) -> Vec<SocketAddr> + Send + Sync + 'static,
+    ) -> Fetcher {
+        let policy = SourcePolicy {
+            allowed_hosts: listed.iter().map(|host| host.parse().unwrap()).collect(),
+            ..SourcePolicy::default()
+        };
+        Fetcher {
+            lookup: Arc::new(move |name, port| Ok(lookup(name, port))),
+            ..Fetcher::new(policy, FetchLimits::default())
+        }
+    }
+
+    /// A host on loopback that gives each connection the next answer.
+    fn host(answers: Vec<String>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut head = [0; 4096];
+                stream.read(&mut head).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        address
+    }
+
+    fn fetch(fetcher: &Fetcher, url: &str) -> Result<Vec<u8>, FetchError> {
+        fetcher.fetch(&RemoteUrl::parse(url).unwrap(), 1000)
+    }
+
+    #[test]
+    fn a_name_is_looked_up_once_and_the_connection_goes_there() {
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
+        let address = host(vec![answer.to_owned()]);
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        // A second look-up would lead to a place where nobody listens.
+        let fetcher = fetcher(&["pictures.test"], move |_, port| {
+            let first = count.fetch_add(1, Ordering::Relaxed) == 0;
+            let ip = if first {
+                [127, 0, 0, 1]
+            } else {
+                [127, 0, 0, 2]
+            };
+            vec![SocketAddr::from((ip, port))]
+        });
+        let url = format!("http://pictures.test:{}/a.png", address.port());
+        assert_eq!(fetch(&fetcher, &url).unwrap(), b"hi");
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn one_inner_address_among_outer_ones_is_enough_to_refuse() {
+        for inner in ["127.0.0.1", "169.254.169.254", "::1", "::ffff:10.0.0.1"] {
+            let fetcher = fetcher(&[], move |_, port| {
+                ["8.8.8.8", inner]
+                    .map(|ip| SocketAddr::new(ip.parse().unwrap(), port))
+                    .to_vec()
+            });
+            let error = fetch(&fetcher, "http://rebinding.test/a.png").unwrap_err();
+            assert!(
+                matches!(error, FetchError::Media(MediaError::AddressRefused { .. })),
+                "{inner}: {error:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_redirect_to_another_name_is_looked_up_and_checked_itself() {
+        let secret = TcpListener::bind("127.0.0.1:0").unwrap();
+        secret.set_nonblocking(true).unwrap();
+        let target = format!("http://inner.test:{}/", secret.local_addr().unwrap().port());
+        let address = host(vec![format!(
+            "HTTP/1.1 302 Found\r\nlocation: {target}\r\ncontent-length: 0\r\n\r\n"
+        )]);
+        let fetcher = fetcher(&["pictures.test"], |_, port| {
+            vec![SocketAddr::from(([127, 0, 0, 1], port))]
+        });
+        let url = format!("http://pictures.test:{}/a.png", address.port());
+        let error = fetch(&fetcher, &url).unwrap_err();
+        assert!(matches!(
+            error,
+            FetchError::Media(MediaError::AddressRefused { host, .. }) if host == "inner.test"
+        ));
+        let connection = secret.accept().map_err(|error| error.kind());
+        assert!(matches!(connection, Err(io::ErrorKind::WouldBlock)));
+    }
+
+    #[test]
+    fn unknown_names_and_slow_look_ups_are_told_apart() {
+        let nowhere = fetcher(&[], |_, _| Vec::new());
+        let error = fetch(&nowhere, "http://nowhere.test/").unwrap_err();
+        assert!(matches!(error, FetchError::UnknownHost { .. }), "{error:?}");
+        let mut slow = fetcher(&[], |_, _| {
+            std::thread::sleep(Duration::from_secs(2));
+            Vec::new()
+        });
+        slow.limits.connect = Duration::from_millis(100);
+        let error = fetch(&slow, "http://slow.test/").unwrap_err();
+        assert!(matches!(error, FetchError::Timeout { .. }), "{error:?}");
+    }
+}

@@ -2,21 +2,19 @@
 //! decoded within limits.
 
 mod fetch;
-#[cfg(test)]
-mod tests;
+pub(crate) mod pictures;
 
 use crate::error::ApiError;
 use crate::options::MediaOptions;
 use crate::state::AppState;
-use crate::types::media::{Form, MediaPart, RequestMedia, Source, Wishes};
+use crate::types::media::{Form, MediaPart, RequestMedia, Source};
 use aha_engine::{
-    AudioInput, Chat, Media, MediaContent, MediaKind, MediaReader, Part, TextProcessor,
+    AudioInput, Chat, Media, MediaContent, MediaKind, MediaReader, MediaWishes, Part, TextProcessor,
 };
 use aha_media::MediaError;
 use aha_media::document::{DEFAULT_DPI, Document, DocumentLimits};
 use aha_media::image::DecodedImage;
 use aha_media::source::{MediaSource, RemoteUrl, SourcePolicy, decode_base64};
-use aha_media::video::{FrameRate, FrameSampling};
 use futures_util::stream::{self, StreamExt};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -129,6 +127,12 @@ impl Gathering {
             files,
             budget,
         })
+    }
+
+    /// Whether nothing is left to fetch.
+    pub(crate) fn is_here(&self) -> bool {
+        let mut files = self.files.iter().flatten();
+        files.all(|file| matches!(file, File::Here(_)))
     }
 
     /// Fetches what is on the web, a few files at a time.
@@ -342,39 +346,16 @@ fn decode(
     processor: &TextProcessor,
     reader: &MediaReader,
 ) -> Result<Media, MediaError> {
-    let Wishes { pixels, fps, .. } = part.wishes;
-    match (part.kind, part.form, files) {
-        (MediaKind::Image, _, [file]) => reader.image(file, pixels),
-        (MediaKind::Video, Form::Frames, frames) => reader.frames(frames, fps, pixels),
-        (MediaKind::Video, Form::File, [file]) => {
-            let own = processor.media().map(|media| media.frame_sampling());
-            let sampling = sampling(own.unwrap_or(FrameSampling::QWEN3_VL), &part.wishes);
-            reader.video(file, &sampling, pixels)
+    let MediaWishes { pixels, fps, .. } = part.wishes;
+    match (processor.media(), part.form, files) {
+        (Some(_), Form::Frames, frames) => reader.frames(frames, fps, pixels),
+        (Some(processor), Form::File, [file]) => {
+            reader.read_for(processor, part.kind, file, &part.wishes)
         }
-        (MediaKind::Audio, _, [file]) => {
-            let input = processor.media().map(|media| media.audio_input());
-            reader.audio(file, &input.unwrap_or(AudioInput::SPEECH))
-        }
-        (kind, ..) => Err(MediaError::UnsupportedFormat {
-            format: kind.name(),
+        _ => Err(MediaError::UnsupportedFormat {
+            format: part.kind.name(),
             what: "input",
-            supported: "pictures, clips or recordings",
+            supported: "text",
         }),
-    }
-}
-
-/// The model's way of choosing frames, with the request's wishes over it.
-fn sampling(own: FrameSampling, wishes: &Wishes) -> FrameSampling {
-    let rate = match (wishes.num_frames, wishes.fps) {
-        (Some(count), _) => FrameRate::Count(count),
-        (None, Some(fps)) => FrameRate::PerSecond(fps),
-        (None, None) => own.rate,
-    };
-    let max_frames = wishes.max_frames.unwrap_or(own.max_frames);
-    FrameSampling {
-        rate,
-        max_frames,
-        min_frames: own.min_frames.min(max_frames),
-        ..own
     }
 }

@@ -61,6 +61,12 @@ impl Draft {
     }
 }
 
+/// How far a request is after its body was read.
+enum Read {
+    Prepared(Box<Prepared>),
+    Draft(Box<Draft>),
+}
+
 /// A request whose prompt is ready.
 struct Prepared {
     model: String,
@@ -133,10 +139,23 @@ pub(crate) async fn create(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let shared = state.clone();
-    let mut draft = state.prepare(move || Draft::read(&shared, &body)).await?;
-    draft.media = draft.media.fetch(&state).await?;
-    let shared = state.clone();
-    let prepared = state.prepare(move || draft.finish(&shared)).await?;
+    let read = move || {
+        let draft = Draft::read(&shared, &body)?;
+        // At once where nothing has to be fetched: files that wait for their turn would fill the memory.
+        if draft.media.is_here() {
+            let prepared = draft.finish(&shared)?;
+            return Ok(Read::Prepared(Box::new(prepared)));
+        }
+        Ok(Read::Draft(Box::new(draft)))
+    };
+    let prepared = match state.prepare(read).await? {
+        Read::Prepared(prepared) => *prepared,
+        Read::Draft(mut draft) => {
+            draft.media = draft.media.fetch(&state).await?;
+            let shared = state.clone();
+            state.prepare(move || draft.finish(&shared)).await?
+        }
+    };
     let answers = prepared.answers();
     let logprobs = prepared.request.output.logprobs.is_some();
     let streaming = prepared.request.streaming;

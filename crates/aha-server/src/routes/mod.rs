@@ -5,6 +5,7 @@ pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod embeddings;
 pub(crate) mod health;
+pub(crate) mod images;
 pub(crate) mod models;
 pub(crate) mod ocr;
 pub(crate) mod rerank;

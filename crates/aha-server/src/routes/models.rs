@@ -45,13 +45,16 @@ impl From<&ServedModel> for ModelEntry {
             owned_by: model.owner().to_owned(),
             task: model.task().to_owned(),
             status,
-            max_model_len: service.as_ref().map(Service::context_length),
+            max_model_len: service.as_ref().and_then(Service::context_length),
             input_modalities: service.as_ref().map(input_modalities),
         }
     }
 }
 
 fn input_modalities(service: &Service) -> Vec<&'static str> {
+    if let Service::Matte(_) = service {
+        return vec![MediaKind::Image.name()];
+    }
     let mut kinds = vec!["text"];
     if let Service::Text(engine) = service {
         let taken = [MediaKind::Image, MediaKind::Video, MediaKind::Audio].into_iter();

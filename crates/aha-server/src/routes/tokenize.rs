@@ -4,11 +4,13 @@ use super::chat::prepare;
 use crate::error::ApiError;
 use crate::limits::JsonBody;
 use crate::media::Gathering;
+use crate::model::ServedModel;
 use crate::state::AppState;
 use crate::types::tokenize::{
     DetokenizeRequest, DetokenizeResponse, TokenizeInput, TokenizeRequest, TokenizeResponse,
 };
-use aha_engine::{Chat, Engine};
+use aha_engine::tokenizer::Tokenizer;
+use aha_engine::{Chat, Engine, Service};
 use axum::Json;
 use axum::extract::State;
 
@@ -32,13 +34,12 @@ pub(crate) async fn tokenize(
                 text,
                 add_special_tokens,
             } => Input::Tokens(
-                service
-                    .tokenizer()
+                tokenizer_of(&service, model)?
                     .encode(&text, add_special_tokens)
                     .map_err(|error| ApiError::invalid("prompt", error.to_string()))?,
             ),
         };
-        Ok((service.context_length(), input))
+        Ok((service.context_length().unwrap_or_default(), input))
     };
     let (max_model_len, input) = state.prepare(open).await?;
     let tokens = match input {
@@ -62,6 +63,13 @@ pub(crate) async fn tokenize(
     }))
 }
 
+fn tokenizer_of<'a>(service: &'a Service, model: &ServedModel) -> Result<&'a Tokenizer, ApiError> {
+    service.tokenizer().ok_or_else(|| {
+        let message = format!("'{}' works on pictures and has no tokens", model.id());
+        ApiError::unsupported("model", message)
+    })
+}
+
 /// What is left to do once the media are there.
 enum Input {
     Tokens(Vec<u32>),
@@ -76,8 +84,9 @@ pub(crate) async fn detokenize(
     let shared = state.clone();
     let work = move || {
         let request = DetokenizeRequest::parse(&body)?;
-        let service = shared.models.find(request.model.as_deref())?.service()?;
-        let tokenizer = service.tokenizer();
+        let model = shared.models.find(request.model.as_deref())?;
+        let service = model.service()?;
+        let tokenizer = tokenizer_of(&service, model)?;
         // A vocabulary may have holes, and the model rows beyond it: only ids past both are wrong.
         let known = |id: &u32| tokenizer.token_bytes(*id).is_some();
         if let Some(index) = request.tokens.iter().position(|id| !known(id)) {

@@ -60,7 +60,7 @@ pub(crate) async fn translate(
     form.take_file(FILE)?;
     let wishes = TranscriptionForm::read(form.texts.into_fields(&TEXT_FIELDS)?)?;
     let model = state.models.find(wishes.model.as_deref())?;
-    model.speech_engine()?;
+    model.transcription_engine()?;
     Err(ApiError::unsupported(
         "model",
         format!(
@@ -86,7 +86,7 @@ impl Job {
         upload: Upload,
     ) -> Result<Self, ApiError> {
         let model = state.models.find(wishes.model.as_deref())?;
-        let engine = model.speech_engine()?;
+        let engine = model.transcription_engine()?;
         let (source, file) = match upload.into_content() {
             Content::Memory(bytes) => (AudioSource::from(bytes), None),
             Content::File(file) => (AudioSource::from(file.path()), Some(file)),

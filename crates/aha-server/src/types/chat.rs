@@ -5,7 +5,7 @@ use crate::types::fields::{Fields, wrong_type};
 use crate::types::generation::{
     Sampling, Streaming, TOP_LOGPROBS_LIMIT, choices, refuse_constraints, stop_params,
 };
-use crate::types::media::{RequestMedia, Wishes};
+use crate::types::media::{RequestMedia, wishes_of_request};
 use crate::types::message::{Messages, messages, tools};
 use aha_engine::{Chat, OutputParams, StopParams};
 use serde_json::{Map, Value};
@@ -75,7 +75,7 @@ pub(crate) fn chat(fields: &mut Fields) -> Result<(Chat, RequestMedia), ApiError
             "'continue_final_message' and 'add_generation_prompt' exclude each other",
         ));
     }
-    let (wishes, settings) = Wishes::of_request(fields)?;
+    let (wishes, settings) = wishes_of_request(fields)?;
     let Messages { messages, media } = messages(values, wishes)?;
     let chat = Chat {
         messages,

@@ -3,7 +3,7 @@
 use crate::error::ApiError;
 use crate::types::fields::{Fields, wrong_type};
 use crate::types::ocr::{document_source, pages};
-use aha_engine::{MediaKind, PixelLimits};
+use aha_engine::{MediaKind, MediaWishes, PixelLimits};
 use aha_media::document::PageSelection;
 use serde_json::{Map, Value};
 
@@ -48,7 +48,7 @@ pub(crate) struct MediaPart {
     pub(crate) kind: MediaKind,
     pub(crate) form: Form,
     pub(crate) sources: Vec<Source>,
-    pub(crate) wishes: Wishes,
+    pub(crate) wishes: MediaWishes,
     /// Pages of a document.
     pub(crate) pages: PageSelection,
 }
@@ -62,66 +62,50 @@ pub(crate) struct RequestMedia {
     pub(crate) settings: Map<String, Value>,
 }
 
-/// How a picture or clip shall be prepared; what is `None` is the model's own.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(crate) struct Wishes {
-    pub(crate) pixels: PixelLimits,
-    /// Frames a second: those of a list, or those to take of a clip.
-    pub(crate) fps: Option<f64>,
-    /// Frames to take of a clip.
-    pub(crate) num_frames: Option<usize>,
-    /// Most frames to take at `fps`.
-    pub(crate) max_frames: Option<usize>,
-    /// Resolution of a document's pages.
-    pub(crate) dpi: Option<f32>,
+/// `mm_processor_kwargs` of a request: the wishes that hold for every part which says nothing else, and the settings
+/// that are a family's own.
+pub(crate) fn wishes_of_request(
+    fields: &mut Fields,
+) -> Result<(MediaWishes, Map<String, Value>), ApiError> {
+    let Some(map) = fields.object("mm_processor_kwargs")? else {
+        return Ok(Default::default());
+    };
+    let mut fields = Fields::of(Value::Object(map), "mm_processor_kwargs".to_owned())?;
+    let wishes = overridden(MediaWishes::default(), &mut fields)?;
+    Ok((wishes, fields.rest()))
 }
 
-impl Wishes {
-    /// `mm_processor_kwargs` of the request, which hold for every part that says nothing else, and those among them
-    /// that are a family's own.
-    pub(crate) fn of_request(fields: &mut Fields) -> Result<(Self, Map<String, Value>), ApiError> {
-        match fields.object("mm_processor_kwargs")? {
-            None => Ok(Default::default()),
-            Some(map) => {
-                let mut fields = Fields::of(Value::Object(map), "mm_processor_kwargs".to_owned())?;
-                let wishes = Self::default().overridden(&mut fields)?;
-                Ok((wishes, fields.rest()))
-            }
-        }
+/// Wishes with the fields of a part over them.
+fn overridden(outer: MediaWishes, fields: &mut Fields) -> Result<MediaWishes, ApiError> {
+    let num_frames = match fields.count("num_frames", 1..=FRAMES_LIMIT)? {
+        Some(count) => Some(count),
+        None => fields.count("nframes", 1..=FRAMES_LIMIT)?,
+    };
+    let wishes = MediaWishes {
+        pixels: PixelLimits {
+            min_pixels: pixels(fields, "min_pixels")?.or(outer.pixels.min_pixels),
+            max_pixels: pixels(fields, "max_pixels")?.or(outer.pixels.max_pixels),
+        },
+        fps: fields.number("fps", 0.001..=FPS_LIMIT)?.or(outer.fps),
+        num_frames: num_frames.or(outer.num_frames),
+        max_frames: fields
+            .count("max_frames", 1..=FRAMES_LIMIT)?
+            .or(outer.max_frames),
+        dpi: outer.dpi,
+    };
+    let PixelLimits {
+        min_pixels,
+        max_pixels,
+    } = wishes.pixels;
+    if let (Some(least), Some(most)) = (min_pixels, max_pixels)
+        && least > most
+    {
+        return Err(ApiError::invalid(
+            fields.path("min_pixels"),
+            format!("min_pixels is {least}, more than the {most} of max_pixels"),
+        ));
     }
-
-    /// These, with the fields of a part over them.
-    fn overridden(self, fields: &mut Fields) -> Result<Self, ApiError> {
-        let num_frames = match fields.count("num_frames", 1..=FRAMES_LIMIT)? {
-            Some(count) => Some(count),
-            None => fields.count("nframes", 1..=FRAMES_LIMIT)?,
-        };
-        let wishes = Self {
-            pixels: PixelLimits {
-                min_pixels: pixels(fields, "min_pixels")?.or(self.pixels.min_pixels),
-                max_pixels: pixels(fields, "max_pixels")?.or(self.pixels.max_pixels),
-            },
-            fps: fields.number("fps", 0.001..=FPS_LIMIT)?.or(self.fps),
-            num_frames: num_frames.or(self.num_frames),
-            max_frames: fields
-                .count("max_frames", 1..=FRAMES_LIMIT)?
-                .or(self.max_frames),
-            dpi: self.dpi,
-        };
-        let PixelLimits {
-            min_pixels,
-            max_pixels,
-        } = wishes.pixels;
-        if let (Some(least), Some(most)) = (min_pixels, max_pixels)
-            && least > most
-        {
-            return Err(ApiError::invalid(
-                fields.path("min_pixels"),
-                format!("min_pixels is {least}, more than the {most} of max_pixels"),
-            ));
-        }
-        Ok(wishes)
-    }
+    Ok(wishes)
 }
 
 fn pixels(fields: &mut Fields, name: &str) -> Result<Option<u64>, ApiError> {
@@ -135,7 +119,7 @@ pub(crate) struct Read {
     pub(crate) path: String,
     pub(crate) form: Form,
     pub(crate) sources: Vec<Source>,
-    pub(crate) wishes: Wishes,
+    pub(crate) wishes: MediaWishes,
     pub(crate) pages: PageSelection,
 }
 
@@ -143,7 +127,7 @@ pub(crate) struct Read {
 pub(crate) fn read_part(
     kind: &str,
     fields: &mut Fields,
-    of_request: Wishes,
+    of_request: MediaWishes,
 ) -> Result<Option<Read>, ApiError> {
     let part = match kind {
         "image_url" => named(fields, MediaKind::Image, &["image_url"], of_request)?,
@@ -173,8 +157,12 @@ pub(crate) fn read_part(
 }
 
 /// A part that is a document; `name` is the field of the object that names it, where it is not the part itself.
-fn document(fields: &mut Fields, name: Option<&str>, of_request: Wishes) -> Result<Read, ApiError> {
-    let wishes = of_request.overridden(fields)?;
+fn document(
+    fields: &mut Fields,
+    name: Option<&str>,
+    of_request: MediaWishes,
+) -> Result<Read, ApiError> {
+    let wishes = overridden(of_request, fields)?;
     let outer = pages(fields)?;
     let dpi = dpi(fields)?;
     let mut inner = match name {
@@ -193,7 +181,7 @@ fn document(fields: &mut Fields, name: Option<&str>, of_request: Wishes) -> Resu
         kind: MediaKind::Image,
         form: Form::Document,
         sources: vec![document_source(&mut inner)?],
-        wishes: Wishes { dpi, ..wishes },
+        wishes: MediaWishes { dpi, ..wishes },
         pages: if own == PageSelection::default() {
             outer
         } else {
@@ -213,7 +201,7 @@ fn named(
     fields: &mut Fields,
     kind: MediaKind,
     names: &[&str],
-    of_request: Wishes,
+    of_request: MediaWishes,
 ) -> Result<Read, ApiError> {
     let Some(name) = names.iter().find(|name| fields.has(name)) else {
         let path = fields.path(names[0]);
@@ -221,14 +209,14 @@ fn named(
         return Err(ApiError::missing(path, message));
     };
     let path = fields.path(name);
-    let mut wishes = of_request.overridden(fields)?;
+    let mut wishes = overridden(of_request, fields)?;
     let mut detail = detail(fields)?;
     let mut form = Form::File;
     let sources = match fields.take(name) {
         Some(Value::String(text)) => vec![Source::Named(text)],
         Some(Value::Object(map)) => {
             let mut inner = Fields::of(Value::Object(map), path.clone())?;
-            wishes = wishes.overridden(&mut inner)?;
+            wishes = overridden(wishes, &mut inner)?;
             detail = self::detail(&mut inner)?.or(detail);
             vec![source(&mut inner)?]
         }
@@ -330,7 +318,7 @@ mod tests {
     fn read(value: Value) -> Result<Read, ApiError> {
         let kind = value["type"].as_str().unwrap().to_owned();
         let mut fields = Fields::of(value, "p".to_owned()).unwrap();
-        Ok(read_part(&kind, &mut fields, Wishes::default())?.unwrap())
+        Ok(read_part(&kind, &mut fields, MediaWishes::default())?.unwrap())
     }
 
     fn param(value: Value) -> String {
@@ -414,7 +402,7 @@ mod tests {
         let limits = |part: Value, request: Value| {
             let mut fields =
                 Fields::of(json!({"mm_processor_kwargs": request}), String::new()).unwrap();
-            let (request, _) = Wishes::of_request(&mut fields).unwrap();
+            let (request, _) = wishes_of_request(&mut fields).unwrap();
             let mut fields = Fields::of(part, "p".to_owned()).unwrap();
             let read = read_part("image_url", &mut fields, request)
                 .unwrap()

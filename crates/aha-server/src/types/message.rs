@@ -2,8 +2,8 @@
 
 use crate::error::ApiError;
 use crate::types::fields::{Fields, wrong_type};
-use crate::types::media::{MediaPart, Read, Wishes, read_part};
-use aha_engine::{Message, Part, ToolCall};
+use crate::types::media::{MediaPart, Read, read_part};
+use aha_engine::{MediaWishes, Message, Part, ToolCall};
 use serde_json::{Map, Value};
 
 /// The roles that a message can have.
@@ -18,7 +18,7 @@ pub(crate) struct Messages {
 }
 
 /// Reads the `messages` of a chat; `wishes` are the request's for all media.
-pub(crate) fn messages(values: Vec<Value>, wishes: Wishes) -> Result<Messages, ApiError> {
+pub(crate) fn messages(values: Vec<Value>, wishes: MediaWishes) -> Result<Messages, ApiError> {
     if values.is_empty() {
         return Err(ApiError::invalid(
             "messages",
@@ -46,7 +46,7 @@ pub(crate) fn messages(values: Vec<Value>, wishes: Wishes) -> Result<Messages, A
 fn message(
     value: Value,
     path: &str,
-    place: (usize, Wishes),
+    place: (usize, MediaWishes),
     media: &mut Vec<MediaPart>,
 ) -> Result<Message, ApiError> {
     let mut fields = Fields::of(value, path.to_owned())?;
@@ -95,7 +95,7 @@ fn message(
 fn content(
     value: Value,
     path: &str,
-    (message, wishes): (usize, Wishes),
+    (message, wishes): (usize, MediaWishes),
     media: &mut Vec<MediaPart>,
 ) -> Result<Vec<Part>, ApiError> {
     let parts = match value {
@@ -133,7 +133,7 @@ enum Content {
     Media(Read),
 }
 
-fn part(value: Value, path: String, wishes: Wishes) -> Result<Content, ApiError> {
+fn part(value: Value, path: String, wishes: MediaWishes) -> Result<Content, ApiError> {
     if let Value::String(text) = value {
         return Ok(Content::Text(text));
     }
@@ -329,7 +329,7 @@ mod tests {
         let Value::Array(values) = value else {
             panic!("not an array")
         };
-        messages(values, Wishes::default())
+        messages(values, MediaWishes::default())
     }
 
     fn read(value: Value) -> Result<Vec<Message>, ApiError> {

@@ -5,6 +5,7 @@ pub(crate) mod completion;
 pub(crate) mod embedding;
 pub(crate) mod fields;
 pub(crate) mod generation;
+pub(crate) mod matting;
 pub(crate) mod media;
 pub(crate) mod message;
 pub(crate) mod ocr;

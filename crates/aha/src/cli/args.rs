@@ -1,9 +1,13 @@
 //! Arguments that several commands share.
 
+use super::failure::{Failure, Outcome};
 use super::speak::SpeechWishes;
 use super::units::{between, positive, positive_or_empty};
 use aha::hub::{HubConfig, HubError};
-use aha::{DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader, NgramWindow, Task};
+use aha::{
+    DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader, Media, MediaWishes, Model,
+    NgramWindow, PixelLimits, Task,
+};
 use clap::{ArgGroup, Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -107,7 +111,7 @@ pub(crate) struct ModelPlace {
 pub(crate) struct ModelArgs {
     #[command(flatten)]
     pub(crate) place: ModelPlace,
-    /// What the model is for: chat, embed, rerank, transcribe or speak [default: what its files or name say]
+    /// What the model is for: chat, embed, rerank, transcribe, speak or matte [default: what its files or name say]
     #[arg(long, value_name = "TASK")]
     pub(crate) task: Option<Task>,
 }
@@ -202,9 +206,6 @@ pub(crate) struct SamplingArgs {
     /// Whether special tokens are left out of the answer: true or false
     #[arg(long, value_name = "BOOL")]
     skip_special_tokens: Option<bool>,
-    /// Settings of the model's own for pictures, clips and recordings, as a JSON object
-    #[arg(long, value_name = "JSON", value_parser = object)]
-    mm_processor_kwargs: Option<JsonObject>,
     /// The same seed gives the same answer
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -238,7 +239,6 @@ impl SamplingArgs {
             no_repeat_ngram_size: self.no_repeat_ngram_size,
             ngram_window,
             skip_special_tokens: self.skip_special_tokens,
-            mm_processor_kwargs: self.mm_processor_kwargs.clone().unwrap_or_default(),
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
@@ -262,6 +262,56 @@ impl SamplingArgs {
             seed: self.seed,
             max_tokens: self.max_tokens,
             verbose: false,
+        }
+    }
+}
+
+/// How pictures, clips and recordings are prepared.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Pictures and clips (defaults: the model's)")]
+pub(crate) struct MediaArgs {
+    /// Enlarge smaller pictures and frames to so many pixels
+    #[arg(long, value_name = "N", value_parser = positive)]
+    min_pixels: Option<usize>,
+    /// Shrink larger pictures and frames to so many pixels
+    #[arg(long, value_name = "N", value_parser = positive)]
+    max_pixels: Option<usize>,
+    /// Frames to take of each second of a clip
+    #[arg(long, value_name = "N", value_parser = between(0.001, 1000.0), conflicts_with = "num_frames")]
+    fps: Option<f32>,
+    /// Frames to take of a clip
+    #[arg(long, value_name = "N", value_parser = positive)]
+    num_frames: Option<usize>,
+    /// Settings of the model's own, as a JSON object
+    #[arg(long, value_name = "JSON", value_parser = object)]
+    mm_processor_kwargs: Option<JsonObject>,
+}
+
+impl MediaArgs {
+    /// Decodes a file as the model takes it; `name` is for messages.
+    pub(crate) fn read(&self, model: &Model, name: &str, bytes: &[u8]) -> Outcome<Media> {
+        let read = model.media(bytes, &self.wishes());
+        read.map_err(|error| Failure::message(format!("cannot use {name}: {error}")))
+    }
+
+    /// The wishes as the library takes them.
+    fn wishes(&self) -> MediaWishes {
+        MediaWishes {
+            pixels: PixelLimits {
+                min_pixels: self.min_pixels.map(|pixels| pixels as u64),
+                max_pixels: self.max_pixels.map(|pixels| pixels as u64),
+            },
+            fps: self.fps.map(f64::from),
+            num_frames: self.num_frames,
+            ..MediaWishes::default()
+        }
+    }
+
+    /// Parameters of a generation with the model's own settings.
+    pub(crate) fn set(&self, params: GenerationParams) -> GenerationParams {
+        GenerationParams {
+            mm_processor_kwargs: self.mm_processor_kwargs.clone().unwrap_or_default(),
+            ..params
         }
     }
 }

@@ -221,11 +221,11 @@ impl Bench {
         let wanted = options.context_length.unwrap_or_default();
         let model = loader.engine_options(options).build()?;
         bar.finish();
-        if model.context_length() < wanted {
+        let room = model.context_length().unwrap_or_default();
+        if room < wanted {
             return Err(Failure::message(format!(
-                "cannot measure: {}: a test needs {wanted} tokens, the context has {}",
-                model.name(),
-                model.context_length()
+                "cannot measure: {}: a test needs {wanted} tokens, the context has {room}",
+                model.name()
             )));
         }
         let weights = WeightsSummary::of(model.path())?;

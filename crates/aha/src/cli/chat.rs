@@ -2,11 +2,12 @@
 
 use super::Context;
 use super::answer::{Sink, tell};
-use super::args::{EngineArgs, ModelArgs, SamplingArgs};
+use super::args::{EngineArgs, MediaArgs, ModelArgs, SamplingArgs};
 use super::console::{error, note, stderr_is_terminal};
 use super::failure::{Failure, Outcome};
+use super::input::read_medium;
 use aha::hub::{HubConfig, Store};
-use aha::{Chat as Conversation, EngineOptions, Message, Model};
+use aha::{Chat as Conversation, EngineOptions, Media, Message, Model};
 use clap::Args;
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 
 const AFTER_HELP: &str = "\
 In the conversation:
+  /image PATH      show a picture or clip with the next message; may be repeated
   /reset           forget what was said
   /system [TEXT]   set or show the system message
   /help            list the commands
@@ -26,6 +28,7 @@ Examples:
   aha chat -m ./checkpoint --system \"Answer in one sentence.\" --no-thinking";
 
 const COMMANDS: &str = "\
+/image PATH      show a picture or clip with the next message
 /reset           forget what was said
 /system [TEXT]   set or show the system message
 /help            list the commands
@@ -42,6 +45,8 @@ pub(crate) struct Chat {
     system: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    media: MediaArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -70,14 +75,16 @@ impl Chat {
             chat: self,
             model,
             turns: Vec::new(),
+            shown: Vec::new(),
         };
         while let Some(line) = prompt.read()? {
             match Line::parse(&line) {
                 Line::Empty => {}
                 Line::Quit => break,
                 Line::Help => note(COMMANDS),
-                Line::Reset => session.turns.clear(),
+                Line::Reset => session.reset(),
                 Line::System(text) => session.system(text),
+                Line::Image(path) => session.show(path)?,
                 Line::Unknown(command) => {
                     error(&format!(
                         "unknown command: {command}: /help lists the commands"
@@ -99,6 +106,7 @@ enum Line<'a> {
     Help,
     Reset,
     System(&'a str),
+    Image(&'a str),
     Unknown(&'a str),
     Text(&'a str),
 }
@@ -121,6 +129,7 @@ impl<'a> Line<'a> {
             "/help" | "/?" => Self::Help,
             "/reset" | "/clear" => Self::Reset,
             "/system" => Self::System(rest.trim()),
+            "/image" | "/video" => Self::Image(rest.trim()),
             _ => Self::Unknown(command),
         }
     }
@@ -131,9 +140,31 @@ struct Session {
     model: Model,
     /// Without the system message.
     turns: Vec<Message>,
+    /// What the next message shows.
+    shown: Vec<Media>,
 }
 
 impl Session {
+    fn reset(&mut self) {
+        self.turns.clear();
+        self.shown.clear();
+    }
+
+    /// Takes a picture or clip for the next message. One that cannot be read is told, and the conversation goes on.
+    fn show(&mut self, path: &str) -> Outcome {
+        let shown =
+            read_medium(path).and_then(|bytes| self.chat.media.read(&self.model, path, &bytes));
+        match shown {
+            Ok(media) => {
+                note(&format!("{path} goes with the next message"));
+                self.shown.push(media);
+            }
+            Err(Failure::Message(text)) => error(&text),
+            Err(failure) => return Err(failure),
+        }
+        Ok(())
+    }
+
     fn system(&mut self, text: &str) {
         if text.is_empty() {
             note(
@@ -149,7 +180,9 @@ impl Session {
 
     /// One turn. A question that gets no answer is forgotten, so that the next one can be asked.
     fn answer(&mut self, text: &str, context: &Context) -> Outcome {
-        self.turns.push(Message::text("user", text));
+        let shown = self.shown.drain(..);
+        let question = shown.fold(Message::new("user"), Message::with_media);
+        self.turns.push(question.with_text(text));
         let system = self
             .chat
             .system
@@ -160,7 +193,8 @@ impl Session {
             messages,
             ..Conversation::default()
         };
-        let answer = match self.model.chat(conversation, &self.chat.sampling.params()) {
+        let params = self.chat.media.set(self.chat.sampling.params());
+        let answer = match self.model.chat(conversation, &params) {
             Ok(stream) => {
                 let mut sink = Sink::stdout();
                 context
@@ -287,6 +321,7 @@ mod tests {
             ("/exit", Line::Quit),
             ("/system", Line::System("")),
             ("/system  Be brief. ", Line::System("Be brief.")),
+            ("/image  my cat.png", Line::Image("my cat.png")),
             ("/rest", Line::Unknown("/rest")),
             ("//etc/hosts", Line::Text("/etc/hosts")),
             ("two\nlines", Line::Text("two\nlines")),

@@ -20,6 +20,7 @@ mod memory;
 mod ocr;
 mod progress;
 mod ps;
+mod rembg;
 mod rerank;
 mod rows;
 mod run;
@@ -92,6 +93,8 @@ enum Command {
     Ocr(ocr::Ocr),
     /// Write down what is said in recordings: text, subtitles or JSON
     Transcribe(transcribe::Transcribe),
+    /// Remove the background of pictures
+    Rembg(rembg::Rembg),
     /// Download a model
     Download(download::Download),
     /// List the models that are known by name, or those on this disk
@@ -175,6 +178,7 @@ fn execute(cli: Cli) -> Outcome {
         Command::Speak(command) => command.execute(&context),
         Command::Ocr(command) => command.execute(&context),
         Command::Transcribe(command) => command.execute(&context),
+        Command::Rembg(command) => command.execute(&context),
         Command::Download(command) => command.execute(&context),
         Command::List(command) => command.execute(&context),
         Command::Show(command) => command.execute(),

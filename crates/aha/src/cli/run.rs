@@ -1,32 +1,40 @@
 //! `aha run`: one prompt, one answer.
 
+use super::Context;
 use super::answer::{Sink, tell};
-use super::args::{EngineArgs, ModelArgs, SamplingArgs};
+use super::args::{EngineArgs, MediaArgs, ModelArgs, SamplingArgs};
 use super::console::{note, print_json};
 use super::embed::EmbeddingArgs;
 use super::failure::{Failure, Outcome};
+use super::input::{self, Input};
+use super::jobs::write_atomically;
+use super::rembg::{CutoutArgs, Finish, read_file};
 use super::rows::{Format, Rows, write};
 use super::speak::{SpeechWishes, VoiceArgs, speak};
 use super::units::rate;
-use super::{Context, input};
+use aha::image::Limits;
 use aha::{Chat, ChatStream, Ended, EngineOptions, FinishReason, Message, Model, Task};
 use clap::Args;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const AFTER_HELP: &str = "\
 An embedder prints a vector (JSON) for each -i, or writes them to a .npy, .jsonl or .parquet file;
-a reranker takes the first -i as the query and orders the others; a model that speaks writes sound.
-With other models, all -i make one
-prompt: the answer goes to standard output; what the model thinks before it, dimmed, to standard error
+a reranker takes the first -i as the query and orders the others; a model that speaks writes sound;
+one for background removal takes the file of a picture and writes another. With other models, all -i
+make one prompt, pictures and clips (the path of a file) in their places between the texts: the
+answer goes to standard output; what the model thinks before it, dimmed, to standard error
 when that is a terminal.
 
 Examples:
   aha run -m qwen3-0.6b -i \"Why is the sky blue?\"
+  aha run -m Qwen/Qwen3-VL-2B-Instruct -i \"What is this?\" -i cat.jpg
   aha run -m ./checkpoint -i \"Summarise this:\" -i @report.txt -o summary.txt
   git diff | aha run -m qwen3-4b -i \"Review this change:\" -i -
   aha run -m qwen3-embedding-0.6b -i \"a text\" -i \"another\" -o vectors.npy
   aha run -m qwen3-reranker-0.6b -i \"What is gravity?\" -i \"A force.\" -i \"A river.\"
+  aha run -m rmbg2 -i photo.jpg -o cutout.png
   aha run --gguf-path base.gguf --raw -i \"Once upon a time\" -n 100 -t 0.8 --seed 1";
 
 #[derive(Debug, Args)]
@@ -34,7 +42,7 @@ Examples:
 pub(crate) struct Run {
     #[command(flatten)]
     model: ModelArgs,
-    /// The prompt: a text, @FILE, file://FILE, or - for standard input; may be repeated
+    /// The prompt: a text, @FILE, file://FILE, a picture's or clip's path, or - for standard input; may be repeated
     #[arg(short, long, value_name = "INPUT")]
     input: Vec<String>,
     /// Write the answer to a file instead of standard output
@@ -51,6 +59,8 @@ pub(crate) struct Run {
     verbose: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    media: MediaArgs,
     #[command(flatten)]
     embedding: EmbeddingArgs,
     #[command(flatten)]
@@ -69,6 +79,7 @@ impl Run {
             Task::Chat | Task::Transcribe => self.answer(context),
             Task::Embed => self.embed(context),
             Task::Rerank => self.rerank(context),
+            Task::Matte => self.cut_out(context),
             Task::Speak => self.speak(context),
         }
     }
@@ -107,6 +118,47 @@ impl Run {
         sink.write(&table)
     }
 
+    /// Writes a picture without its background.
+    fn cut_out(self, context: &Context) -> Outcome {
+        let [picture] = self.input.as_slice() else {
+            return Err(Failure::usage(
+                "a model for background removal takes one picture: give its file with -i (several: aha rembg)",
+            ));
+        };
+        let path = picture.strip_prefix('@').unwrap_or(picture);
+        let path = Path::new(path.strip_prefix("file://").unwrap_or(path));
+        let Some(output) = &self.output else {
+            return Err(Failure::usage(
+                "say where the picture goes: -o FILE, or -o - for a pipe",
+            ));
+        };
+        let to_pipe = output.as_os_str() == "-";
+        let ending = output.extension().unwrap_or_default().to_string_lossy();
+        let encoding = ending.to_lowercase().parse().unwrap_or_default();
+        let failed = |error: String| {
+            Failure::message(format!(
+                "cannot remove the background: {}: {error}",
+                path.display()
+            ))
+        };
+        let limits = Limits::default();
+        let finish = Finish::new(&CutoutArgs::default(), encoding)?;
+        let bytes = read_file(path, limits.max_bytes).map_err(failed)?;
+        let picture = finish.read(&bytes, &limits).map_err(failed)?;
+        let (loader, bar) = context.loader(&self.model)?;
+        let model = loader.engine_options(self.engine.options()).build()?;
+        bar.finish();
+        let file = finish
+            .cut(model.matting_engine()?, picture)
+            .map_err(failed)?;
+        let written = if to_pipe {
+            std::io::stdout().lock().write_all(&file)
+        } else {
+            write_atomically(output, &file)
+        };
+        written.map_err(|error| Failure::output(&output.display().to_string(), &error))
+    }
+
     /// Speaks all inputs, and writes the sound.
     fn speak(self, context: &Context) -> Outcome {
         let text = input::read_all(&self.input)?;
@@ -133,7 +185,7 @@ impl Run {
 
     /// Prints or writes the answer to a prompt.
     fn answer(self, context: &Context) -> Outcome {
-        let prompt = input::read_all(&self.input)?;
+        let prompt = input::read_parts(&self.input)?;
         // Opened before the time that a model takes, emptied only after it.
         let mut sink = Sink::open(self.output.clone())?;
         let started = Instant::now();
@@ -145,7 +197,7 @@ impl Run {
         let model = loader.engine_options(options).build()?;
         bar.finish();
         let loading = started.elapsed();
-        let stream = self.ask(&model, &prompt)?;
+        let stream = self.ask(&model, prompt)?;
         sink.begin()?;
         let told = context
             .runtime
@@ -157,10 +209,10 @@ impl Run {
         Ok(())
     }
 
-    fn ask(&self, model: &Model, prompt: &str) -> Outcome<ChatStream> {
-        let params = self.sampling.params();
+    fn ask(&self, model: &Model, prompt: Vec<Input>) -> Outcome<ChatStream> {
+        let params = self.media.set(self.sampling.params());
         if self.raw {
-            return Ok(model.complete(prompt, &params)?);
+            return Ok(model.complete(&only_text(prompt, "--raw continues text alone")?, &params)?);
         }
         if !model.has_chat_template() {
             if self.system.is_some() {
@@ -169,11 +221,21 @@ impl Run {
                     model.name()
                 )));
             }
+            let text = only_text(prompt, "the model has no chat template")?;
             note("the model has no chat template: it continues the text as it stands (--raw)");
-            return Ok(model.complete(prompt, &params)?);
+            return Ok(model.complete(&text, &params)?);
+        }
+        let mut question = Message::new("user");
+        for part in prompt {
+            question = match part {
+                Input::Text(text) => question.with_text(text),
+                Input::Media { name, bytes } => {
+                    question.with_media(self.media.read(model, &name, &bytes)?)
+                }
+            };
         }
         let system = self.system.iter().map(|text| Message::text("system", text));
-        let messages = system.chain([Message::text("user", prompt)]).collect();
+        let messages = system.chain([question]).collect();
         Ok(model.chat(
             Chat {
                 messages,
@@ -182,6 +244,20 @@ impl Run {
             &params,
         )?)
     }
+}
+
+/// The one text of a prompt; `why` says why there can be nothing else.
+fn only_text(prompt: Vec<Input>, why: &str) -> Outcome<String> {
+    let mut text = String::new();
+    for part in prompt {
+        match part {
+            Input::Text(part) => text += &part,
+            Input::Media { name, .. } => {
+                return Err(Failure::message(format!("cannot use {name}: {why}")));
+            }
+        }
+    }
+    Ok(text)
 }
 
 /// Token counts, rates and times.

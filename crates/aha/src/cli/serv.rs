@@ -7,7 +7,8 @@ use super::failure::{Failure, Outcome};
 use super::units::{parse_bytes, parse_seconds, positive};
 use aha::hub::{HubConfig, RunGuard, Store};
 use aha::{Checkpoint, EngineOptions, Loader, Model};
-use aha_server::{BoundServer, DEFAULT_PORT, ServedModel, ServerOptions, Shutdown};
+use aha_media::source::{HostPattern, SourcePolicy};
+use aha_server::{BoundServer, DEFAULT_PORT, MediaOptions, ServedModel, ServerOptions, Shutdown};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,6 +38,8 @@ pub(crate) struct Serv {
     model: ModelArgs,
     #[command(flatten)]
     server: ServerArgs,
+    #[command(flatten)]
+    sources: SourceArgs,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
@@ -91,9 +94,60 @@ struct ServerArgs {
     max_connections: usize,
 }
 
+/// What pictures, clips and recordings a request may name.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Pictures, clips and recordings")]
+struct SourceArgs {
+    /// Folder whose files requests may name as file:// URLs [default: none]
+    #[arg(long, value_name = "DIR", value_parser = folder)]
+    media_root: Option<PathBuf>,
+    /// Host (host, host:port, *.domain) that may be fetched from although its address is private; may be repeated
+    #[arg(long, value_name = "HOST")]
+    allow_media_host: Vec<HostPattern>,
+    /// Fetch from no other hosts
+    #[arg(long)]
+    only_allowed_media_hosts: bool,
+    /// Largest picture
+    #[arg(long, value_name = "BYTES", default_value = "32M", value_parser = parse_bytes)]
+    max_image_bytes: usize,
+    /// Most pixels of a picture (K, M and G are powers of 1024)
+    #[arg(long, value_name = "PIXELS", default_value = "64M", value_parser = parse_bytes)]
+    max_image_pixels: usize,
+    /// Pictures, clips and recordings of one request
+    #[arg(long, value_name = "N", default_value_t = MediaOptions::default().max_items, value_parser = positive)]
+    max_media: usize,
+}
+
+impl SourceArgs {
+    fn options(&self) -> MediaOptions {
+        let mut options = MediaOptions {
+            policy: SourcePolicy {
+                media_root: self.media_root.clone(),
+                allowed_hosts: self.allow_media_host.clone(),
+                only_allowed_hosts: self.only_allowed_media_hosts,
+            },
+            max_items: self.max_media,
+            ..MediaOptions::default()
+        };
+        options.limits.max_bytes = self.max_image_bytes as u64;
+        options.limits.max_pixels = self.max_image_pixels as u64;
+        options
+    }
+}
+
+fn folder(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_dir() {
+        Ok(path)
+    } else {
+        Err("there is no such folder".to_owned())
+    }
+}
+
 impl ServerArgs {
-    fn options(&self, context: &Context) -> ServerOptions {
+    fn options(&self, context: &Context, media: MediaOptions) -> ServerOptions {
         ServerOptions {
+            media,
             voices: voices(context),
             address: self.address.clone(),
             port: self.port,
@@ -158,7 +212,7 @@ impl Serv {
         context.runtime.block_on(async {
             let shutdown = Shutdown::default();
             let server =
-                aha_server::bind(self.server.options(context), vec![served.clone()], shutdown.clone())
+                aha_server::bind(self.server.options(context, self.sources.options()), vec![served.clone()], shutdown.clone())
                     .await?;
             let _run_file = register(&server, served.id());
             tracing::info!("listening on {}", server.url());

@@ -2,7 +2,7 @@
 
 use crate::support::{Home, assert_expected, fixture};
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "bench",
     "chat",
     "cli",
@@ -12,6 +12,7 @@ const COMMANDS: [&str; 15] = [
     "list",
     "ocr",
     "ps",
+    "rembg",
     "run",
     "serv",
     "show",

@@ -14,7 +14,9 @@ mod ocr;
 mod offline;
 #[path = "../../../aha-media/tests/support/pdf.rs"]
 mod pdf;
+mod pictures;
 mod pooled;
+mod rembg;
 mod running;
 mod server;
 mod speech;

@@ -350,3 +350,67 @@ fn what_cannot_be_done_is_told_first() {
         ran.err
     );
 }
+
+/// Checkpoints of families that are made for documents.
+const FAMILIES: [&str; 5] = [
+    "paddleocr_vl/spotting",
+    "glm_ocr/mtp",
+    "hunyuan_ocr/flat",
+    "deepseek_ocr/small",
+    "deepseek_ocr2/small",
+];
+
+#[test]
+fn ocr_families_have_tasks_by_name() {
+    let home = Home::new();
+    std::fs::write(home.path().join("in.pdf"), pages(2)).unwrap();
+    for name in FAMILIES {
+        let model = fixture(name);
+        let run = |more: &[&str]| {
+            let args = ["ocr", "in.pdf", "-m", &model, "--dpi", "72", "-n", "16"];
+            home.run(&[&args[..], more].concat())
+        };
+        let refused = run(&["-o", "no.md", "--task", "sing"]).failed(1);
+        let (_, tasks) = refused.trim().split_once("it has ").unwrap();
+        let tasks: Vec<&str> = tasks.split(", ").collect();
+        assert!(tasks.len() > 2, "{refused}");
+        for task in &tasks {
+            assert_done(&run(&["-o", "out.json", "--task", task]), "2 of 2 done");
+            let json: Value = serde_json::from_str(&read(&home, "out.json")).unwrap();
+            assert_eq!(
+                (&json["task"], &json["pages"][1]["page"]),
+                (&Value::from(*task), &Value::from(2))
+            );
+        }
+        // The first is the default.
+        assert_done(&run(&["-o", "out.json"]), "2 of 2 done");
+        let json: Value = serde_json::from_str(&read(&home, "out.json")).unwrap();
+        assert_eq!(json["task"], tasks[0]);
+    }
+}
+
+#[test]
+fn a_task_asks_as_the_reference_does() {
+    let home = Home::new();
+    for (name, case, image, task) in [
+        (
+            "paddleocr_vl/spotting",
+            "ocr_page",
+            "media/ocr_page_0.png",
+            "ocr",
+        ),
+        ("glm_ocr/mtp", "text_page", "media/text_page_0.png", "ocr"),
+    ] {
+        let model = fixture(name);
+        let (request, text) = super::support::golden(name, case);
+        let image = Path::new(&model).join(image).to_str().unwrap().to_owned();
+        let most = request["max_tokens"].to_string();
+        let args = [
+            "ocr", &image, "-m", &model, "--dtype", "f32", "-o", "out.txt", "-n", &most, "--task",
+            task,
+        ];
+        assert_done(&home.run(&args), "1 of 1 done");
+        assert_eq!(read(&home, "out.txt").trim(), text.trim(), "{name}");
+        std::fs::remove_file(home.path().join("out.txt")).unwrap();
+    }
+}

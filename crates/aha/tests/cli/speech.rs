@@ -137,8 +137,10 @@ fn a_signal_stops_a_speech() {
         &model,
         "-o",
         "-",
+        "-n",
+        "60",
         "--min-len",
-        "1000",
+        "60",
         "--inference-timesteps",
         "200",
     ];

@@ -49,7 +49,7 @@ impl Home {
         Ran::of(self.command(args))
     }
 
-    pub(crate) fn run_with_input(&self, args: &[&str], input: &str) -> Ran {
+    pub(crate) fn run_with_input(&self, args: &[&str], input: impl AsRef<[u8]>) -> Ran {
         let mut command = self.command(args);
         command
             .stdin(Stdio::piped())
@@ -60,7 +60,7 @@ impl Home {
             .stdin
             .take()
             .unwrap()
-            .write_all(input.as_bytes())
+            .write_all(input.as_ref())
             .unwrap();
         Ran::ended(child)
     }
