@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 const AFTER_HELP: &str = "\
 Inputs are pictures, clips, and folders of them. One picture becomes the file OUT; several, or a
 folder, become files of their names in the folder OUT. Of a clip each frame becomes a picture in a
-folder of the clip's name; clips other than animated GIF and WebP need ffmpeg.
+folder of the clip's name, for which ffmpeg is needed; of an animated GIF or WebP the first frame is
+taken.
 
 Pictures keep their size. Like the reference, the EXIF orientation is left out of account: a photo
 that only its EXIF data turn comes out as it is stored. --upright turns it first.
@@ -33,8 +34,8 @@ Examples:
 const PICTURES: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
 const CLIPS: [&str; 6] = ["mp4", "mov", "mkv", "webm", "avi", "m4v"];
 
-/// One picture is read while the model works on another; more would wait in memory.
-const PARALLEL: usize = 2;
+/// Pictures are read and written while the model works on another; more would wait in memory.
+const PARALLEL: usize = 4;
 const MOST_JOBS: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
