@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time of DeepSeek-OCR's vision towers for one view of 1024 pixels, by aha over HTTP and by transformers, in turn.
 
-    benches/deepencoder.py [--bin target/release/aha] [--threads 2] [--rounds 3]
+    benches/deepencoder.py [--bin target/release/aha] [--threads 2] [--rounds 3] [--checkpoint towers]
 
 Towers have the release's shapes (SAM-B and CLIP-L) and random f32 weights; the decoder behind them has one narrow layer, and a
 request of text alone is taken off aha's times. Tokenizer and other files are those of a test fixture.
@@ -17,7 +17,6 @@ import socket
 import statistics
 import struct
 import subprocess
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -162,40 +161,45 @@ def main():
     parser.add_argument("--bin", default="target/release/aha")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--checkpoint", type=Path, default=Path("towers"), help="made where it is missing, 1.6 GB")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     import torch
 
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:
-        make(Path(folder))
+    if not options.checkpoint.exists():
+        making = options.checkpoint.with_suffix(".making")
+        making.mkdir(parents=True, exist_ok=True)
+        make(making)
+        making.rename(options.checkpoint)
+    folder = str(options.checkpoint.resolve())
+    with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        listener.close()
-        command = [options.bin, "serv", "-m", folder, "--port", str(port), "--threads", str(options.threads), "--dtype", "f32"]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        base = "http://127.0.0.1:%d" % port
-        try:
-            while True:
-                try:
-                    ask(base, "warm")
-                    break
-                except OSError:
-                    if server.poll() is not None:
-                        raise SystemExit("the server ended")
-                    time.sleep(0.2)
-            run = reference()
-            times = {"aha": [], "transformers": []}
-            for round in range(options.rounds + 1):
-                seen = ask(base, [{"type": "image_url", "image_url": {"url": picture(round)}}])
-                text = ask(base, "text %d" % round)
-                other = run()
-                if round:  # the first one warms up
-                    times["aha"].append(seen - text)
-                    times["transformers"].append(other)
-        finally:
-            server.terminate()
-            server.wait()
+    command = [options.bin, "serv", "-m", folder, "--port", str(port), "--threads", str(options.threads), "--dtype", "f32"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    base = "http://127.0.0.1:%d" % port
+    try:
+        while True:
+            try:
+                ask(base, "warm")
+                break
+            except OSError:
+                if server.poll() is not None:
+                    raise SystemExit("the server ended")
+                time.sleep(0.2)
+        run = reference()
+        times = {"aha": [], "transformers": []}
+        for round in range(options.rounds + 1):
+            seen = ask(base, [{"type": "image_url", "image_url": {"url": picture(round)}}])
+            text = ask(base, "text %d" % round)
+            other = run()
+            if round:  # the first one warms up
+                times["aha"].append(seen - text)
+                times["transformers"].append(other)
+    finally:
+        server.terminate()
+        server.wait()
     for name, seconds in times.items():
         print("%-12s median %.2f s of %s" % (name, statistics.median(seconds), ", ".join("%.2f" % s for s in seconds)))
 

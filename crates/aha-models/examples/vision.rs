@@ -19,6 +19,7 @@ use aha_nn::weights::{DtypeRequest, NameMap};
 use candle_core::Tensor;
 use serde_json::json;
 use std::error::Error;
+use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
@@ -58,7 +59,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let named = [("features", output)].into_iter().collect();
         candle_core::safetensors::save::<&str, _>(&named, features)?;
     }
-    println!("{}", json!({"preparing": preparing, "tower": seconds}));
+    let times = json!({"preparing": preparing, "tower": seconds});
+    writeln!(std::io::stdout(), "{times}")?;
     Ok(())
 }
 

@@ -446,7 +446,7 @@ fn archives() {
     let overlapping = Zip::default()
         .entry("model/data/0", &inner[..header_end])
         .with("model/data/1", b"abcd", |entry| {
-            entry.offset = Some(offset as u32)
+            entry.offset = Some(offset as u32);
         });
     refused("overlap", overlapping.bytes(), &["overlaps `model/data/0`"]);
     let mut many = good();

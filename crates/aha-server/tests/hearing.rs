@@ -122,8 +122,8 @@ async fn recordings_that_cannot_be_heard_are_refused() {
         (wav(16_000, &[]), 400, FIELD),
         (wav(655_350, &[0; 100]), 400, FIELD),
         (wav(16_000, &[0; 10]), 400, "messages"),
-        // Twenty minutes and a second, at the lowest rate there is.
-        (wav(1_000, &vec![0; 1_201_000]), 413, FIELD),
+        // Twenty minutes, the five seconds in which a long recording may be cut, and one more, at the lowest rate there is.
+        (wav(1_000, &vec![0; 1_206_000]), 413, FIELD),
     ] {
         let answer = send(&app, post(CHAT, &with_recording(&file))).await;
         refused(&answer, status, field);

@@ -69,14 +69,18 @@ pub(super) struct Cutter {
 
 #[derive(Debug)]
 enum Source {
-    Long {
-        reader: MonoReader,
-        /// Until the recording is at its end.
-        cuts: Option<QuietCuts>,
-        ready: Vec<AudioSegment>,
-        given: VecDeque<AudioSegment>,
-    },
+    Long(Box<LongPieces>),
     Speech(Box<SegmentReader>),
+}
+
+/// Pieces that join without a gap.
+#[derive(Debug)]
+struct LongPieces {
+    reader: MonoReader,
+    /// Until the recording is at its end.
+    cuts: Option<QuietCuts>,
+    found: Vec<AudioSegment>,
+    ready: VecDeque<AudioSegment>,
 }
 
 impl Cutter {
@@ -94,12 +98,12 @@ impl Cutter {
             Cutting::Long => {
                 let search = SEARCH_SECONDS.min(piece_seconds / 4.0);
                 let longest = piece_seconds.min(input.max_seconds - search);
-                Source::Long {
+                Source::Long(Box::new(LongPieces {
                     reader,
                     cuts: Some(QuietCuts::new(rate, longest, search, WINDOW_MS)?),
-                    ready: Vec::new(),
-                    given: VecDeque::new(),
-                }
+                    found: Vec::new(),
+                    ready: VecDeque::new(),
+                }))
             }
             Cutting::Speech(options) => {
                 let longest = options.max_segment_seconds.min(piece_seconds);
@@ -121,7 +125,7 @@ impl Cutter {
     /// Samples that were heard so far.
     pub(super) fn heard(&self) -> u64 {
         match &self.source {
-            Source::Long { reader, .. } => reader.samples(),
+            Source::Long(pieces) => pieces.reader.samples(),
             Source::Speech(segments) => segments.source().samples(),
         }
     }
@@ -153,32 +157,32 @@ impl Source {
     fn next(&mut self) -> Result<Option<Piece>, AudioError> {
         let segment = match self {
             Self::Speech(segments) => segments.next_segment()?,
-            Self::Long {
-                reader,
-                cuts,
-                ready,
-                given,
-            } => loop {
-                given.extend(ready.drain(..));
-                if let Some(segment) = given.pop_front() {
-                    break Some(segment);
-                }
-                match (reader.next_block()?, cuts.as_mut()) {
-                    (Some(block), Some(cuts)) => cuts.push(block, ready),
-                    (None, Some(_)) => {
-                        if let Some(cuts) = cuts.take() {
-                            cuts.finish(ready);
-                        }
-                    }
-                    (_, None) => break None,
-                }
-            },
+            Self::Long(pieces) => pieces.next()?,
         };
         Ok(segment.map(|segment| Piece {
             start: segment.segment.start,
             end: segment.segment.end,
             samples: segment.samples,
         }))
+    }
+}
+
+impl LongPieces {
+    fn next(&mut self) -> Result<Option<AudioSegment>, AudioError> {
+        loop {
+            self.ready.extend(self.found.drain(..));
+            if let Some(segment) = self.ready.pop_front() {
+                return Ok(Some(segment));
+            }
+            let Some(cuts) = &mut self.cuts else {
+                return Ok(None);
+            };
+            if let Some(block) = self.reader.next_block()? {
+                cuts.push(block, &mut self.found);
+            } else if let Some(cuts) = self.cuts.take() {
+                cuts.finish(&mut self.found);
+            }
+        }
     }
 }
 

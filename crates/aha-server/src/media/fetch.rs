@@ -335,7 +335,7 @@ mod tests {
             for answer in answers {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut head = [0; 4096];
-                stream.read(&mut head).unwrap();
+                assert!(stream.read(&mut head).unwrap() > 0);
                 stream.write_all(answer.as_bytes()).unwrap();
             }
         });

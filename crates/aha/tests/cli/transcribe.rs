@@ -57,14 +57,12 @@ fn cues(file: &str, is_vtt: bool) -> Vec<(f64, f64)> {
     let point = if is_vtt { '.' } else { ',' };
     let seconds = |time: &str| {
         let (whole, milliseconds) = time.split_once(point).unwrap();
-        let fields: Vec<f64> = whole
-            .split(':')
-            .map(|field| field.parse().unwrap())
-            .collect();
-        let [hours, minutes, seconds] = fields[..] else {
-            panic!("no time: {time}");
-        };
-        assert!(minutes < 60.0 && seconds < 60.0 && milliseconds.len() == 3);
+        let mut fields = whole.split(':').map(|field| field.parse::<f64>().unwrap());
+        let mut field = || fields.next().unwrap();
+        let (hours, minutes, seconds) = (field(), field(), field());
+        assert!(
+            minutes < 60.0 && seconds < 60.0 && milliseconds.len() == 3 && fields.next().is_none()
+        );
         hours * 3600.0 + minutes * 60.0 + seconds + milliseconds.parse::<f64>().unwrap() / 1000.0
     };
     let mut found: Vec<(f64, f64)> = Vec::new();

@@ -408,14 +408,21 @@ mod tests {
     #[test]
     fn more_scans_than_a_picture_needs_are_refused() {
         let file = files().remove(1);
-        let scan = file
+        let next_marker = |from: usize| {
+            let data = &file[from..];
+            let is_marker = |pair: &[u8]| pair[0] == 0xff && pair[1] != 0;
+            from + data.windows(2).position(is_marker).unwrap()
+        };
+        let start_of_scan = [0xff, 0xda];
+        let start = file
             .windows(2)
-            .position(|pair| pair == [0xff, 0xda])
+            .position(|pair| pair == start_of_scan)
             .unwrap();
-        let (before, scans) = file.split_at(scan);
+        // The first scan alone: a later one refines what the scans before it gave.
+        let (before, scan) = (&file[..start], &file[start..next_marker(start + 2)]);
         let mut many = before.to_vec();
-        for _ in 0..MOST_SCANS {
-            many.extend(&scans[..scans.len() - 2]);
+        for _ in 0..=MOST_SCANS {
+            many.extend(scan);
         }
         many.extend([0xff, 0xd9]);
         let mut reader = Reader::new(&many);

@@ -110,7 +110,7 @@ fn upsampled(component: &Component, most: (usize, usize), y: usize, output: &mut
 /// The other row of a component that is nearest to row `y` of a picture twice as high.
 fn nearest(component: &Component, y: usize) -> &[u8] {
     let row = y / 2;
-    component.row(if y % 2 == 0 {
+    component.row(if y.is_multiple_of(2) {
         row.saturating_sub(1)
     } else {
         row + 1
