@@ -178,7 +178,7 @@ def measure_reference(options):
     times = []
     with torch.inference_mode():
         for index in range(options.pictures + 1):
-            pixels = torch.from_numpy(np.asarray(picture(index))).permute(2, 0, 1)[None].float()
+            pixels = torch.from_numpy(np.array(picture(index))).permute(2, 0, 1)[None].float()
             started = time.time()
             network(pixels / 127.5 - 1)
             times.append(time.time() - started)
