@@ -191,16 +191,6 @@ pub struct EncoderBlock<N = LayerNorm, F = Mlp> {
 }
 
 impl EncoderBlock {
-    /// [`load`](Self::load) with Qwen3-VL's names.
-    pub fn load_fused(weights: &Weights, config: &EncoderBlockConfig) -> WeightsResult<Self> {
-        Self::load(weights, config, &BlockNames::QWEN3_VL)
-    }
-
-    /// [`load`](Self::load) with SigLIP's names.
-    pub fn load_separate(weights: &Weights, config: &EncoderBlockConfig) -> WeightsResult<Self> {
-        Self::load(weights, config, &BlockNames::SIGLIP)
-    }
-
     /// Loads a block whose parts have these names.
     pub fn load(
         weights: &Weights,

@@ -3,7 +3,8 @@
 use super::config::Lfm2VlConfig;
 use crate::error::LoadError;
 use crate::vision::{
-    Interpolation, PatchReader, VisionBlock, learned_positions, patch_places, split_tokens,
+    BlockNames, Interpolation, PatchReader, VisionBlock, learned_positions, patch_places,
+    split_tokens,
 };
 use aha_engine::{EncoderInput, MediaEncoder};
 use aha_media::image::{Normalization, PatchOrder};
@@ -95,7 +96,7 @@ impl VisionTower {
             layers: (0..vision.num_hidden_layers)
                 .map(|index| {
                     let weights = tower.pp(format_args!("encoder.layers.{index}"));
-                    VisionBlock::load_separate(&weights, &block)
+                    VisionBlock::load(&weights, &block, &BlockNames::SIGLIP)
                 })
                 .collect::<WeightsResult<_>>()?,
             post_layernorm: LayerNorm::load(&tower.pp("post_layernorm"), hidden, block.norm_eps)?,

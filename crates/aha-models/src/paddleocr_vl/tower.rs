@@ -3,8 +3,8 @@
 use super::config::VisionConfig;
 use crate::error::LoadError;
 use crate::vision::{
-    Interpolation, Mlp, PatchReader, VisionBlock, axial_rotation, learned_positions, patch_places,
-    split_tokens,
+    BlockNames, Interpolation, Mlp, PatchReader, VisionBlock, axial_rotation, learned_positions,
+    patch_places, split_tokens,
 };
 use aha_engine::{EncoderInput, MediaEncoder};
 use aha_media::image::{Normalization, PatchOrder};
@@ -93,7 +93,7 @@ impl VisionTower {
             layers: (0..config.num_hidden_layers)
                 .map(|index| {
                     let weights = tower.pp(format_args!("encoder.layers.{index}"));
-                    VisionBlock::load_separate(&weights, &block)
+                    VisionBlock::load(&weights, &block, &BlockNames::SIGLIP)
                 })
                 .collect::<WeightsResult<_>>()?,
             post_layernorm: LayerNorm::load(&tower.pp("post_layernorm"), width, block.norm_eps)?,

@@ -3,8 +3,8 @@
 use super::config::VisionConfig;
 use crate::error::LoadError;
 use crate::vision::{
-    Interpolation, Mlp, PatchReader, VisionBlock, axial_rotation, learned_positions, patch_places,
-    split_tokens,
+    BlockNames, Interpolation, Mlp, PatchReader, VisionBlock, axial_rotation, learned_positions,
+    patch_places, split_tokens,
 };
 use aha_engine::{EncoderInput, MediaEncoder};
 use aha_media::image::{Normalization, PatchOrder};
@@ -117,7 +117,11 @@ impl VisionTower {
             )?,
             blocks: (0..config.depth)
                 .map(|index| {
-                    VisionBlock::load_fused(&weights.pp(format_args!("blocks.{index}")), &block)
+                    VisionBlock::load(
+                        &weights.pp(format_args!("blocks.{index}")),
+                        &block,
+                        &BlockNames::QWEN3_VL,
+                    )
                 })
                 .collect::<WeightsResult<_>>()?,
             merger: PatchMerger::load(&weights.pp("merger"), &config, false)?,

@@ -163,7 +163,7 @@ impl Ocr {
         let cut = report.results.iter().flatten().filter(is_cut).count();
         if cut > 0 {
             note(&format!(
-                "{cut} pages were cut at the limit of tokens: they may be incomplete"
+                "cut at the limit of tokens, perhaps incomplete: {cut} of the pages"
             ));
         }
         report.finish()
