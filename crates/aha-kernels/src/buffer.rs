@@ -68,16 +68,22 @@ pub(crate) fn as_u16_mut(bytes: &mut [u8]) -> &mut [u16] {
 /// Asks the processor to bring `data` into its caches. Never changes a result.
 #[inline]
 pub(crate) fn prefetch<T>(data: &[T]) {
+    for offset in (0..size_of_val(data)).step_by(64) {
+        prefetch_at(data.as_ptr().cast::<u8>().wrapping_add(offset));
+    }
+}
+
+/// [`prefetch`] of the cache line at an address, which need not be one of ours.
+#[inline(always)]
+pub(crate) fn prefetch_at(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        for offset in (0..size_of_val(data)).step_by(64) {
-            // SAFETY: a prefetch reads nothing, and SSE is part of x86-64.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().cast::<i8>().wrapping_add(offset)) }
-        }
+        // SAFETY: a prefetch reads nothing, and SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = data;
+    let _ = address;
 }
 
 /// Size of a large page. A product walks through all weights; with small pages the processor spends
@@ -158,8 +164,8 @@ const KEPT_LINES: usize = (32 << 20) / size_of::<Line>();
 
 /// Runs `work` on `lines` cache lines of scratch memory, whose content is arbitrary.
 ///
-/// The memory is taken from the thread and put back, so a nested call (rayon may run another task
-/// on this thread while `work` waits) finds an empty place and allocates its own.
+/// The memory is taken from the thread and put back, so a nested call (a task may call
+/// another kernel) finds an empty place and allocates its own.
 pub(crate) fn with_scratch<R>(lines: usize, work: impl FnOnce(&mut [Line]) -> R) -> R {
     thread_local! {
         static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };

@@ -1,8 +1,7 @@
 //! Depthwise convolution along rows of channels.
 
-use rayon::prelude::*;
-
 use crate::error::{check_len, checked_mul};
+use crate::pool::for_each_chunk;
 use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Values below which threads cost more than they bring.
@@ -90,12 +89,12 @@ impl DepthwiseConv {
         let rows = self.output_rows(x.len() / channels);
         check_len("out", checked_mul(rows, channels)?, out.len())?;
         let per_task = CHUNK.div_ceil(channels);
-        let task = |(index, out): (usize, &mut [f32])| {
+        let task = |index: usize, out: &mut [f32]| {
             for (row, out) in out.chunks_exact_mut(channels).enumerate() {
                 let x = &x[(index * per_task + row) * self.stride * channels..];
                 match set {
                     #[cfg(target_arch = "x86_64")]
-                    InstructionSet::Avx2 => {
+                    InstructionSet::Avx2 | InstructionSet::Avx512 => {
                         // SAFETY: the instruction set is present (required above).
                         unsafe { avx2(self.dilation * channels, x, weight, bias, out) }
                     }
@@ -103,15 +102,12 @@ impl DepthwiseConv {
                 }
             }
         };
-        if out.len() < PARALLEL_FROM {
-            out.chunks_mut(per_task * channels)
-                .enumerate()
-                .for_each(task);
+        let size = if out.len() < PARALLEL_FROM {
+            out.len()
         } else {
-            out.par_chunks_mut(per_task * channels)
-                .enumerate()
-                .for_each(task);
-        }
+            per_task * channels
+        };
+        for_each_chunk(out, size, task);
         Ok(())
     }
 }
@@ -185,10 +181,7 @@ mod tests {
                 outputs,
                 (rows - (kernel_size - 1) * dilation - 1) / stride + 1
             );
-            for set in [InstructionSet::Scalar, InstructionSet::Avx2] {
-                if !set.is_available() {
-                    continue;
-                }
+            for set in InstructionSet::available() {
                 let mut out = vec![f32::NAN; outputs * channels];
                 conv.forward_on(set, &x, &weight, Some(&bias), &mut out)
                     .unwrap();

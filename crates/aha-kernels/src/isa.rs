@@ -10,14 +10,28 @@ pub enum InstructionSet {
     Scalar,
     /// AVX2 with FMA and F16C (x86-64 processors since about 2013).
     Avx2,
+    /// AVX-512 with dot products of 8-bit integers (VNNI) and of `bf16` (AMD since Zen 4, Intel's
+    /// servers since Sapphire Rapids). Kernels without a body of their own for it use that of AVX2.
+    Avx512,
 }
 
 impl InstructionSet {
+    /// All of them, the best first.
+    const BEST_FIRST: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Scalar];
+
+    /// Those that this processor can run, the best first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Self::BEST_FIRST
+            .into_iter()
+            .filter(|set| set.is_available())
+    }
+
     /// The name that the environment variable `AHA_KERNELS` takes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
         }
     }
 
@@ -31,8 +45,18 @@ impl InstructionSet {
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("avx512bf16")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 => false,
+            Self::Avx2 | Self::Avx512 => false,
         }
     }
 
@@ -49,19 +73,17 @@ impl InstructionSet {
 
 /// The instruction set that the kernels use: the best one this processor has.
 ///
-/// `AHA_KERNELS=scalar` or `AHA_KERNELS=avx2` in the environment, read once, asks for another. A
-/// value that is unknown or that the processor lacks has no effect; compare the answer of this
-/// function with the wish to find out.
+/// `AHA_KERNELS=scalar`, `avx2` or `avx512` in the environment, read once, asks for another. A value
+/// that is unknown or that the processor lacks has no effect; compare the answer of this function
+/// with the wish to find out.
 pub fn instruction_set() -> InstructionSet {
     static CHOSEN: OnceLock<InstructionSet> = OnceLock::new();
     *CHOSEN.get_or_init(|| choose(std::env::var("AHA_KERNELS").ok().as_deref()))
 }
 
 fn choose(wish: Option<&str>) -> InstructionSet {
-    let best_first = [InstructionSet::Avx2, InstructionSet::Scalar];
-    let available = || best_first.into_iter().filter(|set| set.is_available());
-    wish.and_then(|wish| available().find(|set| set.name() == wish))
-        .or_else(|| available().next())
+    wish.and_then(|wish| InstructionSet::available().find(|set| set.name() == wish))
+        .or_else(|| InstructionSet::available().next())
         .unwrap_or(InstructionSet::Scalar)
 }
 
@@ -75,6 +97,8 @@ mod tests {
         let best = choose(None);
         assert!(best.is_available());
         assert_eq!(choose(Some("mmx")), best);
-        assert_eq!(choose(Some("avx2")), best);
+        for set in InstructionSet::available() {
+            assert_eq!(choose(Some(set.name())), set);
+        }
     }
 }

@@ -11,12 +11,13 @@
 //! * **No reads outside the given slices.** Shapes are checked on entry and answered with
 //!   [`KernelError`].
 //!
-//! Parallel work runs on the [`rayon`] pool of the calling thread. Callers that issue many small
-//! products should do so from inside that pool (`ThreadPool::install`): a call from outside pays for
-//! a hand-over each time.
+//! Parallel work runs on one pool of threads a process, as many as [`rayon`]'s; the caller's thread is
+//! one of them.
 
 mod attention;
 mod bandwidth;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod buffer;
 mod depthwise;
 mod elementwise;
@@ -25,6 +26,7 @@ mod exp;
 mod isa;
 mod matmul;
 mod pack;
+mod pool;
 mod quant;
 mod recurrent;
 mod snake;

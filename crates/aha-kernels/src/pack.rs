@@ -1,10 +1,10 @@
 use std::fmt;
 
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use crate::buffer::{AlignedBytes, as_f32, as_f32_mut, as_u16, as_u16_mut};
 use crate::error::{check_len, checked_mul};
+use crate::pool::for_each_chunk;
 use crate::quant::{self, Format};
 use crate::{InstructionSet, KernelError, instruction_set, matmul};
 
@@ -186,11 +186,11 @@ impl PackedMatrix {
             .ok_or(KernelError::Memory { bytes: usize::MAX })?;
         let mut packed = AlignedBytes::zeroed(checked_mul(rows.div_ceil(PANEL), panel_bytes)?)?;
         if panel_bytes > 0 {
-            packed
-                .as_mut_slice()
-                .par_chunks_mut(panel_bytes)
-                .zip(data.par_chunks(PANEL * row_len))
-                .for_each(|(panel, source)| pack_panel(panel, source));
+            for_each_chunk(packed.as_mut_slice(), panel_bytes, |index, panel| {
+                let first = index * PANEL * row_len;
+                let end = data.len().min(first + PANEL * row_len);
+                pack_panel(panel, &data[first..end]);
+            });
         }
         Ok(Self {
             kind,

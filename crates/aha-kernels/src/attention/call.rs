@@ -6,7 +6,8 @@ use super::grid::GridBias;
 use super::task::{KEYS, ROWS, Task};
 use super::windows::WindowBias;
 use crate::InstructionSet;
-use crate::matmul::{PARALLEL_FROM, for_each_task};
+use crate::matmul::PARALLEL_FROM;
+use crate::pool::{for_each_task, threads};
 
 /// Rows of queries, keys or values; heads lie side by side in a row.
 ///
@@ -166,7 +167,7 @@ impl Call<'_> {
         // Heads of a position lie side by side: a task takes as many as fit its rows, as long as
         // every thread gets a task.
         let sequences = self.sequences.len().max(1);
-        let spread = (2 * rayon::current_num_threads()).div_ceil(sequences);
+        let spread = (2 * threads()).div_ceil(sequences);
         let heads_at_most = num_kv_heads.div_ceil(spread);
         let (mut tasks, mut work) = (Vec::new(), 0_usize);
         for (index, sequence) in self.sequences.iter().enumerate() {

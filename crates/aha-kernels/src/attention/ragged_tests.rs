@@ -2,6 +2,7 @@ use super::tests::{available, bits};
 use super::{RaggedAttention, Rows};
 use crate::InstructionSet;
 use crate::matmul::tests::values;
+use crate::pool::with_threads;
 
 #[derive(Clone, Copy, Debug)]
 struct Shape {
@@ -162,11 +163,7 @@ fn company_and_threads_change_no_bit() {
                 assert_eq!(bits(&together[start * row..end * row]), bits(&alone));
             }
             for threads in [1, 3, 5] {
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .build()
-                    .unwrap();
-                let again = pool.install(|| fused.forward(set, 0, &cu_seqlens));
+                let again = with_threads(threads, || fused.forward(set, 0, &cu_seqlens));
                 assert_eq!(bits(&together), bits(&again), "{shape:?} {threads}");
             }
         }

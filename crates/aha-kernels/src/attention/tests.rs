@@ -1,4 +1,5 @@
 use crate::matmul::tests::values;
+use crate::pool::with_threads;
 use crate::{InstructionSet, KernelError, PagedAttention, PagedSequence};
 
 const BLOCK: usize = 8;
@@ -151,8 +152,7 @@ fn shapes() -> Vec<Shape> {
 }
 
 pub(super) fn available() -> Vec<InstructionSet> {
-    let sets = [InstructionSet::Scalar, InstructionSet::Avx2];
-    sets.into_iter().filter(|set| set.is_available()).collect()
+    InstructionSet::available().collect()
 }
 
 pub(super) fn bits(values: &[f32]) -> Vec<u32> {
@@ -291,13 +291,7 @@ fn the_number_of_threads_changes_no_bit() {
         200,
     );
     for set in available() {
-        let on = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
-            pool.install(|| bits(&cached.chunk(set, 0, 200)))
-        };
+        let on = |threads| with_threads(threads, || bits(&cached.chunk(set, 0, 200)));
         assert_eq!(on(1), on(3));
     }
 }

@@ -164,12 +164,6 @@ mod tests {
     use super::*;
     use crate::matmul::tests::values;
 
-    fn available() -> impl Iterator<Item = InstructionSet> {
-        [InstructionSet::Scalar, InstructionSet::Avx2]
-            .into_iter()
-            .filter(|set| set.is_available())
-    }
-
     fn rows(values: &[f32], width: usize) -> Rows<'_> {
         Rows {
             values,
@@ -200,7 +194,7 @@ mod tests {
                 masks: &masks,
                 mask_of: &mask_of,
             };
-            for set in available() {
+            for set in InstructionSet::available() {
                 let mut out = vec![f32::NAN; tokens * width];
                 let [q, k, v] = [&q, &k, &v].map(|x| rows(x, width));
                 attention.forward_on(set, q, k, v, &mut out).unwrap();

@@ -4,13 +4,15 @@
 mod avx2;
 mod scalar;
 
-use rayon::prelude::*;
-
 use crate::error::check_len;
+use crate::pool::for_each_chunk;
 use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Values below which threads cost more than they bring.
 const PARALLEL_FROM: usize = 64 * 1024;
+
+/// Values that a task takes at least.
+const CHUNK: usize = 4096;
 
 /// Lanes that are summed apart: the order of a sum is the same for every row of a batch.
 const LANES: usize = 16;
@@ -64,23 +66,15 @@ pub fn rms_norm_on(
     let (set, size) = (set.require()?, weight.len());
     check_rows("length of x", x.len(), "length of weight", size)?;
     check_len("out", x.len(), out.len())?;
-    let row = |(x, out): (&[f32], &mut [f32])| match set {
+    let row = |x: &[f32], out: &mut [f32]| match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 => {
             // SAFETY: the instruction set is present (required above).
             unsafe { avx2::rms_norm(x, weight, epsilon, out) }
         }
         _ => scalar::rms_norm(x, weight, epsilon, out),
     };
-    if x.len() < PARALLEL_FROM {
-        x.chunks_exact(size)
-            .zip(out.chunks_exact_mut(size))
-            .for_each(row);
-    } else {
-        x.par_chunks_exact(size)
-            .zip(out.par_chunks_exact_mut(size))
-            .for_each(row);
-    }
+    for_each_row(x, out, size, row);
     Ok(())
 }
 
@@ -102,24 +96,22 @@ pub fn silu_mul_on(
     up: &[f32],
     out: &mut [f32],
 ) -> Result<(), KernelError> {
-    const CHUNK: usize = 4096;
     let set = set.require()?;
     check_len("up", gate.len(), up.len())?;
     check_len("out", gate.len(), out.len())?;
-    let piece = |((gate, up), out): ((&[f32], &[f32]), &mut [f32])| match set {
+    let piece = |gate: &[f32], up: &[f32], out: &mut [f32]| match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 => {
             // SAFETY: the instruction set is present (required above).
             unsafe { avx2::silu_mul(gate, up, out) }
         }
         _ => scalar::silu_mul(gate, up, out),
     };
-    if gate.len() < PARALLEL_FROM {
-        piece(((gate, up), out));
-    } else {
-        let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
-        inputs.zip(out.par_chunks_mut(CHUNK)).for_each(piece);
-    }
+    let chunk = chunk_of(out.len(), 1);
+    for_each_chunk(out, chunk, |index, out| {
+        let part = index * chunk..index * chunk + out.len();
+        piece(&gate[part.clone()], &up[part], out);
+    });
     Ok(())
 }
 
@@ -155,23 +147,15 @@ pub fn layer_norm_on(
     check_rows("length of x", x.len(), "length of weight", size)?;
     check_len("bias", size, bias.len())?;
     check_len("out", x.len(), out.len())?;
-    let row = |(x, out): (&[f32], &mut [f32])| match set {
+    let row = |x: &[f32], out: &mut [f32]| match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 => {
             // SAFETY: the instruction set is present (required above).
             unsafe { avx2::layer_norm(x, weight, bias, epsilon, out) }
         }
         _ => scalar::layer_norm(x, weight, bias, epsilon, out),
     };
-    if x.len() < PARALLEL_FROM {
-        x.chunks_exact(size)
-            .zip(out.chunks_exact_mut(size))
-            .for_each(row);
-    } else {
-        x.par_chunks_exact(size)
-            .zip(out.par_chunks_exact_mut(size))
-            .for_each(row);
-    }
+    for_each_row(x, out, size, row);
     Ok(())
 }
 
@@ -187,11 +171,9 @@ pub fn add_bias(x: &mut [f32], bias: &[f32]) -> Result<(), KernelError> {
             *x += bias;
         }
     };
-    if x.len() < PARALLEL_FROM {
-        x.chunks_exact_mut(bias.len()).for_each(row);
-    } else {
-        x.par_chunks_exact_mut(bias.len()).for_each(row);
-    }
+    for_each_chunk(x, chunk_of(x.len(), bias.len()), |_, rows| {
+        rows.chunks_exact_mut(bias.len()).for_each(row);
+    });
     Ok(())
 }
 
@@ -209,25 +191,41 @@ pub fn gelu(x: &[f32], out: &mut [f32]) -> Result<(), KernelError> {
 /// # Errors
 /// As [`gelu`], and when the processor lacks the instruction set.
 pub fn gelu_on(set: InstructionSet, x: &[f32], out: &mut [f32]) -> Result<(), KernelError> {
-    const CHUNK: usize = 4096;
     let set = set.require()?;
     check_len("out", x.len(), out.len())?;
-    let piece = |(x, out): (&[f32], &mut [f32])| match set {
+    let piece = |x: &[f32], out: &mut [f32]| match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 => {
             // SAFETY: the instruction set is present (required above).
             unsafe { avx2::gelu(x, out) }
         }
         _ => scalar::gelu(x, out),
     };
-    if x.len() < PARALLEL_FROM {
-        piece((x, out));
-    } else {
-        x.par_chunks(CHUNK)
-            .zip(out.par_chunks_mut(CHUNK))
-            .for_each(piece);
-    }
+    let chunk = chunk_of(x.len(), 1);
+    for_each_chunk(out, chunk, |index, out| {
+        piece(&x[index * chunk..][..out.len()], out);
+    });
     Ok(())
+}
+
+/// Values a task takes, in whole rows of `size`: all of them where threads would not pay.
+fn chunk_of(len: usize, size: usize) -> usize {
+    if len < PARALLEL_FROM {
+        len
+    } else {
+        CHUNK.div_ceil(size) * size
+    }
+}
+
+/// Runs `row` for each row of `size` values of `x` and `out`.
+fn for_each_row(x: &[f32], out: &mut [f32], size: usize, row: impl Fn(&[f32], &mut [f32]) + Sync) {
+    let chunk = chunk_of(x.len(), size);
+    for_each_chunk(out, chunk, |index, out| {
+        let x = &x[index * chunk..][..out.len()];
+        for (x, out) in x.chunks_exact(size).zip(out.chunks_exact_mut(size)) {
+            row(x, out);
+        }
+    });
 }
 
 /// Checks that values lie in whole rows of at least one value.
@@ -255,18 +253,12 @@ mod tests {
     use super::*;
     use crate::matmul::tests::values;
 
-    fn available() -> impl Iterator<Item = InstructionSet> {
-        [InstructionSet::Scalar, InstructionSet::Avx2]
-            .into_iter()
-            .filter(|set| set.is_available())
-    }
-
     #[test]
     fn rms_norm_agrees_with_double_precision_and_is_the_same_in_every_batch() {
         for size in [1, 7, 8, 16, 33, 1024] {
             let rows = 70;
             let (x, weight) = (values(rows * size, 1), values(size, 2));
-            for set in available() {
+            for set in InstructionSet::available() {
                 let mut out = vec![f32::NAN; x.len()];
                 rms_norm_on(set, &x, &weight, 1e-6, &mut out).unwrap();
                 for (x, out) in x.chunks(size).zip(out.chunks(size)) {
@@ -292,7 +284,7 @@ mod tests {
             // A mean far from zero: the variance must not be taken as a difference of large numbers.
             x.iter_mut().for_each(|x| *x += 3.0);
             let (weight, bias) = (values(size, 2), values(size, 3));
-            for set in available() {
+            for set in InstructionSet::available() {
                 let mut out = vec![f32::NAN; x.len()];
                 layer_norm_on(set, &x, &weight, &bias, 1e-12, &mut out).unwrap();
                 for (x, out) in x.chunks(size).zip(out.chunks(size)) {
@@ -336,7 +328,7 @@ mod tests {
         let x: Vec<f32> = (-90_000..=90_001)
             .map(|step| step as f32 / 10_000.0)
             .collect();
-        for set in available() {
+        for set in InstructionSet::available() {
             let mut out = vec![f32::NAN; x.len()];
             gelu_on(set, &x, &mut out).unwrap();
             for (&x, &out) in x.iter().zip(&out) {
@@ -354,7 +346,7 @@ mod tests {
 
     #[test]
     fn gelu_meets_its_limits() {
-        for set in available() {
+        for set in InstructionSet::available() {
             let x = [
                 f32::NAN,
                 f32::INFINITY,
@@ -398,7 +390,7 @@ mod tests {
                 .map(|value| value * 30.0)
                 .collect();
             let up = values(len, 2);
-            for set in available() {
+            for set in InstructionSet::available() {
                 let mut out = vec![f32::NAN; len];
                 silu_mul_on(set, &gate, &up, &mut out).unwrap();
                 for ((&gate, &up), &out) in gate.iter().zip(&up).zip(&out) {
@@ -412,7 +404,7 @@ mod tests {
 
     #[test]
     fn silu_mul_meets_its_limits() {
-        for set in available() {
+        for set in InstructionSet::available() {
             let gate = [
                 f32::NAN,
                 200.0,

@@ -5,7 +5,6 @@ use std::arch::x86_64::*;
 use super::{Activations, Panels, Sums};
 use crate::buffer::Line;
 use crate::pack::WeightKind;
-use crate::quant::{self, Format};
 
 /// Bytes that the narrow kernels ask for ahead of use, a panel.
 const PREFETCH: usize = 1024;
@@ -238,10 +237,6 @@ unsafe fn kernel<C: Columns, const ROWS: usize, const PANELS: usize, const PACKE
 /// # Safety
 /// AVX2, FMA and F16C must be present.
 pub(super) unsafe fn decode(kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
-    if let Some(format) = Format::of(kind) {
-        // SAFETY: the caller's promise.
-        return unsafe { quant::avx2::decode(&format, panel, start, out) };
-    }
     let panel = &panel[kind.column_offset(start)..];
     assert!(panel.len() >= kind.span(out.len()));
     // SAFETY: the panel holds a column for each line of `out` (asserted).

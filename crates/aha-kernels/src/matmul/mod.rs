@@ -8,15 +8,15 @@
 mod avx2;
 mod scalar;
 
-use rayon::prelude::*;
-
 use crate::InstructionSet;
+#[cfg(target_arch = "x86_64")]
+use crate::bf16;
 use crate::buffer::{Line, bytes_of, flat_mut, with_scratch};
 use crate::pack::{
     PANEL, PackedMatrix,
     WeightKind::{self, F32},
 };
-#[cfg(target_arch = "x86_64")]
+use crate::pool::{for_each_piece, for_each_task, threads};
 use crate::quant::{self, Format};
 
 /// Rows of `x` that a tile holds at most: 6 x 16 accumulators fill twelve of AVX2's registers.
@@ -101,7 +101,7 @@ pub(crate) fn tile(
     }
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 => {
             // SAFETY: the lengths were checked above, the instruction set when it was chosen.
             unsafe { avx2::tile(x, rows, w, depth, sums) }
         }
@@ -114,7 +114,7 @@ pub(crate) fn tile(
 fn decode(set: InstructionSet, kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 => {
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { avx2::decode(kind, panel, start, out) }
         }
@@ -147,6 +147,13 @@ pub(crate) fn matmul(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize,
         rows: m,
         cols: w.rows(),
     };
+    if let Some(format) = Format::of(w.kind()) {
+        return quant::product::matmul(set, &format, w, x, m, out);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if set == InstructionSet::Avx512 && w.kind() == WeightKind::Bf16 {
+        return bf16::matmul(w, x, m, out);
+    }
     if m <= TILE_ROWS {
         narrow(set, w, x, m, out)
     } else {
@@ -156,7 +163,7 @@ pub(crate) fn matmul(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize,
 
 /// The output matrix, which tasks fill piece by piece.
 #[derive(Clone, Copy)]
-struct Output {
+pub(crate) struct Output {
     start: *mut f32,
     rows: usize,
     cols: usize,
@@ -172,7 +179,7 @@ impl Output {
     ///
     /// # Safety
     /// No other thread may write the same panel of the same row.
-    unsafe fn write(self, row: usize, panel: usize, line: &Line) {
+    pub(crate) unsafe fn write(self, row: usize, panel: usize, line: &Line) {
         let col = panel * PANEL;
         assert!(row < self.rows && col < self.cols);
         let len = PANEL.min(self.cols - col);
@@ -181,15 +188,6 @@ impl Output {
             let target = self.start.add(row * self.cols + col);
             std::ptr::copy_nonoverlapping(line.0.as_ptr(), target, len);
         }
-    }
-}
-
-/// Runs `task` for each index below `count`, on all threads when there is more than one.
-pub(crate) fn for_each_task(count: usize, task: impl Fn(usize) + Sync) {
-    if count == 1 {
-        task(0);
-    } else {
-        (0..count).into_par_iter().with_max_len(1).for_each(&task);
     }
 }
 
@@ -203,9 +201,7 @@ fn narrow(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Outpu
     let tasks = if work < PARALLEL_FROM {
         1
     } else {
-        groups
-            .min(4 * rayon::current_num_threads())
-            .min(work / (PARALLEL_FROM / 2))
+        groups.min(4 * threads()).min(work / (PARALLEL_FROM / 2))
     };
     for_each_task(tasks, |task| {
         let end = panels.min((task + 1) * groups / tasks * group);
@@ -248,21 +244,6 @@ fn narrow_group(
             accumulate: false,
         };
         tile(set, Activations::Rows(x, cols), m, panels, cols, sums);
-        return;
-    }
-    #[cfg(target_arch = "x86_64")]
-    if let (InstructionSet::Avx2, 1, Some(format)) = (set, m, Format::of(kind)) {
-        let (pairs, rest) = c[..count].as_chunks_mut::<2>();
-        for (index, sums) in pairs.iter_mut().enumerate() {
-            let panels = [0, 1].map(|side| w.panel(first + 2 * index + side));
-            // SAFETY: the instruction set was checked when it was chosen.
-            unsafe { quant::avx2::row_product(&format, panels, x, sums) }
-        }
-        if let [last] = rest {
-            let panels = [w.panel(first + count - 1)];
-            // SAFETY: as above.
-            unsafe { quant::avx2::row_product(&format, panels, x, std::array::from_mut(last)) }
-        }
         return;
     }
     let mut values = [Line::ZERO; 4 * NARROW_DEPTH];
@@ -312,13 +293,13 @@ fn reads_directly(set: InstructionSet, kind: WeightKind, rows: usize) -> bool {
 }
 
 /// The cut of `total` into `parts` nearly equal stretches: where stretch `index` starts.
-fn cut(total: usize, parts: usize, index: usize) -> usize {
+pub(crate) fn cut(total: usize, parts: usize, index: usize) -> usize {
     (total as u128 * index as u128 / parts as u128) as usize
 }
 
 /// Many rows: a stretch of columns of a panel is decoded once and meets a block of rows of `x`.
 fn wide(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Output) {
-    let (panels, threads) = (w.panels(), rayon::current_num_threads());
+    let (panels, threads) = (w.panels(), threads());
     let blocks = m.div_ceil(WIDE_ROWS);
     let wanted = (2 * threads).div_ceil(blocks);
     let groups = panels.div_ceil(WIDE_PANELS).max(wanted.min(panels));
@@ -420,34 +401,42 @@ fn next_stretch<'a>(
 /// Rearranges `x[m, cols]` to `[block][stretch of columns][tile][column][row of the tile]`, the
 /// order in which `wide_task` reads it.
 fn pack_rows(x: &[f32], m: usize, cols: usize, blocks: usize, packed: &mut [f32]) {
-    let mut pieces = Vec::new();
-    let mut rest = packed;
-    for block in 0..blocks {
-        let rows = cut(m, blocks, block)..cut(m, blocks, block + 1);
-        for start in (0..cols).step_by(WIDE_DEPTH) {
-            let depth = WIDE_DEPTH.min(cols - start);
-            let (piece, tail) = rest.split_at_mut(rows.len() * depth);
-            pieces.push((rows.clone(), start, depth, piece));
-            rest = tail;
-        }
+    if cols == 0 {
+        return;
     }
-    let pack = |(rows, start, depth, piece): (std::ops::Range<usize>, usize, usize, &mut [f32])| {
-        let tiles = rows.len().div_ceil(TILE_ROWS);
-        for index in 0..tiles {
-            let (from, to) = (
-                cut(rows.len(), tiles, index),
-                cut(rows.len(), tiles, index + 1),
-            );
-            let target = &mut piece[from * depth..to * depth];
-            let source = &x[(rows.start + from) * cols + start..];
-            transpose(source, cols, to - from, depth, target);
-        }
-    };
-    if m * cols < PARALLEL_FROM {
-        pieces.into_iter().for_each(pack);
-    } else {
-        pieces.into_par_iter().for_each(pack);
-    }
+    let stretches = cols.div_ceil(WIDE_DEPTH);
+    let block_rows = |block| cut(m, blocks, block)..cut(m, blocks, block + 1);
+    let place = |piece: usize| (piece / stretches, piece % stretches * WIDE_DEPTH);
+    let starts: Vec<_> = (0..=blocks * stretches)
+        .map(|piece| {
+            let (block, column) = place(piece);
+            let rows = if block < blocks {
+                block_rows(block)
+            } else {
+                m..m
+            };
+            rows.start * cols + rows.len() * column
+        })
+        .collect();
+    for_each_piece(
+        packed,
+        &starts,
+        m * cols >= PARALLEL_FROM,
+        |piece, target| {
+            let (block, start) = place(piece);
+            let (rows, depth) = (block_rows(block), WIDE_DEPTH.min(cols - start));
+            let tiles = rows.len().div_ceil(TILE_ROWS);
+            for index in 0..tiles {
+                let (from, to) = (
+                    cut(rows.len(), tiles, index),
+                    cut(rows.len(), tiles, index + 1),
+                );
+                let target = &mut target[from * depth..to * depth];
+                let source = &x[(rows.start + from) * cols + start..];
+                transpose(source, cols, to - from, depth, target);
+            }
+        },
+    );
 }
 
 /// Writes `rows` rows of `depth` values as `[depth][rows]`.

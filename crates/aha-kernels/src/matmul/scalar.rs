@@ -5,7 +5,6 @@ use half::{bf16, f16};
 use super::{Activations, Panels, Sums};
 use crate::buffer::{Line, as_f32, as_u16};
 use crate::pack::{PANEL, WeightKind, bf16_index};
-use crate::quant::{self, Format};
 
 /// See [`super::tile`]; the panels must be `F32`.
 pub(super) fn tile(x: Activations<'_>, rows: usize, w: Panels<'_>, depth: usize, sums: Sums<'_>) {
@@ -35,9 +34,6 @@ pub(super) fn tile(x: Activations<'_>, rows: usize, w: Panels<'_>, depth: usize,
 
 /// See [`super::decode`].
 pub(super) fn decode(kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
-    if let Some(format) = Format::of(kind) {
-        return quant::scalar::decode(&format, panel, start, out);
-    }
     let panel = &panel[kind.column_offset(start)..];
     match kind {
         WeightKind::F32 => {
@@ -52,7 +48,6 @@ pub(super) fn decode(kind: WeightKind, panel: &[u8], start: usize, out: &mut [Li
                 }
             }
         }
-        // Block formats were served above.
         _ => {
             let words = as_u16(panel);
             for (col, line) in out.iter_mut().enumerate() {

@@ -1,7 +1,7 @@
 use half::{bf16, f16};
-use rayon::ThreadPoolBuilder;
 
-use crate::quant::tests::random_blocks;
+use crate::pool::with_threads;
+use crate::quant::tests::{random_blocks, rounded_to_bytes};
 use crate::{InstructionSet, KernelError, PackedMatrix, WeightKind, dequantize_gguf};
 
 /// Deterministic values in -1..1.
@@ -18,8 +18,7 @@ pub(crate) fn values(count: usize, seed: u64) -> Vec<f32> {
 }
 
 fn available() -> Vec<InstructionSet> {
-    let sets = [InstructionSet::Scalar, InstructionSet::Avx2];
-    sets.into_iter().filter(|set| set.is_available()).collect()
+    InstructionSet::available().collect()
 }
 
 /// A packed matrix and the values that it holds, in `f32`.
@@ -72,6 +71,18 @@ fn product(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize) -> Vec<f3
     out
 }
 
+/// The activations as the kernels of a kind take them, and how far each may be from `x` for it.
+fn taken(set: InstructionSet, kind: WeightKind, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    if kind.gguf_block().is_some() {
+        return rounded_to_bytes(x);
+    }
+    if set == InstructionSet::Avx512 && kind == WeightKind::Bf16 {
+        let taken = x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+        return (taken, x.iter().map(|x| x.abs() / 256.0).collect());
+    }
+    (x.to_vec(), vec![0.0; x.len()])
+}
+
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
@@ -96,8 +107,9 @@ fn products_agree_with_double_precision_over_odd_shapes() {
                 let x = values(m * cols, m as u64);
                 for set in available() {
                     let out = product(set, &w, &x, m);
+                    let (taken, _) = taken(set, kind, &x);
                     for (index, &got) in out.iter().enumerate() {
-                        let x = &x[index / rows * cols..][..cols];
+                        let x = &taken[index / rows * cols..][..cols];
                         let row = &exact[index % rows * cols..][..cols];
                         let terms = x
                             .iter()
@@ -106,8 +118,14 @@ fn products_agree_with_double_precision_over_odd_shapes() {
                         let (want, magnitude) = terms.fold((0.0, 0.0), |(sum, all), term| {
                             (sum + term, all + term.abs())
                         });
-                        // Recursive summation: each of the `cols` steps rounds once or twice.
-                        let bound = magnitude * (cols + 1) as f64 * f64::from(f32::EPSILON);
+                        // Recursive summation: each of the `cols` steps rounds once or twice. Minima are
+                        // summed apart from scaled codes, which are larger than their difference.
+                        let apart = if kind.gguf_block().is_some() {
+                            16.0
+                        } else {
+                            1.0
+                        };
+                        let bound = apart * magnitude * (cols + 1) as f64 * f64::from(f32::EPSILON);
                         let difference = (f64::from(got) - want).abs();
                         assert!(
                             difference <= bound,
@@ -115,6 +133,42 @@ fn products_agree_with_double_precision_over_odd_shapes() {
                         );
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn rounded_activations_change_a_product_by_no_more_than_their_rounding() {
+    for kind in KINDS {
+        let (rows, cols) = (33, fitting(kind, 512));
+        let (w, exact) = matrix(kind, rows, cols, 21);
+        let m = 5;
+        // Values of very different size: a scale for a whole row would not do.
+        let mut x = values(m * cols, 22);
+        x.iter_mut()
+            .enumerate()
+            .for_each(|(index, x)| *x *= 2f32.powi(index as i32 / 32 % 16));
+        for set in available() {
+            let (_, off) = taken(set, kind, &x);
+            let out = product(set, &w, &x, m);
+            for (index, &got) in out.iter().enumerate() {
+                let (x, off) = (
+                    &x[index / rows * cols..][..cols],
+                    &off[index / rows * cols..][..cols],
+                );
+                let row = &exact[index % rows * cols..][..cols];
+                let (mut want, mut bound) = (0.0, 0.0);
+                for ((&x, &off), &w) in x.iter().zip(off).zip(row) {
+                    let (x, off, w) = (f64::from(x), f64::from(off), f64::from(w));
+                    want += x * w;
+                    bound +=
+                        (off + 16.0 * f64::from(f32::EPSILON) * cols as f64 * x.abs()) * w.abs();
+                }
+                assert!(
+                    (f64::from(got) - want).abs() <= bound,
+                    "{kind:?} {set:?} {got} {want}"
+                );
             }
         }
     }
@@ -153,13 +207,7 @@ fn the_number_of_threads_changes_no_bit() {
         for m in [1, 5, 64] {
             let x = values(m * cols, 5);
             for set in available() {
-                let on = |threads| {
-                    let pool = ThreadPoolBuilder::new()
-                        .num_threads(threads)
-                        .build()
-                        .unwrap();
-                    pool.install(|| bits(&product(set, &w, &x, m)))
-                };
+                let on = |threads| with_threads(threads, || bits(&product(set, &w, &x, m)));
                 let one = on(1);
                 assert_eq!(one, on(2));
                 assert_eq!(one, on(5));

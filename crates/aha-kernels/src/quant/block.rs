@@ -139,10 +139,10 @@ impl Block {
         }
     }
 
-    /// The code of value `index` in two's complement where codes are signed.
+    /// The code of value `index` as packed panels hold it: never negative, see [`Format::offset`].
     fn code(&self, format: &Format, index: usize) -> u8 {
-        let centred = format.signed && format.bits < 8; // `Q8_0` is centred in the file
-        self.codes[index] ^ if centred { 1 << (format.bits - 1) } else { 0 }
+        let centred = format.bits == 8; // `Q8_0` alone is centred in the file
+        self.codes[index] ^ if centred { 0x80 } else { 0 }
     }
 
     /// The values of the block.
@@ -150,14 +150,7 @@ impl Block {
         let (factor, term) = (f16::from_bits(self.scale), f16::from_bits(self.minimum));
         let (factor, term) = (factor.to_f32(), term.to_f32());
         for (index, out) in out.iter_mut().enumerate() {
-            let code = i32::from(self.code(format, index));
-            // Sign extension from the code's highest bit.
-            let unused = 32 - format.bits as u32;
-            let code = if format.signed {
-                code << unused >> unused
-            } else {
-                code
-            } as f32;
+            let code = (i32::from(self.code(format, index)) - format.offset()) as f32;
             let (scale, minimum) = match format.scales {
                 Scales::Plain => (factor, -term),
                 Scales::Nested { groups, .. } => {
@@ -198,17 +191,15 @@ impl Block {
                     }
                 }
             }
-            let mut codes = [0_u64; 4]; // 32 codes of up to eight bits, end to end
+            let mut codes = [0_u32; 8];
             for index in 0..UNIT {
-                let code = u64::from(self.code(format, unit * UNIT + index));
-                let (word, bit) = (index * format.bits / 64, index * format.bits % 64);
-                codes[word] |= code << bit;
-                if bit + format.bits > 64 {
-                    codes[word + 1] |= code >> (64 - bit);
+                let code = self.code(format, unit * UNIT + index);
+                for place in format.places(index / 4) {
+                    let bits = u32::from(code >> place.low) & ((1 << place.bits) - 1);
+                    codes[place.word] |= bits << (place.shift + 8 * (index % 4));
                 }
             }
-            for (word, packed) in words.chunks_exact_mut(4 * PANEL).enumerate() {
-                let bits = (codes[word / 2] >> (32 * (word % 2))) as u32;
+            for (bits, packed) in codes.iter().zip(words.chunks_exact_mut(4 * PANEL)) {
                 packed[4 * lane..][..4].copy_from_slice(&bits.to_ne_bytes());
             }
         }

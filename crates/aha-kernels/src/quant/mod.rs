@@ -11,13 +11,17 @@
 //! units     for each 32 columns:
 //!   scales    16 x i8 a group     } only in formats of nested scales
 //!   minima    16 x i8 a group     } (Q2_K: both in one byte)
-//!   codes     `bits` words a row: 32 codes end to end from the lowest bit of the first word;
-//!             word by word, each 16 x u32
+//!   codes     `bits` words a row; word by word, each 16 x u32
 //! ```
+//!
+//! Codes are held without sign ([`Format::offset`] was added), in planes of 8, 4, 2 or 1 bits: six bits
+//! are a plane of the low four and a plane of the high two. Each byte of a word belongs to another
+//! one of four neighbouring columns, so that a shift and a mask give four columns of sixteen rows
+//! in the order in which integer dot products take them.
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod avx2;
+mod activations;
 mod block;
+pub(crate) mod product;
 pub(crate) mod scalar;
 
 use crate::error::{check_len, checked_mul};
@@ -38,7 +42,7 @@ pub(crate) struct Format {
     file_bytes: usize,
     /// Bits of a code.
     pub(crate) bits: usize,
-    /// Whether codes are centred on zero (kept in two's complement).
+    /// Whether codes are centred on zero.
     pub(crate) signed: bool,
     /// Whether there are minima.
     pub(crate) minima: bool,
@@ -105,6 +109,34 @@ impl Format {
         })
     }
 
+    /// What was added to the codes to make them non-negative.
+    pub(crate) const fn offset(&self) -> i32 {
+        if self.signed { 1 << (self.bits - 1) } else { 0 }
+    }
+
+    /// Where a packed unit has the codes of columns `4 * step..4 * step + 4`, plane by plane.
+    pub(crate) fn places(&self, step: usize) -> impl Iterator<Item = Place> {
+        let planes: &[usize] = match self.bits {
+            6 => &[4, 2],
+            5 => &[4, 1],
+            3 => &[2, 1],
+            8 => &[8],
+            4 => &[4],
+            _ => &[2],
+        };
+        planes.iter().scan(0, move |low, &bits| {
+            let steps = 8 / bits; // that share a word
+            let place = Place {
+                word: *low + step / steps,
+                shift: step % steps * bits,
+                bits,
+                low: *low,
+            };
+            *low += bits;
+            Some(place)
+        })
+    }
+
     /// Bytes of the factors at the start of a packed block.
     pub(crate) const fn factor_bytes(&self) -> usize {
         if self.minima { 4 * PANEL } else { 2 * PANEL }
@@ -142,6 +174,19 @@ impl Format {
         }
         checked_mul(cols / self.values, self.file_bytes)
     }
+}
+
+/// Bits of the codes of four neighbouring columns within the words of a unit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// The word.
+    pub(crate) word: usize,
+    /// First bit within each byte of the word.
+    pub(crate) shift: usize,
+    /// How many bits.
+    pub(crate) bits: usize,
+    /// The bit of the code that the first one is.
+    pub(crate) low: usize,
 }
 
 impl WeightKind {

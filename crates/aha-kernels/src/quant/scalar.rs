@@ -1,22 +1,9 @@
-//! Portable decoding of packed panels.
+//! Portable decoding of single rows of packed panels.
 
 use half::f16;
 
 use super::{Format, Scales, UNIT};
-use crate::buffer::Line;
 use crate::pack::PANEL;
-
-/// Decodes columns `start..start + out.len()` of a panel; both must be multiples of [`UNIT`].
-pub(crate) fn decode(format: &Format, panel: &[u8], start: usize, out: &mut [Line]) {
-    for (index, lines) in out.chunks_exact_mut(UNIT).enumerate() {
-        for lane in 0..PANEL {
-            let values = unit(format, panel, start / UNIT + index, lane);
-            for (line, value) in lines.iter_mut().zip(values) {
-                line.0[lane] = value;
-            }
-        }
-    }
-}
 
 /// Decodes one row of a panel; the length of `out` must be a multiple of [`UNIT`].
 pub(crate) fn row(format: &Format, panel: &[u8], lane: usize, out: &mut [f32]) {
@@ -66,17 +53,12 @@ fn unit(format: &Format, panel: &[u8], index: usize, lane: usize) -> [f32; UNIT]
     };
     let scales = [group_scale(0), group_scale(1)];
     std::array::from_fn(|index| {
-        let (first, shift) = (index * format.bits / 32, index * format.bits % 32);
-        let mut bits = word(first) >> shift;
-        if shift + format.bits > 32 {
-            bits |= word(first + 1) << (32 - shift);
+        let mut code = 0;
+        for place in format.places(index / 4) {
+            let bits = word(place.word) >> (place.shift + 8 * (index % 4));
+            code |= (bits & ((1 << place.bits) - 1)) << place.low;
         }
-        let unused = 32 - format.bits as u32;
-        let code = if format.signed {
-            ((bits << unused).cast_signed() >> unused) as f32
-        } else {
-            (bits << unused >> unused) as f32
-        };
+        let code = (code.cast_signed() - format.offset()) as f32;
         let (scale, minimum) = scales[index / 16];
         if format.minima {
             scale * code - minimum

@@ -6,8 +6,8 @@
 
 use super::{RecurrentSequence, lend_states};
 use crate::error::check_len;
+use crate::pool::for_each_chunk;
 use crate::{InstructionSet, KernelError, instruction_set};
-use rayon::prelude::*;
 
 /// Columns of the state that walk together.
 const COLUMNS: usize = 32;
@@ -113,24 +113,36 @@ impl GatedDelta<'_> {
             decay: &decay,
             beta,
         };
-        let tasks: Vec<(RecurrentSequence, usize, &mut [f32])> = self
+        struct Walk<'a> {
+            sequence: RecurrentSequence,
+            head: usize,
+            state: &'a mut [f32],
+            /// `[query_len, value_dim]`.
+            rows: Vec<f32>,
+        }
+        let mut walks: Vec<Walk<'_>> = self
             .sequences
             .iter()
             .zip(states)
             .flat_map(|(sequence, states)| {
                 let heads = states.chunks_exact_mut(state_size).enumerate();
-                heads.map(|(head, state)| (*sequence, head, state))
+                heads.map(|(head, state)| Walk {
+                    sequence: *sequence,
+                    head,
+                    state,
+                    rows: Vec::new(),
+                })
             })
             .collect();
-        let outputs: Vec<_> = tasks
-            .into_par_iter()
-            .map(|(sequence, head, state)| {
-                (sequence, head, self.walk(set, input, sequence, head, state))
-            })
-            .collect();
-        for (sequence, head, rows) in outputs {
-            for (token, row) in rows.chunks_exact(self.value_dim).enumerate() {
-                let at = ((sequence.query_start + token) * heads + head) * self.value_dim;
+        for_each_chunk(&mut walks, 1, |_, walks| {
+            for walk in walks {
+                walk.rows = self.walk(set, input, walk.sequence, walk.head, walk.state);
+            }
+        });
+        for walk in walks {
+            for (token, row) in walk.rows.chunks_exact(self.value_dim).enumerate() {
+                let token = walk.sequence.query_start + token;
+                let at = (token * heads + walk.head) * self.value_dim;
                 out[at..at + self.value_dim].copy_from_slice(row);
             }
         }
@@ -142,15 +154,14 @@ impl GatedDelta<'_> {
         let size = self.num_key_heads * self.key_dim;
         let (mut q, mut k) = (vec![0f32; tokens * size], vec![0f32; tokens * size]);
         let scale = 1.0 / (self.key_dim as f32).sqrt();
-        qkv.par_chunks_exact(self.width())
-            .zip(
-                q.par_chunks_exact_mut(size)
-                    .zip(k.par_chunks_exact_mut(size)),
-            )
-            .for_each(|(row, (q, k))| {
-                unit_heads(&row[..size], self.key_dim, scale, q);
-                unit_heads(&row[size..2 * size], self.key_dim, 1.0, k);
+        let unit = |from: usize, scale: f32, out: &mut [f32]| {
+            for_each_chunk(out, size, |token, row| {
+                let source = &qkv[token * self.width() + from..][..size];
+                unit_heads(source, self.key_dim, scale, row);
             });
+        };
+        unit(0, scale, &mut q);
+        unit(size, 1.0, &mut k);
         (q, k)
     }
 
@@ -179,7 +190,7 @@ impl GatedDelta<'_> {
             };
             match set {
                 #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx2 => {
+                InstructionSet::Avx2 | InstructionSet::Avx512 => {
                     // SAFETY: the instruction set is present (required on entry).
                     unsafe { slice.walk_avx2(input, &mut columns, &mut out) }
                 }
@@ -371,10 +382,7 @@ mod tests {
             let case = case(&rule, tokens);
             let expected = reference(&rule, &case, tokens);
             let size = num_heads * key_dim * value_dim;
-            for set in [InstructionSet::Scalar, InstructionSet::Avx2] {
-                if !set.is_available() {
-                    continue;
-                }
+            for set in InstructionSet::available() {
                 let mut whole = None;
                 for step in [1, 2, 7, tokens] {
                     let mut states = vec![f32::NAN; 2 * size];

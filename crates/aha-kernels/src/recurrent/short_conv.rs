@@ -3,7 +3,7 @@
 use super::{RecurrentSequence, lend_states};
 use crate::KernelError;
 use crate::error::check_len;
-use rayon::prelude::*;
+use crate::pool::for_each_chunk;
 
 /// Values below which threads cost more than they bring.
 const PARALLEL_FROM: usize = 64 * 1024;
@@ -50,7 +50,7 @@ impl ShortConv<'_> {
             let rows = sequence.query_start * channels
                 ..(sequence.query_start + sequence.query_len) * channels;
             let (x, out) = (&x[rows.clone()], &mut out[rows]);
-            let piece = |(index, out): (usize, &mut [f32])| {
+            let piece = |index: usize, out: &mut [f32]| {
                 for (row, out) in out.chunks_exact_mut(channels).enumerate() {
                     let token = index * ROWS + row;
                     match bias {
@@ -69,13 +69,12 @@ impl ShortConv<'_> {
                     }
                 }
             };
-            if out.len() < PARALLEL_FROM {
-                out.chunks_mut(ROWS * channels).enumerate().for_each(piece);
+            let size = if out.len() < PARALLEL_FROM {
+                out.len()
             } else {
-                out.par_chunks_mut(ROWS * channels)
-                    .enumerate()
-                    .for_each(piece);
-            }
+                ROWS * channels
+            };
+            for_each_chunk(out, size, piece);
             if x.len() >= past {
                 state.copy_from_slice(&x[x.len() - past..]);
             } else {

@@ -6,9 +6,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 
-use rayon::prelude::*;
-
 use crate::error::check_len;
+use crate::pool::for_each_chunk;
 use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Values below which threads cost more than they bring.
@@ -69,11 +68,11 @@ pub fn snake_on(
             of: channels,
         });
     }
-    let rows = |(x, out): (&[f32], &mut [f32])| {
+    let rows = |x: &[f32], out: &mut [f32]| {
         for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
             match set {
                 #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx2 => {
+                InstructionSet::Avx2 | InstructionSet::Avx512 => {
                     // SAFETY: the instruction set is present (required above).
                     unsafe { avx2::snake(x, alpha, scale, out) }
                 }
@@ -81,14 +80,14 @@ pub fn snake_on(
             }
         }
     };
-    if x.len() < PARALLEL_FROM {
-        rows((x, out));
+    let piece = if x.len() < PARALLEL_FROM {
+        x.len()
     } else {
-        let piece = CHUNK.div_ceil(channels) * channels;
-        x.par_chunks(piece)
-            .zip(out.par_chunks_mut(piece))
-            .for_each(rows);
-    }
+        CHUNK.div_ceil(channels) * channels
+    };
+    for_each_chunk(out, piece, |index, out| {
+        rows(&x[index * piece..][..out.len()], out)
+    });
     Ok(())
 }
 
@@ -126,10 +125,7 @@ mod tests {
                 .collect();
             let alpha: Vec<f32> = values(channels, 2).iter().map(|a| a * 2.0).collect();
             let scale: Vec<f32> = alpha.iter().map(|alpha| 1.0 / (alpha + 1e-9)).collect();
-            for set in [InstructionSet::Scalar, InstructionSet::Avx2] {
-                if !set.is_available() {
-                    continue;
-                }
+            for set in InstructionSet::available() {
                 let mut out = vec![f32::NAN; x.len()];
                 snake_on(set, &x, &alpha, &scale, &mut out).unwrap();
                 for (row, got) in x.chunks(channels).zip(out.chunks(channels)) {
@@ -155,10 +151,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_stays_so_and_misfits_are_refused() {
-        for set in [InstructionSet::Scalar, InstructionSet::Avx2] {
-            if !set.is_available() {
-                continue;
-            }
+        for set in InstructionSet::available() {
             let mut out = [0.0; 3];
             let x = [f32::NAN, f32::INFINITY, 0.0];
             snake_on(set, &x, &[1.0], &[1.0], &mut out).unwrap();

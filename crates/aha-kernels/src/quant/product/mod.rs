@@ -1,0 +1,341 @@
+//! Products with block-quantised weights: integer dot products of eight-bit activations.
+//!
+//! Codes of weights and of activations are multiplied and summed as integers within each group of 16 or
+//! 32 columns that shares a scale, which is exact; group by group, in the order of the columns, the
+//! sums are scaled and added in `f32`. The activations' rounding ([`Layout`]) is all that such a product
+//! differs by from one with the dequantised weights, besides the rounding of sums.
+//!
+//! Panels are first unpacked to whole bytes, a stretch that stays in the caches, and then meet the
+//! rows of `x`, a tile of rows at a time.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod kernel;
+mod scalar;
+
+use std::ops::Range;
+
+use super::activations::{Layout, Sums};
+use super::{Format, Scales, UNIT};
+use crate::InstructionSet;
+use crate::buffer::{Line, flat_mut, with_scratch};
+use crate::matmul::{Output, PARALLEL_FROM, cut};
+use crate::pack::PackedMatrix;
+use crate::pool::{for_each_piece, for_each_task, threads};
+
+/// Units that are unpacked at once when few rows of `x` share them: a block of the largest formats.
+const NARROW_UNITS: usize = 8;
+
+/// Lines of output sums that the largest tile has.
+const MOST_SUMS: usize = 12;
+
+/// What differs between formats once codes are whole bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    /// Groups of columns with a scale of their own in a unit: one or two.
+    groups: usize,
+    minima: bool,
+    /// Whether codes have all eight bits.
+    wide: bool,
+}
+
+impl Shape {
+    fn of(format: &Format) -> Self {
+        Self {
+            groups: match format.scales {
+                Scales::Plain => 1,
+                Scales::Nested { groups, .. } => groups,
+            },
+            minima: format.minima,
+            wide: format.bits == 8,
+        }
+    }
+
+    /// Lines of an unpacked unit: scales and minima of each group, then eight of codes.
+    fn unit_lines(self) -> usize {
+        self.groups * if self.minima { 2 } else { 1 } + UNIT / 4
+    }
+}
+
+/// How many rows of `x` and panels a tile takes at most, by instruction set.
+fn most_rows(set: InstructionSet) -> usize {
+    match set {
+        InstructionSet::Avx512 => 6,
+        InstructionSet::Avx2 => 3,
+        InstructionSet::Scalar => 1,
+    }
+}
+
+/// A tile: rows of quantised activations with one or two unpacked panels.
+struct Tile<'a> {
+    shape: Shape,
+    /// Activations of the whole rows, see [`Layout`].
+    x: &'a [u32],
+    rows: usize,
+    /// Units of a row.
+    row_units: usize,
+    /// The units that the panels were unpacked for.
+    units: Range<usize>,
+    /// Unpacked units of each panel, one panel after another.
+    panels: &'a [Line],
+    count: usize,
+    /// `[panel][row]`.
+    sums: &'a mut [Line],
+    /// Whether the sums go on from what they hold.
+    accumulate: bool,
+}
+
+impl Tile<'_> {
+    fn multiply(self, set: InstructionSet) {
+        // The kernels index without further checks.
+        let words = self.row_units * (UNIT / 4 + 1 + self.shape.groups);
+        assert!(self.rows >= 1 && self.rows <= most_rows(set) && matches!(self.count, 1 | 2));
+        assert!(self.x.len() >= self.rows * words && self.units.end <= self.row_units);
+        assert!(self.panels.len() >= self.count * self.units.len() * self.shape.unit_lines());
+        assert!(self.sums.len() >= self.count * self.rows);
+        match set {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => {
+                // SAFETY: lengths were checked above, the instruction set when it was chosen.
+                unsafe { avx512::multiply(self) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => {
+                // SAFETY: as above.
+                unsafe { avx2::multiply(self) }
+            }
+            // SAFETY: as above; no instruction set is needed.
+            _ => unsafe { scalar::multiply(self) },
+        }
+    }
+}
+
+/// Unpacks `units` of a panel to `out`.
+fn unpack(
+    set: InstructionSet,
+    format: &Format,
+    panel: &[u8],
+    units: Range<usize>,
+    out: &mut [Line],
+) {
+    let block_units = format.values / UNIT;
+    assert!(panel.len() >= units.end.div_ceil(block_units) * format.packed_bytes());
+    assert!(out.len() >= units.len() * Shape::of(format).unit_lines());
+    match set {
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx512 => {
+            // SAFETY: lengths were checked above, the instruction set when it was chosen.
+            unsafe { avx512::unpack(format, panel, units, out) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx2 => {
+            // SAFETY: as above.
+            unsafe { avx2::unpack(format, panel, units, out) }
+        }
+        // SAFETY: as above; no instruction set is needed.
+        _ => unsafe { scalar::unpack(format, panel, units, out) },
+    }
+}
+
+/// The activations of a product with `format`.
+fn layout(set: InstructionSet, format: &Format, cols: usize) -> Layout {
+    let shape = Shape::of(format);
+    // AVX2 multiplies codes of eight bits with their sign.
+    let offset = if shape.wide && set == InstructionSet::Avx2 {
+        0
+    } else {
+        format.offset()
+    };
+    Layout {
+        cols,
+        groups: shape.groups,
+        sums: if shape.minima {
+            Sums::Minima
+        } else {
+            Sums::Offset(offset)
+        },
+    }
+}
+
+fn quantise(set: InstructionSet, layout: &Layout, x: &[f32], rows: usize, words: &mut [u32]) {
+    match set {
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx512 => {
+            // SAFETY: the instruction set was checked when it was chosen.
+            unsafe { avx512::quantise(layout, x, rows, words) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx2 => {
+            // SAFETY: as above.
+            unsafe { avx2::quantise(layout, x, rows, words) }
+        }
+        _ => layout.quantise(x, rows, words),
+    }
+}
+
+/// The product; shapes were checked by the caller, and `w` is of `format`.
+pub(crate) fn matmul(
+    set: InstructionSet,
+    format: &Format,
+    w: &PackedMatrix,
+    x: &[f32],
+    m: usize,
+    out: Output,
+) {
+    let layout = layout(set, format, w.cols());
+    let tiles = m.div_ceil(most_rows(set));
+    let row_words = layout.row_words();
+    with_scratch((m * row_words).div_ceil(16), |scratch| {
+        let words = words_of(scratch);
+        let quantise_tile = |tile: usize, words: &mut [u32]| {
+            let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
+            let x = &x[rows.start * w.cols()..rows.end * w.cols()];
+            quantise(set, &layout, x, rows.len(), words);
+        };
+        let product = Product {
+            set,
+            format,
+            layout,
+            w,
+            m,
+            tiles,
+            out,
+        };
+        if tiles == 1 {
+            quantise_tile(0, &mut words[..m * row_words]);
+            product.narrow(words);
+        } else {
+            let starts: Vec<_> = (0..=tiles)
+                .map(|tile| cut(m, tiles, tile) * row_words)
+                .collect();
+            for_each_piece(words, &starts, m * w.cols() >= PARALLEL_FROM, quantise_tile);
+            product.wide(words);
+        }
+    });
+}
+
+/// Scratch memory as 32-bit words.
+fn words_of(lines: &mut [Line]) -> &mut [u32] {
+    let values = flat_mut(lines);
+    // SAFETY: `u32` has the size and alignment of `f32`, and both take every bit pattern.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
+}
+
+struct Product<'a> {
+    set: InstructionSet,
+    format: &'a Format,
+    layout: Layout,
+    w: &'a PackedMatrix,
+    m: usize,
+    tiles: usize,
+    out: Output,
+}
+
+impl Product<'_> {
+    /// A single tile of rows: the weights stream through once.
+    fn narrow(&self, x: &[u32]) {
+        let panels = self.w.panels();
+        let pairs = panels.div_ceil(2);
+        let work = self
+            .m
+            .saturating_mul(self.w.rows())
+            .saturating_mul(self.w.cols());
+        // A few tasks a thread, so that a thread that is held up elsewhere does not hold up the rest.
+        let tasks = if work < PARALLEL_FROM {
+            1
+        } else {
+            pairs.min(4 * threads()).min(work / (PARALLEL_FROM / 2))
+        };
+        let (shape, units) = (Shape::of(self.format), self.layout.units());
+        for_each_task(tasks, |task| {
+            // Two panels of the largest unpacked units: 12 lines.
+            let mut unpacked = [Line::ZERO; 2 * NARROW_UNITS * 12];
+            for pair in cut(pairs, tasks, task)..cut(pairs, tasks, task + 1) {
+                let first = 2 * pair;
+                let count = 2.min(panels - first);
+                let mut sums = [Line::ZERO; MOST_SUMS];
+                for start in (0..units).step_by(NARROW_UNITS) {
+                    let stretch = start..units.min(start + NARROW_UNITS);
+                    self.unpack(first, count, stretch.clone(), &mut unpacked);
+                    Tile {
+                        shape,
+                        x,
+                        rows: self.m,
+                        row_units: units,
+                        units: stretch,
+                        panels: &unpacked,
+                        count,
+                        sums: &mut sums,
+                        accumulate: start > 0,
+                    }
+                    .multiply(self.set);
+                }
+                self.write(0..self.m, first, count, &sums);
+            }
+        });
+    }
+
+    /// Many rows: a pair of panels is unpacked once and meets one tile after another.
+    fn wide(&self, x: &[u32]) {
+        let (panels, units, row_words) = (
+            self.w.panels(),
+            self.layout.units(),
+            self.layout.row_words(),
+        );
+        let pairs = panels.div_ceil(2);
+        let shape = Shape::of(self.format);
+        // Rows are cut, too, where panels alone do not keep the threads busy.
+        let blocks = (4 * threads()).div_ceil(pairs).min(self.tiles);
+        for_each_task(pairs * blocks, |task| {
+            let (pair, block) = (task / blocks, task % blocks);
+            let first = 2 * pair;
+            let count = 2.min(panels - first);
+            with_scratch(count * units * shape.unit_lines(), |unpacked| {
+                self.unpack(first, count, 0..units, unpacked);
+                for tile in cut(self.tiles, blocks, block)..cut(self.tiles, blocks, block + 1) {
+                    let rows = cut(self.m, self.tiles, tile)..cut(self.m, self.tiles, tile + 1);
+                    let mut sums = [Line::ZERO; MOST_SUMS];
+                    Tile {
+                        shape,
+                        x: &x[rows.start * row_words..],
+                        rows: rows.len(),
+                        row_units: units,
+                        units: 0..units,
+                        panels: unpacked,
+                        count,
+                        sums: &mut sums,
+                        accumulate: false,
+                    }
+                    .multiply(self.set);
+                    self.write(rows, first, count, &sums);
+                }
+            });
+        });
+    }
+
+    /// Unpacks `units` of `count` panels, one panel after another.
+    fn unpack(&self, first: usize, count: usize, units: Range<usize>, out: &mut [Line]) {
+        let lines = units.len() * Shape::of(self.format).unit_lines();
+        for (panel, out) in (first..first + count).zip(out.chunks_exact_mut(lines.max(1))) {
+            unpack(
+                self.set,
+                self.format,
+                self.w.panel(panel),
+                units.clone(),
+                out,
+            );
+        }
+    }
+
+    fn write(&self, rows: Range<usize>, first: usize, count: usize, sums: &[Line]) {
+        for panel in 0..count {
+            for (index, row) in rows.clone().enumerate() {
+                let line = &sums[panel * rows.len() + index];
+                // SAFETY: these panels of these rows are this task's own.
+                unsafe { self.out.write(row, first + panel, line) }
+            }
+        }
+    }
+}
