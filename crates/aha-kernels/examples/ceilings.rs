@@ -1,6 +1,6 @@
 //! What this machine can do, and how much of it the kernels reach.
 //!
-//! `cargo run --release -p aha-kernels --example ceilings`
+//! `cargo run --release -p aha-kernels --example ceilings [TYPE]`
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -32,8 +32,12 @@ fn report(bandwidth: f64, rate: f64) -> Result<(), KernelError> {
         "{:<28}{:>5}{:>10}{:>9}{:>7}{:>10}{:>7}",
         "product", "m", "ms", "GB/s", "%", "GFLOP/s", "%"
     );
+    let wish = std::env::args().nth(1);
     for (rows, cols) in [(3072, 1024), (1024, 3072)] {
         for (name, make) in kinds() {
+            if wish.as_ref().is_some_and(|wish| wish != name) {
+                continue;
+            }
             let one = make(rows, cols)?;
             let count = WEIGHT_BYTES.div_ceil(one.size_in_bytes());
             let size = one.size_in_bytes();

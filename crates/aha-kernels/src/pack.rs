@@ -53,7 +53,7 @@ impl WeightKind {
             _ => {
                 let format = Format::of(self)?;
                 // Whole cache lines, so that every panel starts on one.
-                let bytes = (cols / format.values).checked_mul(format.packed_bytes())?;
+                let bytes = format.panel_bytes(cols)?;
                 bytes.checked_next_multiple_of(64)
             }
         }
@@ -67,13 +67,12 @@ impl WeightKind {
         }
     }
 
-    /// Byte at which column `col` starts inside a panel; of a block format, its block. `col` must be
-    /// even for `Bf16`.
+    /// Byte at which column `col` starts inside a panel. `col` must be even for `Bf16`; block formats
+    /// have no such place.
     pub(crate) fn column_offset(self, col: usize) -> usize {
         match self {
             Self::F32 => col * 4 * PANEL,
-            Self::F16 | Self::Bf16 => col * 2 * PANEL,
-            _ => Format::of(self).map_or(0, |format| col / format.values * format.packed_bytes()),
+            _ => col * 2 * PANEL,
         }
     }
 }

@@ -167,16 +167,18 @@ impl Block {
         }
     }
 
-    /// Writes the block to its lane of a packed block, which must still be zero there.
-    pub(super) fn pack(&self, format: &Format, lane: usize, packed: &mut [u8]) {
-        packed[2 * lane..][..2].copy_from_slice(&self.scale.to_ne_bytes());
-        if format.minima {
-            packed[2 * (PANEL + lane)..][..2].copy_from_slice(&self.minimum.to_ne_bytes());
-        }
-        let units = packed[format.factor_bytes()..].chunks_exact_mut(format.unit_bytes());
-        for (unit, packed) in units.enumerate() {
-            let (scales, words) = packed.split_at_mut(format.scale_bytes());
+    /// Writes the block, which is the row's `index`th, to its lane of a panel that is still zero there.
+    pub(super) fn pack(&self, format: &Format, lane: usize, index: usize, panel: &mut [u8]) {
+        for unit in 0..format.values / UNIT {
+            let [factors, scales, codes] =
+                format.unit_places(index * (format.values / UNIT) + unit);
+            let factors = &mut panel[factors..][..format.factor_bytes()];
+            factors[2 * lane..][..2].copy_from_slice(&self.scale.to_ne_bytes());
+            if format.minima {
+                factors[2 * (PANEL + lane)..][..2].copy_from_slice(&self.minimum.to_ne_bytes());
+            }
             if let Scales::Nested { groups, shared } = format.scales {
+                let scales = &mut panel[scales..][..format.scale_bytes()];
                 for index in 0..groups {
                     let group = unit * groups + index;
                     let scale = self.scales[group].cast_unsigned();
@@ -191,16 +193,20 @@ impl Block {
                     }
                 }
             }
-            let mut codes = [0_u32; 8];
-            for index in 0..UNIT {
-                let code = self.code(format, unit * UNIT + index);
-                for place in format.places(index / 4) {
-                    let bits = u32::from(code >> place.low) & ((1 << place.bits) - 1);
-                    codes[place.word] |= bits << (place.shift + 8 * (index % 4));
+            let mut words = [0_u32; 8];
+            for step in 0..UNIT / 4 {
+                let codes = std::array::from_fn(|column| {
+                    self.code(format, unit * UNIT + 4 * step + column)
+                });
+                let codes = u32::from_ne_bytes(codes);
+                for place in format.places(step) {
+                    let mask = ((1 << place.bits) - 1) * 0x0101_0101_u32;
+                    words[place.word] |= (codes >> place.low & mask) << place.shift;
                 }
             }
-            for (bits, packed) in codes.iter().zip(words.chunks_exact_mut(4 * PANEL)) {
-                packed[4 * lane..][..4].copy_from_slice(&bits.to_ne_bytes());
+            let packed = panel[codes..][..format.code_bytes()].chunks_exact_mut(4 * PANEL);
+            for (word, packed) in words.iter().zip(packed) {
+                packed[4 * lane..][..4].copy_from_slice(&word.to_ne_bytes());
             }
         }
     }

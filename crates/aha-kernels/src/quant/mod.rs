@@ -4,14 +4,16 @@
 //! 32 (in some formats 16) neighbouring columns of a row. Packing moves bits and computes nothing:
 //! scales keep the precision of the file, and a panel decodes to the very values of the file.
 //!
-//! A panel is a row of blocks. A block holds, for sixteen rows side by side:
+//! A panel holds sixteen rows side by side as a row of packed blocks, whose two parts begin on cache
+//! lines. A packed block is one block of the file, or two where a block has 32 values and no minima.
 //!
 //! ```text
-//! factors   16 x f16, then 16 more where the format has minima
-//! units     for each 32 columns:
-//!   scales    16 x i8 a group     } only in formats of nested scales
-//!   minima    16 x i8 a group     } (Q2_K: both in one byte)
-//!   codes     `bits` words a row; word by word, each 16 x u32
+//! scales
+//!   factors   16 x f16 for each block of the file, then 16 more where the format has minima
+//!   for each 32 columns (a unit), in formats of nested scales
+//!     scales    16 x i8 a group
+//!     minima    16 x i8 a group (Q2_K: both in one byte)
+//! codes       for each unit `bits` words a row; word by word, each 16 x u32
 //! ```
 //!
 //! Codes are held without sign ([`Format::offset`] was added), in planes of 8, 4, 2 or 1 bits: six bits
@@ -109,6 +111,24 @@ impl Format {
         })
     }
 
+    /// A format with this layout in panels; only the size of its blocks in files is not told by that.
+    pub(crate) const fn laid_out(bits: usize, minima: bool, nested: bool) -> Self {
+        if !nested {
+            return Self::plain(0, bits, !minima);
+        }
+        // Q2_K, Q3_K and Q6_K have groups of 16.
+        let groups = if bits == 4 || bits == 5 { 1 } else { 2 };
+        Self::nested(0, bits, !minima, groups)
+    }
+
+    /// Groups of columns with a scale of their own in a unit: one or two.
+    pub(crate) const fn groups(&self) -> usize {
+        match self.scales {
+            Scales::Plain => 1,
+            Scales::Nested { groups, .. } => groups,
+        }
+    }
+
     /// What was added to the codes to make them non-negative.
     pub(crate) const fn offset(&self) -> i32 {
         if self.signed { 1 << (self.bits - 1) } else { 0 }
@@ -137,12 +157,12 @@ impl Format {
         })
     }
 
-    /// Bytes of the factors at the start of a packed block.
+    /// Bytes of the factors at the start of a block's scales.
     pub(crate) const fn factor_bytes(&self) -> usize {
         if self.minima { 4 * PANEL } else { 2 * PANEL }
     }
 
-    /// Bytes of the scales and minima at the start of a unit.
+    /// Bytes of the nested scales and minima of a unit.
     pub(crate) const fn scale_bytes(&self) -> usize {
         match self.scales {
             Scales::Plain => 0,
@@ -152,14 +172,52 @@ impl Format {
         }
     }
 
-    /// Bytes of a unit.
-    pub(crate) const fn unit_bytes(&self) -> usize {
-        self.scale_bytes() + 4 * PANEL * self.bits
+    /// Bytes of a unit's codes.
+    pub(crate) const fn code_bytes(&self) -> usize {
+        4 * PANEL * self.bits
     }
 
-    /// Bytes of a packed block of sixteen rows.
+    /// Blocks of the file that a packed block holds.
+    pub(crate) const fn parts(&self) -> usize {
+        if self.factor_bytes() < 64 && self.values == UNIT {
+            2
+        } else {
+            1
+        }
+    }
+
+    /// Units of a packed block.
+    pub(crate) const fn units(&self) -> usize {
+        self.parts() * self.values / UNIT
+    }
+
+    /// Bytes before the codes of a packed block.
+    pub(crate) const fn side_bytes(&self) -> usize {
+        let bytes = self.parts() * self.factor_bytes() + self.units() * self.scale_bytes();
+        bytes.next_multiple_of(64)
+    }
+
+    /// Bytes of a packed block.
     pub(crate) const fn packed_bytes(&self) -> usize {
-        self.factor_bytes() + self.values / UNIT * self.unit_bytes()
+        self.side_bytes() + self.units() * self.code_bytes()
+    }
+
+    /// Bytes of a panel of `cols` columns; `None` beyond `usize`.
+    pub(crate) const fn panel_bytes(&self, cols: usize) -> Option<usize> {
+        cols.div_ceil(self.units() * UNIT)
+            .checked_mul(self.packed_bytes())
+    }
+
+    /// Where unit `index` of a panel has its factors, its nested scales and its codes.
+    pub(crate) const fn unit_places(&self, index: usize) -> [usize; 3] {
+        let (block, unit) = (index / self.units(), index % self.units());
+        let start = block * self.packed_bytes();
+        let part = unit / (self.values / UNIT);
+        [
+            start + part * self.factor_bytes(),
+            start + self.parts() * self.factor_bytes() + unit * self.scale_bytes(),
+            start + self.side_bytes() + unit * self.code_bytes(),
+        ]
     }
 
     /// Bytes of a row of `cols` values in the file.
@@ -241,9 +299,8 @@ pub(crate) fn pack_panel(
     row_bytes: usize,
 ) {
     for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-        let blocks = row.chunks_exact(format.file_bytes);
-        for (bytes, packed) in blocks.zip(panel.chunks_exact_mut(format.packed_bytes())) {
-            Block::read(kind, bytes).pack(format, lane, packed);
+        for (index, bytes) in row.chunks_exact(format.file_bytes).enumerate() {
+            Block::read(kind, bytes).pack(format, lane, index, panel);
         }
     }
 }

@@ -177,7 +177,7 @@ fn packing_adds_at_most_a_few_percent() {
     for kind in KINDS {
         let data = random_blocks(kind, 64 * 1024, 1);
         let w = PackedMatrix::from_gguf_blocks(kind, 64, 1024, &data).unwrap();
-        assert!(w.size_in_bytes() * 100 <= data.len() * 104, "{kind:?}");
+        assert!(w.size_in_bytes() * 100 <= data.len() * 106, "{kind:?}");
     }
 }
 

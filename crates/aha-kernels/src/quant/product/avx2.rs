@@ -1,12 +1,10 @@
 //! The AVX2 body: products of bytes in pairs, two registers of eight lanes.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use super::kernel::{self, Lanes};
+use super::kernel::{self, Lanes, Source};
 use super::{Format, Layout, Tile};
 use crate::buffer::Line;
-use crate::pack::PANEL;
 
 struct Avx2;
 
@@ -24,6 +22,7 @@ struct Codes {
 )]
 impl Lanes for Avx2 {
     type Int = [__m256i; 2];
+    type Words = [__m256i; 2];
     type Codes = Codes;
     type Float = [__m256; 2];
 
@@ -34,24 +33,66 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn codes<const WIDE: bool>(at: *const u8) -> Self::Codes {
+    unsafe fn words(at: *const u8) -> Self::Words {
         // SAFETY: the caller's promise.
         unsafe {
-            let loaded = [
+            [
                 _mm256_loadu_si256(at.cast()),
                 _mm256_loadu_si256(at.add(32).cast()),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn field(words: Self::Words, shift: usize, bits: usize) -> Self::Words {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let count = _mm_cvtsi32_si128(shift as i32);
+            let mask = _mm256_set1_epi8((1 << bits) - 1);
+            [
+                _mm256_and_si256(_mm256_srl_epi32(words[0], count), mask),
+                _mm256_and_si256(_mm256_srl_epi32(words[1], count), mask),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn join(low: Self::Words, high: Self::Words, up: usize) -> Self::Words {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let count = _mm_cvtsi32_si128(up as i32);
+            let join =
+                |half: usize| _mm256_or_si256(low[half], _mm256_sll_epi32(high[half], count));
+            [join(0), join(1)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(words: Self::Words, at: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            _mm256_storeu_si256(at.cast(), words[0]);
+            _mm256_storeu_si256(at.add(32).cast(), words[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes<const WIDE: bool>(words: Self::Words) -> Self::Codes {
+        if !WIDE {
+            return Codes {
+                unsigned: words,
+                signed: words,
+            };
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            let centre = _mm256_set1_epi8(-128);
+            let signed = [
+                _mm256_xor_si256(words[0], centre),
+                _mm256_xor_si256(words[1], centre),
             ];
-            if WIDE {
-                let centre = _mm256_set1_epi8(-128);
-                let signed = loaded.map(|codes| _mm256_xor_si256(codes, centre));
-                let unsigned = signed.map(|codes| _mm256_abs_epi8(codes));
-                Codes { unsigned, signed }
-            } else {
-                Codes {
-                    unsigned: loaded,
-                    signed: loaded,
-                }
-            }
+            let unsigned = [_mm256_abs_epi8(signed[0]), _mm256_abs_epi8(signed[1])];
+            Codes { unsigned, signed }
         }
     }
 
@@ -60,7 +101,8 @@ impl Lanes for Avx2 {
         // SAFETY: the caller's promise.
         unsafe {
             let (x, ones) = (_mm256_set1_epi32(x.cast_signed()), _mm256_set1_epi16(1));
-            let dot = |half: usize| {
+            let mut sums = sums;
+            for half in 0..2 {
                 // Two products are added in 16 bits: 2 * 63 * 127 fits, and so does 2 * 128 * 127.
                 // Only a size with the sign on the other side makes that possible for eight bits.
                 let x = if WIDE {
@@ -69,9 +111,9 @@ impl Lanes for Avx2 {
                     x
                 };
                 let pairs = _mm256_maddubs_epi16(codes.unsigned[half], x);
-                _mm256_add_epi32(sums[half], _mm256_madd_epi16(pairs, ones))
-            };
-            [dot(0), dot(1)]
+                sums[half] = _mm256_add_epi32(sums[half], _mm256_madd_epi16(pairs, ones));
+            }
+            sums
         }
     }
 
@@ -106,11 +148,12 @@ impl Lanes for Avx2 {
         // SAFETY: the caller's promise.
         unsafe {
             let factor = _mm256_set1_ps(factor);
-            let add = |half: usize| {
+            let mut sums = sums;
+            for half in 0..2 {
                 let scale = _mm256_mul_ps(scale[half], factor);
-                _mm256_fmadd_ps(_mm256_cvtepi32_ps(integers[half]), scale, sums[half])
-            };
-            [add(0), add(1)]
+                sums[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(integers[half]), scale, sums[half]);
+            }
+            sums
         }
     }
 
@@ -127,15 +170,85 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn halves(at: *const u8) -> [f32; PANEL] {
+    unsafe fn multiply(a: Self::Float, b: Self::Float) -> Self::Float {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn negate(a: Self::Float) -> Self::Float {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut out = [0.0; PANEL];
-            let first = _mm256_cvtph_ps(_mm_loadu_si128(at.cast()));
-            let second = _mm256_cvtph_ps(_mm_loadu_si128(at.add(16).cast()));
-            Self::store([first, second], out.as_mut_ptr());
-            out
+            let sign = _mm256_set1_ps(-0.0);
+            [_mm256_xor_ps(a[0], sign), _mm256_xor_ps(a[1], sign)]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(at: *const u8) -> Self::Float {
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(at.add(16).cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(at: *const u8, shift: usize, bits: usize) -> Self::Float {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut bytes = _mm_loadu_si128(at.cast());
+            if bits < 8 {
+                let shifted = _mm_srl_epi16(bytes, _mm_cvtsi32_si128(shift as i32));
+                bytes = _mm_and_si128(shifted, _mm_set1_epi8(15));
+            }
+            let high = _mm_srli_si128::<8>(bytes);
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn run<
+        S: Source<Self>,
+        const ROWS: usize,
+        const PANELS: usize,
+        const GROUPS: usize,
+        const MINIMA: bool,
+        const WIDE: bool,
+    >(
+        x: *const u32,
+        units: usize,
+        panels: [S; PANELS],
+        out: *mut Line,
+    ) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn with_features<
+            S: Source<Avx2>,
+            const ROWS: usize,
+            const PANELS: usize,
+            const GROUPS: usize,
+            const MINIMA: bool,
+            const WIDE: bool,
+        >(
+            x: *const u32,
+            units: usize,
+            panels: [S; PANELS],
+            out: *mut Line,
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                kernel::kernel::<Avx2, S, ROWS, PANELS, GROUPS, MINIMA, WIDE>(
+                    x, units, panels, out,
+                );
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { with_features::<S, ROWS, PANELS, GROUPS, MINIMA, WIDE>(x, units, panels, out) }
     }
 }
 
@@ -154,7 +267,7 @@ pub(super) unsafe fn multiply(tile: Tile<'_>) {
 /// # Safety
 /// The lengths must be as asserted there, and AVX2, FMA and F16C present.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn unpack(format: &Format, panel: &[u8], units: Range<usize>, out: &mut [Line]) {
+pub(super) unsafe fn unpack(format: &Format, panel: &[u8], units: usize, out: &mut [Line]) {
     // SAFETY: the caller's promise.
     unsafe { kernel::unpack::<Avx2>(format, panel, units, out) }
 }

@@ -1,12 +1,10 @@
 //! The AVX-512 body: one register holds four codes of each of sixteen rows.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use super::kernel::{self, Lanes};
+use super::kernel::{self, Lanes, Source};
 use super::{Format, Layout, Tile};
 use crate::buffer::Line;
-use crate::pack::PANEL;
 
 struct Avx512;
 
@@ -17,6 +15,7 @@ struct Avx512;
 )]
 impl Lanes for Avx512 {
     type Int = __m512i;
+    type Words = __m512i;
     type Codes = __m512i;
     type Float = __m512;
 
@@ -27,9 +26,35 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn codes<const WIDE: bool>(at: *const u8) -> Self::Codes {
+    unsafe fn words(at: *const u8) -> Self::Words {
         // SAFETY: the caller's promise.
         unsafe { _mm512_loadu_si512(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn field(words: Self::Words, shift: usize, bits: usize) -> Self::Words {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let shifted = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
+            _mm512_and_si512(shifted, _mm512_set1_epi8((1 << bits) - 1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn join(low: Self::Words, high: Self::Words, up: usize) -> Self::Words {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_or_si512(low, _mm512_sll_epi32(high, _mm_cvtsi32_si128(up as i32))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(words: Self::Words, at: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_si512(at.cast(), words) }
+    }
+
+    #[inline(always)]
+    unsafe fn codes<const WIDE: bool>(words: Self::Words) -> Self::Codes {
+        words
     }
 
     #[inline(always)]
@@ -77,14 +102,73 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn halves(at: *const u8) -> [f32; PANEL] {
+    unsafe fn multiply(a: Self::Float, b: Self::Float) -> Self::Float {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn negate(a: Self::Float) -> Self::Float {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_xor_ps(a, _mm512_set1_ps(-0.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(at: *const u8) -> Self::Float {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(at: *const u8, shift: usize, bits: usize) -> Self::Float {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut out = [0.0; PANEL];
-            let values = _mm512_cvtph_ps(_mm256_loadu_si256(at.cast()));
-            Self::store(values, out.as_mut_ptr());
-            out
+            let mut bytes = _mm_loadu_si128(at.cast());
+            if bits < 8 {
+                let shifted = _mm_srl_epi16(bytes, _mm_cvtsi32_si128(shift as i32));
+                bytes = _mm_and_si128(shifted, _mm_set1_epi8(15));
+            }
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn run<
+        S: Source<Self>,
+        const ROWS: usize,
+        const PANELS: usize,
+        const GROUPS: usize,
+        const MINIMA: bool,
+        const WIDE: bool,
+    >(
+        x: *const u32,
+        units: usize,
+        panels: [S; PANELS],
+        out: *mut Line,
+    ) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        unsafe fn with_features<
+            S: Source<Avx512>,
+            const ROWS: usize,
+            const PANELS: usize,
+            const GROUPS: usize,
+            const MINIMA: bool,
+            const WIDE: bool,
+        >(
+            x: *const u32,
+            units: usize,
+            panels: [S; PANELS],
+            out: *mut Line,
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                kernel::kernel::<Avx512, S, ROWS, PANELS, GROUPS, MINIMA, WIDE>(
+                    x, units, panels, out,
+                );
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { with_features::<S, ROWS, PANELS, GROUPS, MINIMA, WIDE>(x, units, panels, out) }
     }
 }
 
@@ -103,7 +187,7 @@ pub(super) unsafe fn multiply(tile: Tile<'_>) {
 /// # Safety
 /// As [`multiply`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn unpack(format: &Format, panel: &[u8], units: Range<usize>, out: &mut [Line]) {
+pub(super) unsafe fn unpack(format: &Format, panel: &[u8], units: usize, out: &mut [Line]) {
     // SAFETY: the caller's promise.
     unsafe { kernel::unpack::<Avx512>(format, panel, units, out) }
 }

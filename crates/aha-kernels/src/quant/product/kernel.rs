@@ -1,25 +1,40 @@
-//! The kernel, written once over what an instruction set does with sixteen lanes.
+//! The kernel, written once over what an instruction set does with sixteen lanes and over where a
+//! panel's codes and scales are found.
+//!
+//! Everything here is inlined into functions that have the instruction set. Closures are not: a call
+//! inside `array::map` would be made without it, an instruction at a time.
 
-use super::{Shape, Tile};
-use crate::buffer::Line;
+use super::{Panels, Shape, Tile};
+use crate::buffer::{Line, prefetch_at};
 use crate::pack::PANEL;
 use crate::quant::{Format, Scales, UNIT};
+
+/// Products of four columns that make up a unit.
+const STEPS: usize = UNIT / 4;
 
 /// Sixteen lanes, one for each row of a panel.
 ///
 /// # Safety
-/// All functions ask for the instruction set of the implementation; those that take a pointer for 64
-/// readable (or writable) bytes there.
+/// All functions ask for the instruction set of the implementation; those that take a pointer for what
+/// they read or write there: 64 bytes unless they say otherwise.
 pub(super) trait Lanes {
     /// Sums of integers.
     type Int: Copy;
-    /// Four codes a lane.
+    /// Bits of four codes a lane.
+    type Words: Copy;
+    /// Four codes a lane, ready for products.
     type Codes: Copy;
     type Float: Copy;
 
     unsafe fn integers(value: i32) -> Self::Int;
+    unsafe fn words(at: *const u8) -> Self::Words;
+    /// The lowest `bits` bits of every byte after a shift to the right.
+    unsafe fn field(words: Self::Words, shift: usize, bits: usize) -> Self::Words;
+    /// `low | high << up`.
+    unsafe fn join(low: Self::Words, high: Self::Words, up: usize) -> Self::Words;
+    unsafe fn store_words(words: Self::Words, at: *mut u8);
     /// `WIDE`: codes may have all eight bits.
-    unsafe fn codes<const WIDE: bool>(at: *const u8) -> Self::Codes;
+    unsafe fn codes<const WIDE: bool>(words: Self::Words) -> Self::Codes;
     /// Adds the dot product of four codes with the four signed bytes of `x`.
     unsafe fn dot<const WIDE: bool>(sums: Self::Int, codes: Self::Codes, x: u32) -> Self::Int;
     unsafe fn zeros() -> Self::Float;
@@ -34,8 +49,217 @@ pub(super) trait Lanes {
     ) -> Self::Float;
     /// `sums - minimum * factor`.
     unsafe fn subtract(sums: Self::Float, minimum: Self::Float, factor: f32) -> Self::Float;
-    /// Sixteen `f16` numbers, of which only 32 bytes are read.
-    unsafe fn halves(at: *const u8) -> [f32; PANEL];
+    unsafe fn multiply(a: Self::Float, b: Self::Float) -> Self::Float;
+    unsafe fn negate(a: Self::Float) -> Self::Float;
+    /// Sixteen `f16` numbers in 32 bytes.
+    unsafe fn halves(at: *const u8) -> Self::Float;
+    /// Sixteen signed bytes as numbers: of each, `bits` bits from `shift` on.
+    unsafe fn bytes(at: *const u8, shift: usize, bits: usize) -> Self::Float;
+    /// [`kernel`] in a function of its own, compiled for the instruction set.
+    unsafe fn run<
+        S: Source<Self>,
+        const ROWS: usize,
+        const PANELS: usize,
+        const GROUPS: usize,
+        const MINIMA: bool,
+        const WIDE: bool,
+    >(
+        x: *const u32,
+        units: usize,
+        panels: [S; PANELS],
+        out: *mut Line,
+    ) where
+        Self: Sized;
+}
+
+/// Where a kernel finds the units of a panel.
+///
+/// # Safety
+/// The panel must hold the unit, and the instruction set of `V` be present.
+pub(super) trait Source<V: Lanes>: Copy {
+    /// Scale and minimum of a group (any number where the format has no minima).
+    unsafe fn factors<const GROUP: usize>(self, unit: usize) -> (V::Float, V::Float);
+    /// The codes of columns `4 * STEP..4 * STEP + 4`, a byte each.
+    unsafe fn words<const STEP: usize>(self, unit: usize) -> V::Words;
+}
+
+/// A panel as [`unpack`] leaves it.
+#[derive(Clone, Copy)]
+pub(super) struct Unpacked<const GROUPS: usize, const MINIMA: bool> {
+    panel: *const Line,
+}
+
+impl<const GROUPS: usize, const MINIMA: bool> Unpacked<GROUPS, MINIMA> {
+    const FACTORS: usize = GROUPS * (1 + MINIMA as usize);
+    const LINES: usize = Self::FACTORS + STEPS;
+}
+
+impl<V: Lanes, const GROUPS: usize, const MINIMA: bool> Source<V> for Unpacked<GROUPS, MINIMA> {
+    #[inline(always)]
+    unsafe fn factors<const GROUP: usize>(self, unit: usize) -> (V::Float, V::Float) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let lines = self.panel.add(unit * Self::LINES + GROUP);
+            let scale = V::load(lines.cast());
+            if MINIMA {
+                (scale, V::load(lines.add(GROUPS).cast()))
+            } else {
+                (scale, scale)
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn words<const STEP: usize>(self, unit: usize) -> V::Words {
+        // SAFETY: the caller's promise.
+        unsafe {
+            V::words(
+                self.panel
+                    .add(unit * Self::LINES + Self::FACTORS + STEP)
+                    .cast(),
+            )
+        }
+    }
+}
+
+/// A panel as it is kept, of a format whose layout is known to the compiler.
+#[derive(Clone, Copy)]
+pub(super) struct Packed<const BITS: usize, const MINIMA: bool, const NESTED: bool> {
+    panel: *const u8,
+}
+
+impl<const BITS: usize, const MINIMA: bool, const NESTED: bool> Packed<BITS, MINIMA, NESTED> {
+    const FORMAT: Format = Format::laid_out(BITS, MINIMA, NESTED);
+    const UNITS: usize = Self::FORMAT.units();
+    const PACKED_BYTES: usize = Self::FORMAT.packed_bytes();
+    const SIDE_BYTES: usize = Self::FORMAT.side_bytes();
+    const CODE_BYTES: usize = Self::FORMAT.code_bytes();
+    const FACTOR_BYTES: usize = Self::FORMAT.factor_bytes();
+    const PARTS: usize = Self::FORMAT.parts();
+
+    /// The block that holds a unit, and the unit's number in it: `Format::unit_places` in constants.
+    #[inline(always)]
+    unsafe fn block(self, unit: usize) -> (*const u8, usize) {
+        // SAFETY: the caller's promise.
+        let block = unsafe { self.panel.add(unit / Self::UNITS * Self::PACKED_BYTES) };
+        (block, unit % Self::UNITS)
+    }
+}
+
+/// Bytes that are asked for ahead of use.
+const PREFETCH: usize = 2048;
+
+impl<V: Lanes, const BITS: usize, const MINIMA: bool, const NESTED: bool> Source<V>
+    for Packed<BITS, MINIMA, NESTED>
+{
+    #[inline(always)]
+    unsafe fn factors<const GROUP: usize>(self, unit: usize) -> (V::Float, V::Float) {
+        // SAFETY: the caller's promise; the places are those of the layout.
+        unsafe {
+            let (block, unit) = self.block(unit);
+            // A block has as many factors as it has parts.
+            let factors = block.add(unit % Self::PARTS * Self::FACTOR_BYTES);
+            let factor = V::halves(factors);
+            let term = if MINIMA {
+                V::halves(factors.add(2 * PANEL))
+            } else {
+                factor
+            };
+            let Scales::Nested { groups, shared } = Self::FORMAT.scales else {
+                // A term is added, a minimum subtracted.
+                return (factor, if MINIMA { V::negate(term) } else { factor });
+            };
+            let scales = block.add(Self::PARTS * Self::FACTOR_BYTES);
+            let bytes = scales.add(unit * const { Self::FORMAT.scale_bytes() } + GROUP * PANEL);
+            let scale = V::multiply(factor, V::bytes(bytes, 0, if shared { 4 } else { 8 }));
+            if !MINIMA {
+                return (scale, scale);
+            }
+            let minimum = if shared {
+                V::bytes(bytes, 4, 4)
+            } else {
+                // Minima are below 64: their sign does not matter.
+                V::bytes(bytes.add(groups * PANEL), 0, 8)
+            };
+            (scale, V::multiply(term, minimum))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn words<const STEP: usize>(self, unit: usize) -> V::Words {
+        // SAFETY: the caller's promise. The planes are those of `Format::places`.
+        unsafe {
+            let (block, unit) = self.block(unit);
+            let words = block.add(Self::SIDE_BYTES + unit * Self::CODE_BYTES);
+            if STEP < BITS {
+                prefetch_at(words.wrapping_add(PREFETCH + 4 * PANEL * STEP));
+            }
+            if STEP == 0 && unit == 0 {
+                for line in 0..Self::SIDE_BYTES / 64 {
+                    prefetch_at(block.wrapping_add(PREFETCH + 64 * line));
+                }
+            }
+            match BITS {
+                8 => V::words(words.add(STEP * 4 * PANEL)),
+                6 => V::join(
+                    plane::<V, 4, STEP>(words, 0),
+                    plane::<V, 2, STEP>(words, 4),
+                    4,
+                ),
+                5 => V::join(
+                    plane::<V, 4, STEP>(words, 0),
+                    plane::<V, 1, STEP>(words, 4),
+                    4,
+                ),
+                4 => plane::<V, 4, STEP>(words, 0),
+                3 => V::join(
+                    plane::<V, 2, STEP>(words, 0),
+                    plane::<V, 1, STEP>(words, 2),
+                    2,
+                ),
+                _ => plane::<V, 2, STEP>(words, 0),
+            }
+        }
+    }
+}
+
+/// The bits that a plane of `BITS` bits, which begins at word `first`, has for four columns.
+///
+/// # Safety
+/// As [`Source::words`].
+#[inline(always)]
+unsafe fn plane<V: Lanes, const BITS: usize, const STEP: usize>(
+    words: *const u8,
+    first: usize,
+) -> V::Words {
+    let steps = 8 / BITS; // that share a word
+    // SAFETY: the caller's promise.
+    unsafe {
+        let word = V::words(words.add((first + STEP / steps) * 4 * PANEL));
+        V::field(word, STEP % steps * BITS, BITS)
+    }
+}
+
+/// Calls `$body!(bits, minima, nested)` with the constants of a format.
+macro_rules! with_layout {
+    ($format:expr, $body:ident) => {
+        match (
+            $format.bits,
+            $format.minima,
+            $format.scales != Scales::Plain,
+        ) {
+            (2, _, _) => $body!(2, true, true),
+            (3, _, _) => $body!(3, false, true),
+            (4, false, _) => $body!(4, false, false),
+            (4, true, false) => $body!(4, true, false),
+            (4, true, true) => $body!(4, true, true),
+            (5, false, _) => $body!(5, false, false),
+            (5, true, false) => $body!(5, true, false),
+            (5, true, true) => $body!(5, true, true),
+            (6, _, _) => $body!(6, false, true),
+            (_, _, _) => $body!(8, false, false),
+        }
+    };
 }
 
 /// See [`Tile::multiply`].
@@ -43,23 +267,48 @@ pub(super) trait Lanes {
 /// # Safety
 /// The lengths must be as asserted there, and the instruction set of `V` present. `MOST` is the number
 /// of rows that one panel may have, `PAIR` the number that two may have.
-#[inline(always)]
 pub(super) unsafe fn multiply<V: Lanes, const MOST: usize, const PAIR: usize>(tile: Tile<'_>) {
-    // SAFETY: the caller's promises.
-    unsafe {
-        match (tile.shape.groups, tile.shape.minima, tile.shape.wide) {
-            (1, false, true) => rows::<V, MOST, PAIR, 1, false, true>(tile),
-            (1, false, false) => rows::<V, MOST, PAIR, 1, false, false>(tile),
-            (1, true, _) => rows::<V, MOST, PAIR, 1, true, false>(tile),
-            (_, false, _) => rows::<V, MOST, PAIR, 2, false, false>(tile),
-            (_, true, _) => rows::<V, MOST, PAIR, 2, true, false>(tile),
+    let shape = Shape::of(tile.format);
+    match tile.panels {
+        Panels::Packed(panel) => {
+            let panel = panel.as_ptr();
+            macro_rules! packed {
+                ($bits:literal, $minima:literal, $nested:literal) => {{
+                    const GROUPS: usize = Format::laid_out($bits, $minima, $nested).groups();
+                    let panel = Packed::<$bits, $minima, $nested> { panel };
+                    // SAFETY: the caller's promises.
+                    unsafe {
+                        rows::<V, _, MOST, 0, GROUPS, $minima, { $bits == 8 }>(tile, [panel; 2]);
+                    }
+                }};
+            }
+            with_layout!(tile.format, packed)
+        }
+        Panels::Unpacked(lines) => {
+            macro_rules! unpacked {
+                ($groups:literal, $minima:literal, $wide:literal) => {{
+                    let panel = lines.as_ptr();
+                    let second = panel.wrapping_add(tile.row_units * shape.unit_lines());
+                    let panels =
+                        [panel, second].map(|panel| Unpacked::<$groups, $minima> { panel });
+                    // SAFETY: the caller's promises.
+                    unsafe { rows::<V, _, MOST, PAIR, $groups, $minima, $wide>(tile, panels) }
+                }};
+            }
+            match (shape.groups, shape.minima, shape.wide) {
+                (1, false, true) => unpacked!(1, false, true),
+                (1, false, false) => unpacked!(1, false, false),
+                (1, true, _) => unpacked!(1, true, false),
+                (_, false, _) => unpacked!(2, false, false),
+                (_, true, _) => unpacked!(2, true, false),
+            }
         }
     }
 }
 
-#[inline(always)]
 unsafe fn rows<
     V: Lanes,
+    S: Source<V>,
     const MOST: usize,
     const PAIR: usize,
     const GROUPS: usize,
@@ -67,22 +316,24 @@ unsafe fn rows<
     const WIDE: bool,
 >(
     tile: Tile<'_>,
+    panels: [S; 2],
 ) {
     let sums = tile.sums.as_mut_ptr();
+    let (x, units) = (tile.x.as_ptr(), tile.row_units);
     macro_rules! shapes {
         ($($rows:literal),*) => {
             match (tile.rows, tile.count) {
                 $(
-                    ($rows, 2) if $rows <= PAIR => {
+                    ($rows, 2) if const { $rows <= PAIR } => {
                         // SAFETY: the caller's promises.
-                        unsafe { kernel::<V, $rows, 2, GROUPS, MINIMA, WIDE>(&tile, 0, sums) }
+                        unsafe { V::run::<S, $rows, 2, GROUPS, MINIMA, WIDE>(x, units, panels, sums) }
                     }
-                    ($rows, count) if $rows <= MOST => {
-                        for panel in 0..count {
+                    ($rows, count) if const { $rows <= MOST } => {
+                        for (index, panel) in panels.into_iter().take(count).enumerate() {
                             // SAFETY: the caller's promises; each panel has `rows` sums.
                             unsafe {
-                                let sums = sums.add(panel * $rows);
-                                kernel::<V, $rows, 1, GROUPS, MINIMA, WIDE>(&tile, panel, sums);
+                                let sums = sums.add(index * $rows);
+                                V::run::<S, $rows, 1, GROUPS, MINIMA, WIDE>(x, units, [panel], sums);
                             }
                         }
                     }
@@ -94,81 +345,80 @@ unsafe fn rows<
     shapes!(1, 2, 3, 4, 5, 6);
 }
 
-/// `ROWS` rows of `x` with `PANELS` panels from `first` on.
+/// `ROWS` rows of `x`, as [`Layout`](super::Layout) has them, with `PANELS` panels.
+///
+/// # Safety
+/// As [`multiply`].
 #[inline(always)]
-unsafe fn kernel<
+pub(super) unsafe fn kernel<
     V: Lanes,
+    S: Source<V>,
     const ROWS: usize,
     const PANELS: usize,
     const GROUPS: usize,
     const MINIMA: bool,
     const WIDE: bool,
 >(
-    tile: &Tile<'_>,
-    first: usize,
+    x: *const u32,
+    units: usize,
+    panels: [S; PANELS],
     out: *mut Line,
 ) {
-    const STEPS: usize = UNIT / 4;
-    let unit_lines = tile.shape.unit_lines();
-    let panel_lines = tile.units.len() * unit_lines;
     // SAFETY: the caller's promises; all offsets are those of the layouts.
     unsafe {
-        let panels: [*const Line; PANELS] =
-            std::array::from_fn(|panel| tile.panels.as_ptr().add((first + panel) * panel_lines));
-        let codes = tile.x.as_ptr();
-        let scales: *const f32 = codes.add(ROWS * tile.row_units * STEPS).cast();
-        let row_sums = scales.add(ROWS * tile.row_units);
+        let scales: *const f32 = x.add(ROWS * units * STEPS).cast();
+        let row_sums = scales.add(ROWS * units);
         let mut sums = [[V::zeros(); PANELS]; ROWS];
-        if tile.accumulate {
-            for (row, sums) in sums.iter_mut().enumerate() {
-                for (panel, sums) in sums.iter_mut().enumerate() {
-                    *sums = V::load(out.add(panel * ROWS + row).cast());
-                }
-            }
-        }
-        for (index, unit) in tile.units.clone().enumerate() {
-            let lines = panels.map(|panel| panel.add(index * unit_lines));
-            for group in 0..GROUPS {
-                let row_sums = row_sums.add((unit * GROUPS + group) * ROWS);
-                let mut integers: [[V::Int; PANELS]; ROWS] = std::array::from_fn(|row| {
-                    let start = if MINIMA {
-                        0
-                    } else {
-                        row_sums.add(row).cast::<i32>().read()
-                    };
-                    [V::integers(start); PANELS]
-                });
-                let steps = STEPS / GROUPS * group..STEPS / GROUPS * (group + 1);
-                let factors = GROUPS * (1 + MINIMA as usize);
-                for step in steps {
-                    let x = codes.add((unit * STEPS + step) * ROWS);
-                    let weights =
-                        lines.map(|lines| V::codes::<WIDE>(lines.add(factors + step).cast()));
-                    for (row, integers) in integers.iter_mut().enumerate() {
-                        let x = x.add(row).read();
-                        for (integers, weights) in integers.iter_mut().zip(weights) {
-                            *integers = V::dot::<WIDE>(*integers, weights, x);
+        for unit in 0..units {
+            let x = x.add(unit * STEPS * ROWS);
+            let scales = scales.add(unit * ROWS);
+            let row_sums = row_sums.add(unit * GROUPS * ROWS);
+            macro_rules! group {
+                ($group:literal: $($step:literal)*) => {{
+                    let row_sums = row_sums.add($group * ROWS);
+                    let mut integers = [[V::integers(0); PANELS]; ROWS];
+                    if !MINIMA {
+                        for row in 0..ROWS {
+                            let start = row_sums.add(row).cast::<i32>().read();
+                            integers[row] = [V::integers(start); PANELS];
                         }
                     }
-                }
-                let scale = lines.map(|lines| V::load(lines.add(group).cast()));
-                for (row, (sums, integers)) in sums.iter_mut().zip(integers).enumerate() {
-                    let factor = scales.add(unit * ROWS + row).read();
+                    $(
+                        let mut codes = [V::codes::<WIDE>(panels[0].words::<$step>(unit)); PANELS];
+                        for panel in 1..PANELS {
+                            codes[panel] = V::codes::<WIDE>(panels[panel].words::<$step>(unit));
+                        }
+                        for row in 0..ROWS {
+                            let x = x.add($step * ROWS + row).read();
+                            for panel in 0..PANELS {
+                                let sums = &mut integers[row][panel];
+                                *sums = V::dot::<WIDE>(*sums, codes[panel], x);
+                            }
+                        }
+                    )*
                     for panel in 0..PANELS {
-                        sums[panel] =
-                            V::add_scaled(sums[panel], integers[panel], scale[panel], factor);
-                        if MINIMA {
-                            let minimum = V::load(lines[panel].add(GROUPS + group).cast());
-                            sums[panel] =
-                                V::subtract(sums[panel], minimum, row_sums.add(row).read());
+                        let (scale, minimum) = panels[panel].factors::<$group>(unit);
+                        for row in 0..ROWS {
+                            let factor = scales.add(row).read();
+                            let sums = &mut sums[row][panel];
+                            *sums = V::add_scaled(*sums, integers[row][panel], scale, factor);
+                            if MINIMA {
+                                *sums = V::subtract(*sums, minimum, row_sums.add(row).read());
+                            }
                         }
                     }
-                }
+                }};
+            }
+            if GROUPS == 1 {
+                group!(0: 0 1 2 3 4 5 6 7);
+            } else {
+                group!(0: 0 1 2 3);
+                group!(1: 4 5 6 7);
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
-            for (panel, sums) in sums.iter().enumerate() {
-                V::store(*sums, out.add(panel * ROWS + row).cast());
+        for row in 0..ROWS {
+            for panel in 0..PANELS {
+                V::store(sums[row][panel], out.add(panel * ROWS + row).cast());
             }
         }
     }
@@ -182,116 +432,52 @@ unsafe fn kernel<
 pub(super) unsafe fn unpack<V: Lanes>(
     format: &Format,
     panel: &[u8],
-    units: std::ops::Range<usize>,
+    units: usize,
     out: &mut [Line],
 ) {
-    // SAFETY: the caller's promises.
-    unsafe {
-        match format.bits {
-            2 => unpack_units::<V, 2>(format, panel, units, out),
-            3 => unpack_units::<V, 3>(format, panel, units, out),
-            4 => unpack_units::<V, 4>(format, panel, units, out),
-            5 => unpack_units::<V, 5>(format, panel, units, out),
-            6 => unpack_units::<V, 6>(format, panel, units, out),
-            _ => unpack_units::<V, 8>(format, panel, units, out),
-        }
+    let (panel, out) = (panel.as_ptr(), out.as_mut_ptr());
+    macro_rules! units {
+        ($bits:literal, $minima:literal, $nested:literal) => {{
+            let source = Packed::<$bits, $minima, $nested> { panel };
+            // SAFETY: the caller's promises.
+            unsafe { unpack_units::<V, _>(source, units, format.groups(), $minima, out) }
+        }};
     }
+    with_layout!(format, units)
 }
 
-/// Bytes that are asked for ahead of use.
-const PREFETCH: usize = 2048;
-
 #[inline(always)]
-unsafe fn unpack_units<V: Lanes, const BITS: usize>(
-    format: &Format,
-    panel: &[u8],
-    units: std::ops::Range<usize>,
-    out: &mut [Line],
+unsafe fn unpack_units<V: Lanes, S: Source<V>>(
+    source: S,
+    units: usize,
+    groups: usize,
+    minima: bool,
+    mut out: *mut Line,
 ) {
-    let shape = Shape::of(format);
-    let block_units = format.values / UNIT;
-    let unit_bytes = format.unit_bytes();
-    for (unit, lines) in units.zip(out.chunks_exact_mut(shape.unit_lines())) {
-        let block = &panel[unit / block_units * format.packed_bytes()..][..format.packed_bytes()];
-        let packed =
-            &block[format.factor_bytes() + unit % block_units * unit_bytes..][..unit_bytes];
-        for line in (0..unit_bytes).step_by(64) {
-            crate::buffer::prefetch_at(packed.as_ptr().wrapping_add(PREFETCH + line));
+    for unit in 0..units {
+        // SAFETY: the caller's promises.
+        unsafe {
+            macro_rules! factors {
+                ($group:literal) => {
+                    let (scale, minimum) = source.factors::<$group>(unit);
+                    V::store(scale, out.add($group).cast());
+                    if minima {
+                        V::store(minimum, out.add(groups + $group).cast());
+                    }
+                };
+            }
+            factors!(0);
+            if groups == 2 {
+                factors!(1);
+            }
+            out = out.add(groups * if minima { 2 } else { 1 });
+            macro_rules! steps {
+                ($($step:literal)*) => {
+                    $(V::store_words(source.words::<$step>(unit), out.add($step).cast());)*
+                };
+            }
+            steps!(0 1 2 3 4 5 6 7);
+            out = out.add(STEPS);
         }
-        // SAFETY: a block begins with its factors.
-        let (factor, term) = unsafe {
-            let term = if format.minima {
-                V::halves(block.as_ptr().add(2 * PANEL))
-            } else {
-                [0.0; PANEL]
-            };
-            (V::halves(block.as_ptr()), term)
-        };
-        let (factors, steps) = lines.split_at_mut(shape.unit_lines() - UNIT / 4);
-        scales(format, packed, factor, term, factors);
-        let words = &packed[format.scale_bytes()..];
-        for (step, line) in steps.iter_mut().enumerate() {
-            four_columns::<BITS>(words, step, line);
-        }
-    }
-}
-
-/// Scales, then minima, of the groups of a unit.
-#[inline(always)]
-fn scales(
-    format: &Format,
-    unit: &[u8],
-    factor: [f32; PANEL],
-    term: [f32; PANEL],
-    out: &mut [Line],
-) {
-    let Scales::Nested { groups, shared } = format.scales else {
-        out[0].0 = factor;
-        if let Some(minimum) = out.get_mut(1) {
-            // A term is added, a minimum subtracted.
-            minimum.0 = term.map(|term| -term);
-        }
-        return;
-    };
-    let (scales, minima) = out.split_at_mut(groups);
-    for (group, scale) in scales.iter_mut().enumerate() {
-        let bytes = &unit[group * PANEL..][..PANEL];
-        for ((scale, byte), factor) in scale.0.iter_mut().zip(bytes).zip(factor) {
-            let byte = if shared { byte & 15 } else { *byte };
-            *scale = factor * f32::from(byte.cast_signed());
-        }
-    }
-    for (group, minimum) in minima.iter_mut().enumerate() {
-        let at = if shared { group } else { groups + group };
-        let bytes = &unit[at * PANEL..][..PANEL];
-        for ((minimum, byte), term) in minimum.0.iter_mut().zip(bytes).zip(term) {
-            let byte = if shared { byte >> 4 } else { *byte };
-            *minimum = term * f32::from(byte);
-        }
-    }
-}
-
-/// The codes of columns `4 * step..4 * step + 4`, a byte each, four a lane.
-#[inline(always)]
-fn four_columns<const BITS: usize>(words: &[u8], step: usize, out: &mut Line) {
-    let word = |index: usize, lane: usize| {
-        let at = 4 * (index * PANEL + lane);
-        u32::from_ne_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]])
-    };
-    // The planes of `Format::places`, with every shift a constant.
-    let plane = |bits: usize, first: usize, lane: usize| {
-        let steps = 8 / bits;
-        let mask = ((1_u32 << bits) - 1).wrapping_mul(0x0101_0101);
-        word(first + step / steps, lane) >> (step % steps * bits) & mask
-    };
-    for lane in 0..PANEL {
-        let code = match BITS {
-            8 => word(step, lane),
-            6 => plane(4, 0, lane) | plane(2, 4, lane) << 4,
-            5 => plane(4, 0, lane) | plane(1, 4, lane) << 4,
-            3 => plane(2, 0, lane) | plane(1, 2, lane) << 2,
-            bits => plane(bits, 0, lane),
-        };
-        out.0[lane] = f32::from_bits(code);
     }
 }

@@ -5,8 +5,8 @@
 //! sums are scaled and added in `f32`. The activations' rounding ([`Layout`]) is all that such a product
 //! differs by from one with the dequantised weights, besides the rounding of sums.
 //!
-//! Panels are first unpacked to whole bytes, a stretch that stays in the caches, and then meet the
-//! rows of `x`, a tile of rows at a time.
+//! With few rows of `x`, codes are unpacked in registers as they stream by; with many, a pair of panels is
+//! first unpacked to whole bytes, which then meet one tile of rows after another.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -18,15 +18,12 @@ mod scalar;
 use std::ops::Range;
 
 use super::activations::{Layout, Sums};
-use super::{Format, Scales, UNIT};
+use super::{Format, UNIT};
 use crate::InstructionSet;
 use crate::buffer::{Line, flat_mut, with_scratch};
 use crate::matmul::{Output, PARALLEL_FROM, cut};
 use crate::pack::PackedMatrix;
 use crate::pool::{for_each_piece, for_each_task, threads};
-
-/// Units that are unpacked at once when few rows of `x` share them: a block of the largest formats.
-const NARROW_UNITS: usize = 8;
 
 /// Lines of output sums that the largest tile has.
 const MOST_SUMS: usize = 12;
@@ -44,10 +41,7 @@ struct Shape {
 impl Shape {
     fn of(format: &Format) -> Self {
         Self {
-            groups: match format.scales {
-                Scales::Plain => 1,
-                Scales::Nested { groups, .. } => groups,
-            },
+            groups: format.groups(),
             minima: format.minima,
             wide: format.bits == 8,
         }
@@ -68,33 +62,47 @@ fn most_rows(set: InstructionSet) -> usize {
     }
 }
 
-/// A tile: rows of quantised activations with one or two unpacked panels.
+/// One or two panels.
+#[derive(Clone, Copy)]
+enum Panels<'a> {
+    /// One panel, as it is kept.
+    Packed(&'a [u8]),
+    /// All units of the first panel as [`unpack`] leaves them, then of the second.
+    Unpacked(&'a [Line]),
+}
+
+/// A tile: rows of quantised activations with one or two panels.
 struct Tile<'a> {
-    shape: Shape,
+    format: &'a Format,
     /// Activations of the whole rows, see [`Layout`].
     x: &'a [u32],
     rows: usize,
     /// Units of a row.
     row_units: usize,
-    /// The units that the panels were unpacked for.
-    units: Range<usize>,
-    /// Unpacked units of each panel, one panel after another.
-    panels: &'a [Line],
+    panels: Panels<'a>,
     count: usize,
     /// `[panel][row]`.
     sums: &'a mut [Line],
-    /// Whether the sums go on from what they hold.
-    accumulate: bool,
 }
 
 impl Tile<'_> {
     fn multiply(self, set: InstructionSet) {
         // The kernels index without further checks.
-        let words = self.row_units * (UNIT / 4 + 1 + self.shape.groups);
+        let shape = Shape::of(self.format);
+        let words = self.row_units * (UNIT / 4 + 1 + shape.groups);
         assert!(self.rows >= 1 && self.rows <= most_rows(set) && matches!(self.count, 1 | 2));
-        assert!(self.x.len() >= self.rows * words && self.units.end <= self.row_units);
-        assert!(self.panels.len() >= self.count * self.units.len() * self.shape.unit_lines());
+        assert!(self.x.len() >= self.rows * words);
         assert!(self.sums.len() >= self.count * self.rows);
+        match self.panels {
+            Panels::Packed(panel) => {
+                assert!(self.count == 1);
+                let bytes = self.format.panel_bytes(self.row_units * UNIT);
+                assert!(bytes.is_some_and(|bytes| panel.len() >= bytes));
+            }
+            Panels::Unpacked(lines) => {
+                assert!(lines.len() >= self.count * self.row_units * shape.unit_lines());
+            }
+        }
         match set {
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => {
@@ -112,17 +120,11 @@ impl Tile<'_> {
     }
 }
 
-/// Unpacks `units` of a panel to `out`.
-fn unpack(
-    set: InstructionSet,
-    format: &Format,
-    panel: &[u8],
-    units: Range<usize>,
-    out: &mut [Line],
-) {
-    let block_units = format.values / UNIT;
-    assert!(panel.len() >= units.end.div_ceil(block_units) * format.packed_bytes());
-    assert!(out.len() >= units.len() * Shape::of(format).unit_lines());
+/// Unpacks a panel of `units` units to `out`.
+fn unpack(set: InstructionSet, format: &Format, panel: &[u8], units: usize, out: &mut [Line]) {
+    let bytes = format.panel_bytes(units * UNIT);
+    assert!(bytes.is_some_and(|bytes| panel.len() >= bytes));
+    assert!(out.len() >= units * Shape::of(format).unit_lines());
     match set {
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512 => {
@@ -234,45 +236,32 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// A single tile of rows: the weights stream through once.
+    /// A single tile of rows: the weights stream through once, panel by panel, which is the order that
+    /// they lie in.
     fn narrow(&self, x: &[u32]) {
         let panels = self.w.panels();
-        let pairs = panels.div_ceil(2);
-        let work = self
-            .m
-            .saturating_mul(self.w.rows())
-            .saturating_mul(self.w.cols());
+        let outputs = self.m.saturating_mul(self.w.rows());
+        let work = outputs.saturating_mul(self.w.cols());
         // A few tasks a thread, so that a thread that is held up elsewhere does not hold up the rest.
         let tasks = if work < PARALLEL_FROM {
             1
         } else {
-            pairs.min(4 * threads()).min(work / (PARALLEL_FROM / 2))
+            panels.min(4 * threads()).min(work / (PARALLEL_FROM / 2))
         };
-        let (shape, units) = (Shape::of(self.format), self.layout.units());
         for_each_task(tasks, |task| {
-            // Two panels of the largest unpacked units: 12 lines.
-            let mut unpacked = [Line::ZERO; 2 * NARROW_UNITS * 12];
-            for pair in cut(pairs, tasks, task)..cut(pairs, tasks, task + 1) {
-                let first = 2 * pair;
-                let count = 2.min(panels - first);
+            for panel in cut(panels, tasks, task)..cut(panels, tasks, task + 1) {
                 let mut sums = [Line::ZERO; MOST_SUMS];
-                for start in (0..units).step_by(NARROW_UNITS) {
-                    let stretch = start..units.min(start + NARROW_UNITS);
-                    self.unpack(first, count, stretch.clone(), &mut unpacked);
-                    Tile {
-                        shape,
-                        x,
-                        rows: self.m,
-                        row_units: units,
-                        units: stretch,
-                        panels: &unpacked,
-                        count,
-                        sums: &mut sums,
-                        accumulate: start > 0,
-                    }
-                    .multiply(self.set);
+                Tile {
+                    format: self.format,
+                    x,
+                    rows: self.m,
+                    row_units: self.layout.units(),
+                    panels: Panels::Packed(self.w.panel(panel)),
+                    count: 1,
+                    sums: &mut sums,
                 }
-                self.write(0..self.m, first, count, &sums);
+                .multiply(self.set);
+                self.write(0..self.m, panel, 1, &sums);
             }
         });
     }
@@ -293,20 +282,18 @@ impl Product<'_> {
             let first = 2 * pair;
             let count = 2.min(panels - first);
             with_scratch(count * units * shape.unit_lines(), |unpacked| {
-                self.unpack(first, count, 0..units, unpacked);
+                self.unpack(first, count, unpacked);
                 for tile in cut(self.tiles, blocks, block)..cut(self.tiles, blocks, block + 1) {
                     let rows = cut(self.m, self.tiles, tile)..cut(self.m, self.tiles, tile + 1);
                     let mut sums = [Line::ZERO; MOST_SUMS];
                     Tile {
-                        shape,
+                        format: self.format,
                         x: &x[rows.start * row_words..],
                         rows: rows.len(),
                         row_units: units,
-                        units: 0..units,
-                        panels: unpacked,
+                        panels: Panels::Unpacked(unpacked),
                         count,
                         sums: &mut sums,
-                        accumulate: false,
                     }
                     .multiply(self.set);
                     self.write(rows, first, count, &sums);
@@ -315,17 +302,12 @@ impl Product<'_> {
         });
     }
 
-    /// Unpacks `units` of `count` panels, one panel after another.
-    fn unpack(&self, first: usize, count: usize, units: Range<usize>, out: &mut [Line]) {
-        let lines = units.len() * Shape::of(self.format).unit_lines();
+    /// Unpacks `count` panels, one after another.
+    fn unpack(&self, first: usize, count: usize, out: &mut [Line]) {
+        let units = self.layout.units();
+        let lines = units * Shape::of(self.format).unit_lines();
         for (panel, out) in (first..first + count).zip(out.chunks_exact_mut(lines.max(1))) {
-            unpack(
-                self.set,
-                self.format,
-                self.w.panel(panel),
-                units.clone(),
-                out,
-            );
+            unpack(self.set, self.format, self.w.panel(panel), units, out);
         }
     }
 

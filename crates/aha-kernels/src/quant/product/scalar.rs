@@ -1,10 +1,8 @@
 //! The portable body: the twin that the others are tested against.
 
-use std::ops::Range;
-
 use half::f16;
 
-use super::kernel::{self, Lanes};
+use super::kernel::{self, Lanes, Source};
 use super::{Format, Tile};
 use crate::buffer::Line;
 use crate::pack::PANEL;
@@ -13,6 +11,7 @@ struct Scalar;
 
 impl Lanes for Scalar {
     type Int = [i32; PANEL];
+    type Words = [[u8; 4]; PANEL];
     type Codes = [[u8; 4]; PANEL];
     type Float = [f32; PANEL];
 
@@ -20,9 +19,31 @@ impl Lanes for Scalar {
         [value; PANEL]
     }
 
-    unsafe fn codes<const WIDE: bool>(at: *const u8) -> Self::Codes {
+    unsafe fn words(at: *const u8) -> Self::Words {
         // SAFETY: the caller's promise.
-        unsafe { at.cast::<Self::Codes>().read() }
+        unsafe { at.cast::<Self::Words>().read() }
+    }
+
+    unsafe fn field(words: Self::Words, shift: usize, bits: usize) -> Self::Words {
+        words.map(|word| word.map(|byte| byte >> shift & ((1 << bits) - 1)))
+    }
+
+    unsafe fn join(mut low: Self::Words, high: Self::Words, up: usize) -> Self::Words {
+        for (low, high) in low.iter_mut().zip(high) {
+            for (low, high) in low.iter_mut().zip(high) {
+                *low |= high << up;
+            }
+        }
+        low
+    }
+
+    unsafe fn store_words(words: Self::Words, at: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { at.cast::<Self::Words>().write(words) }
+    }
+
+    unsafe fn codes<const WIDE: bool>(words: Self::Words) -> Self::Codes {
+        words
     }
 
     unsafe fn dot<const WIDE: bool>(mut sums: Self::Int, codes: Self::Codes, x: u32) -> Self::Int {
@@ -68,10 +89,46 @@ impl Lanes for Scalar {
         sums
     }
 
-    unsafe fn halves(at: *const u8) -> [f32; PANEL] {
+    unsafe fn multiply(mut a: Self::Float, b: Self::Float) -> Self::Float {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a *= b;
+        }
+        a
+    }
+
+    unsafe fn negate(a: Self::Float) -> Self::Float {
+        a.map(|a| -a)
+    }
+
+    unsafe fn halves(at: *const u8) -> Self::Float {
         // SAFETY: the caller's promise.
         let bytes = unsafe { at.cast::<[[u8; 2]; PANEL]>().read() };
         bytes.map(|bytes| f16::from_bits(u16::from_ne_bytes(bytes)).to_f32())
+    }
+
+    unsafe fn bytes(at: *const u8, shift: usize, bits: usize) -> Self::Float {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { at.cast::<[i8; PANEL]>().read() };
+        bytes.map(|byte| f32::from(if bits == 8 { byte } else { byte >> shift & 15 }))
+    }
+
+    unsafe fn run<
+        S: Source<Self>,
+        const ROWS: usize,
+        const PANELS: usize,
+        const GROUPS: usize,
+        const MINIMA: bool,
+        const WIDE: bool,
+    >(
+        x: *const u32,
+        units: usize,
+        panels: [S; PANELS],
+        out: *mut Line,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            kernel::kernel::<Self, S, ROWS, PANELS, GROUPS, MINIMA, WIDE>(x, units, panels, out)
+        }
     }
 }
 
@@ -88,7 +145,7 @@ pub(super) unsafe fn multiply(tile: Tile<'_>) {
 ///
 /// # Safety
 /// The lengths must be as asserted there.
-pub(super) unsafe fn unpack(format: &Format, panel: &[u8], units: Range<usize>, out: &mut [Line]) {
+pub(super) unsafe fn unpack(format: &Format, panel: &[u8], units: usize, out: &mut [Line]) {
     // SAFETY: the caller's promise.
     unsafe { kernel::unpack::<Scalar>(format, panel, units, out) }
 }
