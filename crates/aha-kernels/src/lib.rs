@@ -29,6 +29,7 @@ mod pack;
 mod pool;
 mod quant;
 mod recurrent;
+mod rotary;
 mod snake;
 
 pub use attention::{
@@ -45,4 +46,5 @@ pub use isa::{InstructionSet, instruction_set};
 pub use pack::{PackedMatrix, WeightKind};
 pub use quant::dequantize_gguf;
 pub use recurrent::{GatedDelta, RecurrentSequence, ShortConv};
+pub use rotary::{HeadNorm, HeadRotation};
 pub use snake::{snake, snake_on};

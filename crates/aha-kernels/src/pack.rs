@@ -4,9 +4,10 @@ use half::{bf16, f16};
 
 use crate::buffer::{AlignedBytes, as_f32, as_f32_mut, as_u16, as_u16_mut};
 use crate::error::{check_len, checked_mul};
+use crate::matmul::{self, Job, Output};
 use crate::pool::for_each_chunk;
 use crate::quant::{self, Format};
-use crate::{InstructionSet, KernelError, instruction_set, matmul};
+use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Output rows that stand side by side in a panel: two AVX2 registers of `f32`.
 pub(crate) const PANEL: usize = 16;
@@ -244,8 +245,68 @@ impl PackedMatrix {
     ) -> Result<(), KernelError> {
         check_len("x", checked_mul(m, self.cols)?, x.len())?;
         check_len("out", checked_mul(m, self.rows)?, out.len())?;
-        matmul::matmul(set.require()?, self, x, m, out);
+        // SAFETY: the matrix is `out`, which is borrowed exclusively.
+        let out = unsafe { Output::new(out.as_mut_ptr(), m, self.rows) };
+        matmul::matmul(set.require()?, &[Job { w: self, out }], x, m);
         Ok(())
+    }
+
+    /// The products of the same rows with several matrices, one result `[m, rows]` after another: one
+    /// round of the threads instead of several.
+    ///
+    /// Each result has the bits that [`PackedMatrix::matmul`] gives.
+    ///
+    /// # Errors
+    /// When `x` has not `m * cols` elements for any of the matrices, or memory runs out.
+    pub fn matmul_together(
+        weights: &[&Self],
+        x: &[f32],
+        m: usize,
+    ) -> Result<Vec<f32>, KernelError> {
+        Self::matmul_together_on(instruction_set(), weights, x, m)
+    }
+
+    /// [`PackedMatrix::matmul_together`] on a given instruction set, for tests and measurements.
+    ///
+    /// # Errors
+    /// As there, and when the processor lacks the instruction set.
+    pub fn matmul_together_on(
+        set: InstructionSet,
+        weights: &[&Self],
+        x: &[f32],
+        m: usize,
+    ) -> Result<Vec<f32>, KernelError> {
+        let set = set.require()?;
+        let mut len = 0_usize;
+        for w in weights {
+            check_len("x", checked_mul(m, w.cols)?, x.len())?;
+            let more = len.checked_add(checked_mul(m, w.rows)?);
+            len = more.ok_or(KernelError::Memory { bytes: usize::MAX })?;
+        }
+        let mut out = Vec::<f32>::new();
+        // Not zeroed: every value is written below.
+        out.try_reserve_exact(len)
+            .map_err(|_| KernelError::Memory {
+                bytes: len.saturating_mul(4),
+            })?;
+        let mut start = out.as_mut_ptr();
+        let jobs: Vec<Job<'_>> = (weights.iter())
+            .map(|&w| {
+                // SAFETY: the results lie one after another in the reserved memory.
+                let job = unsafe {
+                    Job {
+                        w,
+                        out: Output::new(start, m, w.rows),
+                    }
+                };
+                start = start.wrapping_add(m * w.rows);
+                job
+            })
+            .collect();
+        matmul::matmul(set, &jobs, x, m);
+        // SAFETY: `len` values were reserved, and the products have written each of them.
+        unsafe { out.set_len(len) };
+        Ok(out)
     }
 
     /// Copies row `index` into `out` as `f32`: the embedding lookup of tied weights.

@@ -172,7 +172,8 @@ impl SelfAttention {
             ..
         } = self.config;
         let tokens = x.dim(0)?;
-        let q = self.q_proj.forward(x)?;
+        let [q, k, values] =
+            Linear::forward_together([&self.q_proj, &self.k_proj, &self.v_proj], x)?;
         let (q, gate) = if self.config.output_gate {
             let pairs = q.reshape((tokens, num_heads, 2 * head_dim))?;
             let gate = pairs.narrow(2, head_dim, head_dim)?.contiguous()?;
@@ -183,21 +184,14 @@ impl SelfAttention {
         } else {
             (q.reshape((tokens, num_heads, head_dim))?, None)
         };
-        let k = self
-            .k_proj
-            .forward(x)?
-            .reshape((tokens, num_kv_heads, head_dim))?;
+        let k = k.reshape((tokens, num_kv_heads, head_dim))?;
         let placed = |x: Tensor, norm: Option<&RmsNorm>| {
-            if self.config.norm_after_rotation {
-                norm.forward(&rotation.apply(&x)?)
-            } else {
-                rotation.apply(&norm.forward(&x)?)
-            }
+            rotation.apply_normed(&x, norm, self.config.norm_after_rotation)
         };
         Ok(Projected {
             queries: placed(q, self.q_norm.as_ref())?,
             keys: placed(k, self.k_norm.as_ref())?,
-            values: self.v_proj.forward(x)?,
+            values,
             gate,
         })
     }

@@ -2,7 +2,7 @@
 
 use aha_kernels::Rows;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
 };
 
 /// Whether the kernels of this module take the tensor.
@@ -18,6 +18,15 @@ pub(crate) fn contiguous_f32<'a>(
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
         _ => candle_core::bail!("the kernel needs contiguous f32 values"),
+    }
+}
+
+/// Runs `work` on the values of a contiguous f32 tensor on the CPU.
+pub(crate) fn with_f32<R>(x: &Tensor, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let (storage, layout) = x.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => Ok(work(contiguous_f32(storage, layout)?)),
+        _ => candle_core::bail!("the kernel needs values on the CPU"),
     }
 }
 
@@ -105,6 +114,28 @@ impl CustomOp3 for LayerNorm {
             &mut out,
         )
         .map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+}
+
+/// Adds the second tensor to every row of the first.
+pub(crate) struct AddBias;
+
+impl CustomOp2 for AddBias {
+    fn name(&self) -> &'static str {
+        "add-bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let mut out = contiguous_f32(x, x_layout)?.to_vec();
+        aha_kernels::add_bias(&mut out, contiguous_f32(bias, bias_layout)?)
+            .map_err(candle_core::Error::wrap)?;
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 }

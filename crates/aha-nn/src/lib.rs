@@ -15,6 +15,7 @@ pub mod norm;
 pub mod ragged;
 pub mod resize;
 pub mod rope;
+mod rotation;
 pub mod short_conv;
 pub mod snake;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Products with weight matrices: the one place that knows how they are stored.
 
-use crate::cpu::contiguous_f32;
+use crate::cpu::{self, contiguous_f32};
 use crate::weights::{LoadedTensor, Precision, Result, StoredType, Weights, WeightsError};
 use aha_kernels::{PackedMatrix, WeightKind};
 use candle_core::quantized::{QMatMul, QStorage, QTensor};
@@ -75,7 +75,7 @@ impl Matrix {
     /// `x · Wᵀ` for `x` of `[tokens, in_features]`.
     fn matmul(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match self {
-            Self::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&PackedMatmul(packed)),
+            Self::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&PackedMatmul([packed])),
             Self::Dense(weight) => x.matmul(&weight.t()?),
             // Candle's quantised kernels take and give f32.
             Self::Quantized(weight) => weight
@@ -229,13 +229,55 @@ impl Linear {
     }
 }
 
+impl Linear {
+    /// What each of the maps makes of `x` `[tokens, in_features]`, computed in one round where that is
+    /// possible.
+    pub fn forward_together<const N: usize>(
+        maps: [&Self; N],
+        x: &Tensor,
+    ) -> candle_core::Result<[Tensor; N]> {
+        let mut packed = Vec::with_capacity(N);
+        for map in maps {
+            if let Matrix::Packed(weight) = &map.weight {
+                packed.push(weight.as_ref());
+            }
+        }
+        let outputs = if let Ok(packed) = <[&PackedMatrix; N]>::try_from(packed) {
+            let tokens = x.dim(0)?;
+            let all = x.contiguous()?.apply_op1_no_bwd(&PackedMatmul(packed))?;
+            let all = all.flatten_all()?;
+            let mut start = 0;
+            let mut outputs = Vec::with_capacity(N);
+            for (map, weight) in maps.into_iter().zip(packed) {
+                let len = tokens * weight.rows();
+                let output = all
+                    .narrow(0, start, len)?
+                    .reshape((tokens, weight.rows()))?;
+                start += len;
+                outputs.push(match &map.bias {
+                    Some(bias) => output.apply_op2_no_bwd(bias, &cpu::AddBias)?,
+                    None => output,
+                });
+            }
+            outputs
+        } else {
+            maps.into_iter()
+                .map(|map| map.forward(x))
+                .collect::<candle_core::Result<_>>()?
+        };
+        outputs
+            .try_into()
+            .map_err(|_| candle_core::Error::msg("as many results as maps").bt())
+    }
+}
+
 impl Module for Linear {
     /// Maps the last dimension of `x`, which has two dimensions.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match (&self.weight, &self.bias) {
             (Matrix::Packed(packed), Some(bias)) => x
                 .contiguous()?
-                .apply_op2_no_bwd(bias, &PackedMatmul(packed)),
+                .apply_op2_no_bwd(bias, &PackedMatmul([packed])),
             (weight, Some(bias)) => weight.matmul(x)?.broadcast_add(bias),
             (weight, None) => weight.matmul(x),
         }
@@ -278,10 +320,10 @@ impl Module for Embedding {
     }
 }
 
-/// `x · Wᵀ`, as an operation of two tensors plus a bias, on the CPU.
-struct PackedMatmul<'a>(&'a PackedMatrix);
+/// `x · Wᵀ` on the CPU for some matrices: the results one after another.
+struct PackedMatmul<'a, const N: usize>([&'a PackedMatrix; N]);
 
-impl CustomOp1 for PackedMatmul<'_> {
+impl<const N: usize> CustomOp1 for PackedMatmul<'_, N> {
     fn name(&self) -> &'static str {
         "packed-matmul"
     }
@@ -296,7 +338,7 @@ impl CustomOp1 for PackedMatmul<'_> {
     }
 }
 
-impl CustomOp2 for PackedMatmul<'_> {
+impl CustomOp2 for PackedMatmul<'_, 1> {
     fn name(&self) -> &'static str {
         "packed-matmul-bias"
     }
@@ -316,7 +358,7 @@ impl CustomOp2 for PackedMatmul<'_> {
     }
 }
 
-impl PackedMatmul<'_> {
+impl<const N: usize> PackedMatmul<'_, N> {
     fn product(
         &self,
         storage: &CpuStorage,
@@ -324,11 +366,13 @@ impl PackedMatmul<'_> {
     ) -> candle_core::Result<(Vec<f32>, Shape)> {
         let (tokens, _) = layout.shape().dims2()?;
         let x = contiguous_f32(storage, layout)?;
-        let mut y = vec![0f32; tokens * self.0.rows()];
-        self.0
-            .matmul(x, tokens, &mut y)
-            .map_err(candle_core::Error::wrap)?;
-        Ok((y, Shape::from((tokens, self.0.rows()))))
+        let y = PackedMatrix::matmul_together(&self.0, x, tokens);
+        let y = y.map_err(candle_core::Error::wrap)?;
+        let shape = match self.0.as_slice() {
+            [one] => Shape::from((tokens, one.rows())),
+            _ => Shape::from(y.len()),
+        };
+        Ok((y, shape))
     }
 }
 
@@ -363,5 +407,24 @@ impl CustomOp1 for PackedLookup<'_> {
             CpuStorage::F32(rows),
             Shape::from((end - start, hidden_size)),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{close, random};
+
+    #[test]
+    fn maps_together_give_what_each_gives_alone() {
+        let mut maps = [7, 32, 1].map(|rows| Linear::from_tensor(&random(&[rows, 24])).unwrap());
+        maps[1].bias = Some(random(&[32]));
+        for tokens in [1, 9] {
+            let x = random(&[tokens, 24]);
+            let together = Linear::forward_together(maps.each_ref(), &x).unwrap();
+            for (map, together) in maps.iter().zip(&together) {
+                close(together, &map.forward(&x).unwrap(), 0.0);
+            }
+        }
     }
 }

@@ -103,7 +103,10 @@ impl GatedMlp {
 impl Module for GatedMlp {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (gate, up) = match &self.gate_up {
-            GateUp::Separate { gate, up } => (gate.forward(x)?, up.forward(x)?),
+            GateUp::Separate { gate, up } => {
+                let [gate, up] = Linear::forward_together([gate, up], x)?;
+                (gate, up)
+            }
             GateUp::Fused(both) => {
                 let both = both.forward(x)?;
                 let last = both.rank() - 1;

@@ -32,6 +32,22 @@ impl RmsNorm {
     }
 }
 
+impl RmsNorm {
+    #[cfg(test)]
+    pub(crate) fn from_tensor(weight: Tensor, eps: f32) -> Self {
+        Self { weight, eps }
+    }
+
+    /// `[size]`.
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    pub(crate) fn eps(&self) -> f32 {
+        self.eps
+    }
+}
+
 impl Module for RmsNorm {
     /// Normalises the last dimension.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {

@@ -2,6 +2,8 @@
 
 use crate::batch::Batch;
 use crate::ragged::SequenceBounds;
+pub use crate::rotation::Rotation;
+use crate::rotation::RotationForm;
 use candle_core::{DType, Device, Result, Tensor};
 use serde::Deserialize;
 
@@ -168,23 +170,6 @@ struct DynamicNtk {
     factor: f64,
     original_len: usize,
     rotary_dim: usize,
-}
-
-/// Cosines and sines of a batch's positions.
-#[derive(Debug, Clone)]
-pub struct Rotation {
-    cos: Tensor,
-    sin: Tensor,
-    form: RotationForm,
-}
-
-/// How a rotation's numbers belong to the values of a head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RotationForm {
-    /// `[tokens, rotary_dim / 2]`: one angle for both values of a pair.
-    Pairs(RopePairing),
-    /// `[tokens, rotary_dim]`: an angle for each value; pairs are split in halves.
-    Values,
 }
 
 /// Cosines and sines in the making, token after token.
@@ -435,62 +420,6 @@ impl RotaryEmbedding {
                 .map(|f| *f as f32)
                 .collect(),
         )
-    }
-}
-
-impl Rotation {
-    /// Rotation by given angles `[tokens, half]`, of heads whose first `2 * half` values are rotated.
-    pub fn from_angles(angles: &[f32], half: usize, dtype: DType, device: &Device) -> Result<Self> {
-        let shape = (angles.len() / half.max(1), half);
-        let tensor = |function: fn(f32) -> f32| {
-            let values: Vec<f32> = angles.iter().map(|angle| function(*angle)).collect();
-            Tensor::from_vec(values, shape, device)?.to_dtype(dtype)
-        };
-        Ok(Self {
-            cos: tensor(f32::cos)?,
-            sin: tensor(f32::sin)?,
-            form: RotationForm::Pairs(RopePairing::HalfSplit),
-        })
-    }
-
-    /// Rotates `x` `[tokens, heads, head_dim]`; values of a head beyond `rotary_dim` pass unchanged.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let head_dim = x.dim(2)?;
-        let rotary_dim = match self.form {
-            RotationForm::Pairs(_) => 2 * self.cos.dim(1)?,
-            RotationForm::Values => self.cos.dim(1)?,
-        };
-        if rotary_dim == head_dim {
-            return self.rotate(x);
-        }
-        let rotated = self.rotate(&x.narrow(2, 0, rotary_dim)?)?;
-        Tensor::cat(
-            &[rotated, x.narrow(2, rotary_dim, head_dim - rotary_dim)?],
-            2,
-        )
-    }
-
-    /// The same for `x` of which every value is rotated.
-    fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        let (tokens, heads, dim) = x.dims3()?;
-        let x = x.contiguous()?;
-        // One batch entry a token lets Candle's kernels take an angle for each.
-        let by_token = |table: &Tensor| table.reshape((tokens, 1, table.dim(1)?));
-        let (cos, sin) = (by_token(&self.cos)?, by_token(&self.sin)?);
-        let rotated = match self.form {
-            RotationForm::Pairs(RopePairing::HalfSplit) => {
-                candle_nn::rotary_emb::rope_thd(&x.reshape((tokens, 1, heads, dim))?, &cos, &sin)?
-            }
-            RotationForm::Pairs(RopePairing::Interleaved) => {
-                candle_nn::rotary_emb::rope_i(&x.reshape((tokens, heads, 1, dim))?, &cos, &sin)?
-            }
-            RotationForm::Values => {
-                let (first, second) = (x.narrow(2, 0, dim / 2)?, x.narrow(2, dim / 2, dim / 2)?);
-                let turned = Tensor::cat(&[second.neg()?, first], 2)?;
-                (x.broadcast_mul(&cos)? + turned.broadcast_mul(&sin)?)?
-            }
-        };
-        rotated.reshape((tokens, heads, dim))
     }
 }
 

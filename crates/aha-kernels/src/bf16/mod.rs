@@ -6,9 +6,10 @@
 
 mod avx512;
 
+use std::ops::Range;
+
 use crate::buffer::{Line, flat_mut, with_scratch};
-use crate::matmul::{Output, PARALLEL_FROM, cut};
-use crate::pack::PackedMatrix;
+use crate::matmul::{Job, PARALLEL_FROM, cut, tasks};
 use crate::pool::{for_each_piece, for_each_task, threads};
 
 /// Rows of `x` and panels of a tile: their sums fill 24 of 32 registers.
@@ -43,66 +44,96 @@ impl Tile<'_> {
     }
 }
 
-/// The product; shapes were checked by the caller, `w` is `Bf16`, and the processor has the instructions
-/// of `InstructionSet::Avx512`.
-pub(crate) fn matmul(w: &PackedMatrix, x: &[f32], m: usize, out: Output) {
-    let pairs = w.cols().div_ceil(2);
+/// The products; shapes were checked by the caller, all matrices are `Bf16`, and the processor has the
+/// instructions of `InstructionSet::Avx512`.
+pub(crate) fn matmul(jobs: &[Job<'_>], x: &[f32], m: usize) {
+    let cols = jobs[0].w.cols();
+    let pairs = cols.div_ceil(2);
     let tiles = m.div_ceil(TILE_ROWS);
-    let work = m.saturating_mul(w.rows()).saturating_mul(w.cols());
-    let cores = if work < PARALLEL_FROM { 1 } else { threads() };
     with_scratch((m * pairs).div_ceil(16), |scratch| {
         let words = &mut flat_mut(scratch)[..m * pairs];
-        round(w.cols(), x, m, words);
+        round(cols, x, m, words);
         // SAFETY: `u32` has the size and alignment of `f32`, and both take every bit pattern.
         let x: &[u32] = unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) };
-        let groups = w.panels().div_ceil(TILE_PANELS);
-        // Few rows: a few tasks a thread, each walking forwards through memory, so that a thread that is
-        // held up elsewhere does not hold up the rest. Many rows: a group of panels stays in the
-        // second-level cache while the rows pass.
-        let stretches = if cores == 1 {
-            1
-        } else if tiles == 1 {
-            groups.min(4 * cores)
+        if tiles == 1 {
+            narrow(jobs, x, m);
         } else {
-            groups
-        };
-        let blocks = (4 * cores).div_ceil(stretches).min(tiles);
-        let blocks = if cores == 1 { 1 } else { blocks };
-        for_each_task(stretches * blocks, |task| {
-            let (stretch, block) = (task / blocks, task % blocks);
-            for group in cut(groups, stretches, stretch)..cut(groups, stretches, stretch + 1) {
-                let panels = group * TILE_PANELS..w.panels().min((group + 1) * TILE_PANELS);
-                for tile in cut(tiles, blocks, block)..cut(tiles, blocks, block + 1) {
-                    let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
-                    let mut first = panels.start;
-                    while first < panels.end {
-                        let count = match panels.end - first {
-                            4.. => 4,
-                            2.. => 2,
-                            _ => 1,
-                        };
-                        let mut sums = [Line::ZERO; TILE_ROWS * TILE_PANELS];
-                        Tile {
-                            x: &x[rows.start * pairs..rows.end * pairs],
-                            rows: rows.len(),
-                            pairs,
-                            panels: w.panel_range(first, count),
-                            count,
-                            streams: tiles == 1,
-                            sums: &mut sums,
-                        }
-                        .multiply();
-                        for (index, line) in sums[..count * rows.len()].iter().enumerate() {
-                            let (panel, row) = (first + index / rows.len(), index % rows.len());
-                            // SAFETY: these panels of these rows are this task's own.
-                            unsafe { out.write(rows.start + row, panel, line) }
-                        }
-                        first += count;
-                    }
-                }
-            }
-        });
+            jobs.iter().for_each(|job| wide(job, x, m));
+        }
     });
+}
+
+/// A single tile of rows: the weights stream through once, a group of panels at a time.
+fn narrow(jobs: &[Job<'_>], x: &[u32], m: usize) {
+    let groups = |job: &Job<'_>| job.w.panels().div_ceil(TILE_PANELS);
+    let all = jobs.iter().map(groups).sum();
+    let work = jobs
+        .iter()
+        .map(|job| m.saturating_mul(job.w.rows()).saturating_mul(job.w.cols()));
+    let tasks = tasks(all, work.sum());
+    for_each_task(tasks, |task| {
+        let mut skipped = 0;
+        for job in jobs {
+            let own = cut(all, tasks, task)..cut(all, tasks, task + 1);
+            let inside = |group: usize| group.clamp(skipped, skipped + groups(job)) - skipped;
+            for group in inside(own.start)..inside(own.end) {
+                multiply_group(job, group, x, 0..m, true);
+            }
+            skipped += groups(job);
+        }
+    });
+}
+
+/// Many rows: a group of panels stays in the second-level cache while the rows pass.
+fn wide(job: &Job<'_>, x: &[u32], m: usize) {
+    let (w, tiles) = (job.w, m.div_ceil(TILE_ROWS));
+    let pairs = w.cols().div_ceil(2);
+    let groups = w.panels().div_ceil(TILE_PANELS);
+    // Rows are cut, too, where panels alone do not keep the threads busy.
+    let blocks = (4 * threads()).div_ceil(groups.max(1)).min(tiles);
+    let task = |task: usize| {
+        let (group, block) = (task / blocks, task % blocks);
+        for tile in cut(tiles, blocks, block)..cut(tiles, blocks, block + 1) {
+            let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
+            multiply_group(job, group, &x[rows.start * pairs..], rows, false);
+        }
+    };
+    if m.saturating_mul(w.rows()).saturating_mul(w.cols()) < PARALLEL_FROM {
+        (0..groups * blocks).for_each(task);
+    } else {
+        for_each_task(groups * blocks, task);
+    }
+}
+
+/// The panels of a group with a tile of rows.
+fn multiply_group(job: &Job<'_>, group: usize, x: &[u32], rows: Range<usize>, streams: bool) {
+    let pairs = job.w.cols().div_ceil(2);
+    let end = job.w.panels().min((group + 1) * TILE_PANELS);
+    let mut first = group * TILE_PANELS;
+    while first < end {
+        let count = match end - first {
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        let mut sums = [Line::ZERO; TILE_ROWS * TILE_PANELS];
+        Tile {
+            x,
+            rows: rows.len(),
+            pairs,
+            panels: job.w.panel_range(first, count),
+            count,
+            streams,
+            sums: &mut sums,
+        }
+        .multiply();
+        for (index, line) in sums[..count * rows.len()].iter().enumerate() {
+            let (panel, row) = (first + index / rows.len(), index % rows.len());
+            // SAFETY: these panels of these rows are this task's own.
+            unsafe { job.out.write(rows.start + row, panel, line) }
+        }
+        first += count;
+    }
 }
 
 /// Rounds rows to `bf16` and lays them out as `[tile][pair of columns][row of the tile]`, two in the

@@ -66,16 +66,28 @@ pub fn rms_norm_on(
     let (set, size) = (set.require()?, weight.len());
     check_rows("length of x", x.len(), "length of weight", size)?;
     check_len("out", x.len(), out.len())?;
-    let row = |x: &[f32], out: &mut [f32]| match set {
+    for_each_row(x, out, size, |x, out| {
+        rms_norm_row(set, x, weight, epsilon, out)
+    });
+    Ok(())
+}
+
+/// [`rms_norm`] of a single row; lengths are equal and the instruction set is present.
+pub(crate) fn rms_norm_row(
+    set: InstructionSet,
+    x: &[f32],
+    weight: &[f32],
+    epsilon: f32,
+    out: &mut [f32],
+) {
+    match set {
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 | InstructionSet::Avx512 => {
-            // SAFETY: the instruction set is present (required above).
+            // SAFETY: the instruction set is present (required by the callers).
             unsafe { avx2::rms_norm(x, weight, epsilon, out) }
         }
         _ => scalar::rms_norm(x, weight, epsilon, out),
-    };
-    for_each_row(x, out, size, row);
-    Ok(())
+    }
 }
 
 /// The gate of a gated feed-forward layer: `out = silu(gate) * up`, with `silu(x) = x / (1 + e^-x)`.

@@ -17,7 +17,7 @@ use crate::pack::{
     WeightKind::{self, F32},
 };
 use crate::pool::{for_each_piece, for_each_task, threads};
-use crate::quant::{self, Format};
+use crate::quant;
 
 /// Rows of `x` that a tile holds at most: 6 x 16 accumulators fill twelve of AVX2's registers.
 pub(crate) const TILE_ROWS: usize = 6;
@@ -137,27 +137,56 @@ pub(crate) fn tile_panels(rows: usize, left: usize) -> usize {
     }
 }
 
-/// The product; shapes were checked by the caller.
-pub(crate) fn matmul(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: &mut [f32]) {
-    if out.is_empty() {
+/// A product to compute: a matrix, and where its result goes.
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'a> {
+    pub(crate) w: &'a PackedMatrix,
+    pub(crate) out: Output,
+}
+
+/// The kernels that a matrix is multiplied by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Integers,
+    #[cfg(target_arch = "x86_64")]
+    Bf16,
+    Floats,
+}
+
+impl Way {
+    fn of(set: InstructionSet, kind: WeightKind) -> Self {
+        match kind {
+            WeightKind::F32 | WeightKind::F16 => Self::Floats,
+            #[cfg(target_arch = "x86_64")]
+            WeightKind::Bf16 if set == InstructionSet::Avx512 => Self::Bf16,
+            WeightKind::Bf16 => Self::Floats,
+            _ => Self::Integers,
+        }
+    }
+}
+
+/// The products of the `m` rows of `x` with some matrices of as many columns; shapes were checked by the
+/// caller.
+pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize) {
+    if m == 0 {
         return;
     }
-    let out = Output {
-        start: out.as_mut_ptr(),
-        rows: m,
-        cols: w.rows(),
-    };
-    if let Some(format) = Format::of(w.kind()) {
-        return quant::product::matmul(set, &format, w, x, m, out);
-    }
-    #[cfg(target_arch = "x86_64")]
-    if set == InstructionSet::Avx512 && w.kind() == WeightKind::Bf16 {
-        return bf16::matmul(w, x, m, out);
-    }
-    if m <= TILE_ROWS {
-        narrow(set, w, x, m, out)
-    } else {
-        wide(set, w, x, m, out)
+    let way = |job: &Job<'_>| Way::of(set, job.w.kind());
+    for jobs in jobs.chunk_by(|a, b| way(a) == way(b)) {
+        match way(&jobs[0]) {
+            Way::Integers => quant::product::matmul(set, jobs, x, m),
+            #[cfg(target_arch = "x86_64")]
+            Way::Bf16 => bf16::matmul(jobs, x, m),
+            Way::Floats => {
+                for job in jobs.iter().filter(|job| job.w.rows() > 0) {
+                    if m <= TILE_ROWS {
+                        narrow(set, job.w, x, m, job.out);
+                    } else {
+                        wide(set, job.w, x, m, job.out);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -175,6 +204,14 @@ unsafe impl Send for Output {}
 unsafe impl Sync for Output {}
 
 impl Output {
+    /// A matrix `[rows, cols]` that begins at `start`.
+    ///
+    /// # Safety
+    /// All of it must be writable, and nobody else's, until the last `write`.
+    pub(crate) unsafe fn new(start: *mut f32, rows: usize, cols: usize) -> Self {
+        Self { start, rows, cols }
+    }
+
     /// Copies the sixteen (or, at the right edge, fewer) values of one row of one panel.
     ///
     /// # Safety
@@ -191,18 +228,21 @@ impl Output {
     }
 }
 
+/// How many tasks share `pieces` pieces of `work` multiply-adds, each task walking forwards through memory: a
+/// few for each thread, so that a thread that is held up elsewhere does not hold up the rest.
+pub(crate) fn tasks(pieces: usize, work: usize) -> usize {
+    if work < PARALLEL_FROM {
+        return 1;
+    }
+    pieces.min(4 * threads()).min(work / (PARALLEL_FROM / 2))
+}
+
 /// Up to six rows: the weights stream through once, each value used as it arrives.
 fn narrow(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Output) {
     let panels = w.panels();
     let group = tile_panels(m, usize::MAX);
     let groups = panels.div_ceil(group);
-    let work = m.saturating_mul(w.rows()).saturating_mul(w.cols());
-    // A few tasks a thread, so that a thread that is held up elsewhere does not hold up the rest.
-    let tasks = if work < PARALLEL_FROM {
-        1
-    } else {
-        groups.min(4 * threads()).min(work / (PARALLEL_FROM / 2))
-    };
+    let tasks = tasks(groups, m.saturating_mul(w.rows()).saturating_mul(w.cols()));
     for_each_task(tasks, |task| {
         let end = panels.min((task + 1) * groups / tasks * group);
         let mut first = task * groups / tasks * group;

@@ -260,6 +260,43 @@ fn rows_come_back_as_they_went_in() {
 }
 
 #[test]
+fn products_together_are_those_alone() {
+    // Kinds that share their activations, kinds that do not, and kinds that have ways of their own.
+    let kinds = [
+        WeightKind::Q4K,
+        WeightKind::Q4K,
+        WeightKind::Q6K,
+        WeightKind::Bf16,
+        WeightKind::Bf16,
+        WeightKind::F32,
+        WeightKind::Q8_0,
+    ];
+    let (sizes, cols) = ([40, 600, 7, 130, 33, 16, 1], 512);
+    let matrices: Vec<_> = kinds
+        .into_iter()
+        .zip(sizes)
+        .map(|(kind, rows)| matrix(kind, rows, cols, rows as u64).0)
+        .collect();
+    let weights: Vec<_> = matrices.iter().collect();
+    for m in [0, 1, 3, 7, 50] {
+        let x = values(m * cols, 4);
+        for set in available() {
+            let together = PackedMatrix::matmul_together_on(set, &weights, &x, m).unwrap();
+            let alone: Vec<f32> = weights
+                .iter()
+                .flat_map(|w| product(set, w, &x, m))
+                .collect();
+            assert_eq!(bits(&together), bits(&alone), "{set:?} {m}");
+        }
+    }
+    let other = PackedMatrix::from_f32(1, 2, &[1.0; 2]).unwrap();
+    assert!(matches!(
+        PackedMatrix::matmul_together(&[weights[0], &other], &[0.0; 512], 1),
+        Err(KernelError::Length { argument: "x", .. })
+    ));
+}
+
+#[test]
 fn empty_shapes_are_products_too() {
     let w = PackedMatrix::from_f32(0, 5, &[]).unwrap();
     w.matmul(&[0.0; 10], 2, &mut []).unwrap();

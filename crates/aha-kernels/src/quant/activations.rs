@@ -7,7 +7,7 @@ use super::UNIT;
 const ROUNDING: f32 = 12_582_912.0;
 
 /// What the sums beside the codes are for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sums {
     /// Integers `-offset * sum(codes)`: where integer accumulators start, so that the offset of the
     /// weights' codes drops out.
@@ -21,7 +21,7 @@ pub(super) enum Sums {
 /// Each 32 values (a unit) of a row share a scale, the largest absolute value over 127, and are
 /// rounded to integers of -127..=127. Rows that a kernel takes together (a tile) lie interleaved:
 /// `[step of 4 columns][row]` words of four codes, `[unit][row]` scales, `[group][row]` sums.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) cols: usize,
     /// Groups of weights with a scale of their own in a unit: one or two.

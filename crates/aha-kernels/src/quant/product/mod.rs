@@ -21,7 +21,7 @@ use super::activations::{Layout, Sums};
 use super::{Format, UNIT};
 use crate::InstructionSet;
 use crate::buffer::{Line, flat_mut, with_scratch};
-use crate::matmul::{Output, PARALLEL_FROM, cut};
+use crate::matmul::{Job, Output, PARALLEL_FROM, cut, tasks};
 use crate::pack::PackedMatrix;
 use crate::pool::{for_each_piece, for_each_task, threads};
 
@@ -177,43 +177,60 @@ fn quantise(set: InstructionSet, layout: &Layout, x: &[f32], rows: usize, words:
     }
 }
 
-/// The product; shapes were checked by the caller, and `w` is of `format`.
-pub(crate) fn matmul(
-    set: InstructionSet,
-    format: &Format,
-    w: &PackedMatrix,
-    x: &[f32],
-    m: usize,
-    out: Output,
-) {
-    let layout = layout(set, format, w.cols());
-    let tiles = m.div_ceil(most_rows(set));
-    let row_words = layout.row_words();
-    with_scratch((m * row_words).div_ceil(16), |scratch| {
-        let words = words_of(scratch);
-        let quantise_tile = |tile: usize, words: &mut [u32]| {
-            let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
-            let x = &x[rows.start * w.cols()..rows.end * w.cols()];
-            quantise(set, &layout, x, rows.len(), words);
-        };
-        let product = Product {
+/// The products; shapes were checked by the caller, and all kinds have formats.
+pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize) {
+    let formats = jobs.iter().filter_map(|job| Format::of(job.w.kind()));
+    let products: Vec<Product<'_>> = (jobs.iter().zip(formats))
+        .map(|(job, format)| Product {
             set,
             format,
-            layout,
-            w,
+            layout: layout(set, &format, job.w.cols()),
+            w: job.w,
             m,
-            tiles,
-            out,
-        };
-        if tiles == 1 {
-            quantise_tile(0, &mut words[..m * row_words]);
-            product.narrow(words);
-        } else {
+            out: job.out,
+        })
+        .collect();
+    // Products that take their activations in the same way share them.
+    for products in products.chunk_by(|a, b| a.layout == b.layout) {
+        let layout = products[0].layout;
+        let tiles = m.div_ceil(most_rows(set));
+        with_scratch((m * layout.row_words()).div_ceil(16), |scratch| {
+            let words = words_of(scratch);
             let starts: Vec<_> = (0..=tiles)
-                .map(|tile| cut(m, tiles, tile) * row_words)
+                .map(|tile| cut(m, tiles, tile) * layout.row_words())
                 .collect();
-            for_each_piece(words, &starts, m * w.cols() >= PARALLEL_FROM, quantise_tile);
-            product.wide(words);
+            let parallel = m * layout.cols >= PARALLEL_FROM;
+            for_each_piece(words, &starts, parallel, |tile, words| {
+                let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
+                let x = &x[rows.start * layout.cols..rows.end * layout.cols];
+                quantise(set, &layout, x, rows.len(), words);
+            });
+            if tiles == 1 {
+                narrow(products, words);
+            } else {
+                products
+                    .iter()
+                    .for_each(|product| product.wide(tiles, words));
+            }
+        });
+    }
+}
+
+/// A single tile of rows: the weights stream through once, panel by panel, which is the order that they
+/// lie in.
+fn narrow(products: &[Product<'_>], x: &[u32]) {
+    let panels = products.iter().map(|product| product.w.panels()).sum();
+    let work = products.iter().map(Product::work).sum();
+    // A few tasks a thread, so that a thread that is held up elsewhere does not hold up the rest.
+    let tasks = tasks(panels, work);
+    for_each_task(tasks, |task| {
+        let mut skipped = 0;
+        for product in products {
+            let own = cut(panels, tasks, task)..cut(panels, tasks, task + 1);
+            let inside =
+                |panel: usize| panel.clamp(skipped, skipped + product.w.panels()) - skipped;
+            (inside(own.start)..inside(own.end)).for_each(|panel| product.narrow(panel, x));
+            skipped += product.w.panels();
         }
     });
 }
@@ -227,67 +244,59 @@ fn words_of(lines: &mut [Line]) -> &mut [u32] {
 
 struct Product<'a> {
     set: InstructionSet,
-    format: &'a Format,
+    format: Format,
     layout: Layout,
     w: &'a PackedMatrix,
     m: usize,
-    tiles: usize,
     out: Output,
 }
 
 impl Product<'_> {
-    /// A single tile of rows: the weights stream through once, panel by panel, which is the order that
-    /// they lie in.
-    fn narrow(&self, x: &[u32]) {
-        let panels = self.w.panels();
-        let outputs = self.m.saturating_mul(self.w.rows());
-        let work = outputs.saturating_mul(self.w.cols());
-        // A few tasks a thread, so that a thread that is held up elsewhere does not hold up the rest.
-        let tasks = if work < PARALLEL_FROM {
-            1
-        } else {
-            panels.min(4 * threads()).min(work / (PARALLEL_FROM / 2))
-        };
-        for_each_task(tasks, |task| {
-            for panel in cut(panels, tasks, task)..cut(panels, tasks, task + 1) {
-                let mut sums = [Line::ZERO; MOST_SUMS];
-                Tile {
-                    format: self.format,
-                    x,
-                    rows: self.m,
-                    row_units: self.layout.units(),
-                    panels: Panels::Packed(self.w.panel(panel)),
-                    count: 1,
-                    sums: &mut sums,
-                }
-                .multiply(self.set);
-                self.write(0..self.m, panel, 1, &sums);
-            }
-        });
+    /// Multiply-adds.
+    fn work(&self) -> usize {
+        self.m
+            .saturating_mul(self.w.rows())
+            .saturating_mul(self.w.cols())
+    }
+
+    /// One panel with all rows.
+    fn narrow(&self, panel: usize, x: &[u32]) {
+        let mut sums = [Line::ZERO; MOST_SUMS];
+        Tile {
+            format: &self.format,
+            x,
+            rows: self.m,
+            row_units: self.layout.units(),
+            panels: Panels::Packed(self.w.panel(panel)),
+            count: 1,
+            sums: &mut sums,
+        }
+        .multiply(self.set);
+        self.write(0..self.m, panel, 1, &sums);
     }
 
     /// Many rows: a pair of panels is unpacked once and meets one tile after another.
-    fn wide(&self, x: &[u32]) {
+    fn wide(&self, tiles: usize, x: &[u32]) {
         let (panels, units, row_words) = (
             self.w.panels(),
             self.layout.units(),
             self.layout.row_words(),
         );
         let pairs = panels.div_ceil(2);
-        let shape = Shape::of(self.format);
+        let shape = Shape::of(&self.format);
         // Rows are cut, too, where panels alone do not keep the threads busy.
-        let blocks = (4 * threads()).div_ceil(pairs).min(self.tiles);
+        let blocks = (4 * threads()).div_ceil(pairs).min(tiles);
         for_each_task(pairs * blocks, |task| {
             let (pair, block) = (task / blocks, task % blocks);
             let first = 2 * pair;
             let count = 2.min(panels - first);
             with_scratch(count * units * shape.unit_lines(), |unpacked| {
                 self.unpack(first, count, unpacked);
-                for tile in cut(self.tiles, blocks, block)..cut(self.tiles, blocks, block + 1) {
-                    let rows = cut(self.m, self.tiles, tile)..cut(self.m, self.tiles, tile + 1);
+                for tile in cut(tiles, blocks, block)..cut(tiles, blocks, block + 1) {
+                    let rows = cut(self.m, tiles, tile)..cut(self.m, tiles, tile + 1);
                     let mut sums = [Line::ZERO; MOST_SUMS];
                     Tile {
-                        format: self.format,
+                        format: &self.format,
                         x: &x[rows.start * row_words..],
                         rows: rows.len(),
                         row_units: units,
@@ -305,9 +314,9 @@ impl Product<'_> {
     /// Unpacks `count` panels, one after another.
     fn unpack(&self, first: usize, count: usize, out: &mut [Line]) {
         let units = self.layout.units();
-        let lines = units * Shape::of(self.format).unit_lines();
+        let lines = units * Shape::of(&self.format).unit_lines();
         for (panel, out) in (first..first + count).zip(out.chunks_exact_mut(lines.max(1))) {
-            unpack(self.set, self.format, self.w.panel(panel), units, out);
+            unpack(self.set, &self.format, self.w.panel(panel), units, out);
         }
     }
 

@@ -1,0 +1,289 @@
+//! Rotary positions (arXiv 2104.09864) of attention heads, in one pass with the norm that some families
+//! give each head.
+
+use crate::elementwise::rms_norm_row;
+use crate::error::{check_len, checked_mul};
+use crate::pool::for_each_chunk;
+use crate::{InstructionSet, KernelError, instruction_set};
+
+/// Values below which threads cost more than they bring.
+const PARALLEL_FROM: usize = 64 * 1024;
+
+/// Values that a task takes at least.
+const CHUNK: usize = 8192;
+
+/// Rotates the heads of tokens: of each pair of values `(a, b)` it makes
+/// `(a cos - b sin, a sin + b cos)`.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadRotation<'a> {
+    /// Heads of a token.
+    pub num_heads: usize,
+    /// Values of a head.
+    pub head_dim: usize,
+    /// Pairs of a head; the values beyond the first `2 * half` pass unchanged.
+    pub half: usize,
+    /// `[tokens, half]`.
+    pub cos: &'a [f32],
+    /// `[tokens, half]`.
+    pub sin: &'a [f32],
+    /// Pairs are neighbours; otherwise value `i` goes with value `i + half`.
+    pub interleaved: bool,
+    /// The norm of each head, where there is one.
+    pub norm: Option<HeadNorm<'a>>,
+}
+
+/// A root-mean-square norm over each head.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNorm<'a> {
+    /// `[head_dim]`.
+    pub weight: &'a [f32],
+    /// Added to the mean of the squares.
+    pub epsilon: f32,
+    /// Whether it follows the rotation instead of preceding it.
+    pub after_rotation: bool,
+}
+
+impl HeadRotation<'_> {
+    /// Rotates `x` `[tokens, num_heads * head_dim]` to `out` of the same shape.
+    ///
+    /// # Errors
+    /// When a slice does not fit the shapes, or a size is zero.
+    pub fn forward(&self, x: &[f32], out: &mut [f32]) -> Result<(), KernelError> {
+        self.forward_on(instruction_set(), x, out)
+    }
+
+    /// [`HeadRotation::forward`] on a given instruction set, for tests and measurements.
+    ///
+    /// # Errors
+    /// As there, and when the processor lacks the instruction set.
+    pub fn forward_on(
+        &self,
+        set: InstructionSet,
+        x: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        let set = set.require()?;
+        if self.num_heads == 0 || self.head_dim == 0 || self.half == 0 {
+            return Err(KernelError::Zero {
+                argument: "num_heads, head_dim and half",
+            });
+        }
+        if self.half > self.head_dim / 2 {
+            return Err(KernelError::OutOfRange {
+                argument: "half",
+                value: self.half,
+                maximum: self.head_dim / 2,
+            });
+        }
+        let width = checked_mul(self.num_heads, self.head_dim)?;
+        let tokens = self.cos.len() / self.half;
+        check_len("cos", checked_mul(tokens, self.half)?, self.cos.len())?;
+        check_len("sin", self.cos.len(), self.sin.len())?;
+        check_len("x", checked_mul(tokens, width)?, x.len())?;
+        check_len("out", x.len(), out.len())?;
+        if let Some(norm) = &self.norm {
+            check_len("weight of the norm", self.head_dim, norm.weight.len())?;
+        }
+        let rows = if x.len() < PARALLEL_FROM {
+            tokens
+        } else {
+            CHUNK.div_ceil(width)
+        };
+        for_each_chunk(out, rows * width, |index, out| {
+            for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                let token = index * rows + row;
+                self.token(set, token, &x[token * width..][..width], out);
+            }
+        });
+        Ok(())
+    }
+
+    fn token(&self, set: InstructionSet, token: usize, x: &[f32], out: &mut [f32]) {
+        let angles = token * self.half..(token + 1) * self.half;
+        let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles]);
+        let heads = x.chunks_exact(self.head_dim);
+        for (x, out) in heads.zip(out.chunks_exact_mut(self.head_dim)) {
+            match &self.norm {
+                Some(norm) if norm.after_rotation => {
+                    let mut rotated = x.to_vec();
+                    self.head(set, cos, sin, &mut rotated);
+                    rms_norm_row(set, &rotated, norm.weight, norm.epsilon, out);
+                }
+                Some(norm) => {
+                    rms_norm_row(set, x, norm.weight, norm.epsilon, out);
+                    self.head(set, cos, sin, out);
+                }
+                None => {
+                    out.copy_from_slice(x);
+                    self.head(set, cos, sin, out);
+                }
+            }
+        }
+    }
+
+    /// Rotates a head in its place.
+    fn head(&self, set: InstructionSet, cos: &[f32], sin: &[f32], x: &mut [f32]) {
+        let x = &mut x[..2 * self.half];
+        match set {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 | InstructionSet::Avx512 => {
+                // SAFETY: the instruction set is present (required by the caller).
+                unsafe { rotate_avx2(self.interleaved, cos, sin, x) }
+            }
+            _ => rotate(self.interleaved, cos, sin, x),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn rotate_avx2(interleaved: bool, cos: &[f32], sin: &[f32], x: &mut [f32]) {
+    rotate(interleaved, cos, sin, x);
+}
+
+/// Plain arithmetic that compilers vectorise: every body gives the same bits.
+#[inline(always)]
+fn rotate(interleaved: bool, cos: &[f32], sin: &[f32], x: &mut [f32]) {
+    let angles = cos.iter().zip(sin);
+    if interleaved {
+        for ([a, b], (cos, sin)) in x.as_chunks_mut::<2>().0.iter_mut().zip(angles) {
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+        }
+    } else {
+        let (first, second) = x.split_at_mut(cos.len());
+        for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matmul::tests::values;
+    use crate::rms_norm_on;
+
+    fn angles(tokens: usize, half: usize) -> (Vec<f32>, Vec<f32>) {
+        let angles = values(tokens * half, 9);
+        angles
+            .iter()
+            .map(|angle| (4.0 * angle).sin_cos())
+            .map(|(sin, cos)| (cos, sin))
+            .unzip()
+    }
+
+    #[test]
+    fn pairs_turn_by_their_angle_and_the_rest_passes() {
+        let (tokens, num_heads, head_dim, half) = (3, 2, 10, 4);
+        let (cos, sin) = angles(tokens, half);
+        let x = values(tokens * num_heads * head_dim, 1);
+        for interleaved in [false, true] {
+            let rotation = HeadRotation {
+                num_heads,
+                head_dim,
+                half,
+                cos: &cos,
+                sin: &sin,
+                interleaved,
+                norm: None,
+            };
+            for set in InstructionSet::available() {
+                let mut out = vec![f32::NAN; x.len()];
+                rotation.forward_on(set, &x, &mut out).unwrap();
+                for (head, (x, out)) in x.chunks(head_dim).zip(out.chunks(head_dim)).enumerate() {
+                    for pair in 0..half {
+                        let (a, b) = if interleaved {
+                            (2 * pair, 2 * pair + 1)
+                        } else {
+                            (pair, pair + half)
+                        };
+                        let at = head / num_heads * half + pair;
+                        assert_eq!(out[a], x[a] * cos[at] - x[b] * sin[at]);
+                        assert_eq!(out[b], x[a] * sin[at] + x[b] * cos[at]);
+                    }
+                    assert_eq!(out[2 * half..], x[2 * half..]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_norm_before_or_after_is_that_norm_and_that_rotation_alone() {
+        // More values than one thread takes.
+        let (tokens, num_heads, head_dim) = (70, 8, 128);
+        let (cos, sin) = angles(tokens, 64);
+        let (x, weight) = (
+            values(tokens * num_heads * head_dim, 1),
+            values(head_dim, 2),
+        );
+        let plain = HeadRotation {
+            num_heads,
+            head_dim,
+            half: 64,
+            cos: &cos,
+            sin: &sin,
+            interleaved: false,
+            norm: None,
+        };
+        for set in InstructionSet::available() {
+            let rotated = |x: &[f32]| {
+                let mut out = vec![0.0; x.len()];
+                plain.forward_on(set, x, &mut out).unwrap();
+                out
+            };
+            let normed = |x: &[f32]| {
+                let mut out = vec![0.0; x.len()];
+                rms_norm_on(set, x, &weight, 1e-6, &mut out).unwrap();
+                out
+            };
+            for after_rotation in [false, true] {
+                let norm = HeadNorm {
+                    weight: &weight,
+                    epsilon: 1e-6,
+                    after_rotation,
+                };
+                let mut out = vec![0.0; x.len()];
+                let fused = HeadRotation {
+                    norm: Some(norm),
+                    ..plain
+                };
+                fused.forward_on(set, &x, &mut out).unwrap();
+                let want = if after_rotation {
+                    normed(&rotated(&x))
+                } else {
+                    rotated(&normed(&x))
+                };
+                assert_eq!(out, want);
+            }
+        }
+    }
+
+    #[test]
+    fn slices_that_do_not_fit_are_errors() {
+        let rotation = HeadRotation {
+            num_heads: 2,
+            head_dim: 4,
+            half: 3,
+            cos: &[1.0; 3],
+            sin: &[0.0; 3],
+            interleaved: false,
+            norm: None,
+        };
+        let forward = |rotation: HeadRotation<'_>, len: usize| {
+            rotation.forward(&vec![0.0; len], &mut vec![0.0; len])
+        };
+        assert!(matches!(
+            forward(rotation, 8),
+            Err(KernelError::OutOfRange { .. })
+        ));
+        let rotation = HeadRotation {
+            half: 1,
+            ..rotation
+        };
+        assert_eq!(forward(rotation, 24), Ok(()));
+        assert!(matches!(
+            forward(rotation, 23),
+            Err(KernelError::Length { .. })
+        ));
+    }
+}
