@@ -94,7 +94,7 @@ impl DepthwiseConv {
                 let x = &x[(index * per_task + row) * self.stride * channels..];
                 match set {
                     #[cfg(target_arch = "x86_64")]
-                    InstructionSet::Avx2 | InstructionSet::Avx512 => {
+                    InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
                         // SAFETY: the instruction set is present (required above).
                         unsafe { avx2(self.dilation * channels, x, weight, bias, out) }
                     }

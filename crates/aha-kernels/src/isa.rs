@@ -13,11 +13,14 @@ pub enum InstructionSet {
     /// AVX-512 with dot products of 8-bit integers (VNNI) and of `bf16` (AMD since Zen 4, Intel's
     /// servers since Sapphire Rapids). Kernels without a body of their own for it use that of AVX2.
     Avx512,
+    /// The matrix tiles of Intel's servers (AMX, since Sapphire Rapids) for `bf16`, beside AVX-512; on
+    /// Linux, which grants them on demand.
+    Amx,
 }
 
 impl InstructionSet {
     /// All of them, the best first.
-    const BEST_FIRST: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Scalar];
+    const BEST_FIRST: [Self; 4] = [Self::Amx, Self::Avx512, Self::Avx2, Self::Scalar];
 
     /// Those that this processor can run, the best first.
     pub fn available() -> impl Iterator<Item = Self> {
@@ -32,6 +35,7 @@ impl InstructionSet {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 
@@ -55,9 +59,18 @@ impl InstructionSet {
                     && is_x86_feature_detected!("avx512vnni")
                     && is_x86_feature_detected!("avx512bf16")
             }
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx => Self::Avx512.is_available() && amx::is_granted(),
+            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+            Self::Amx => false,
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx2 | Self::Avx512 => false,
         }
+    }
+
+    /// Whether products with `bf16` weights round the activations to `bf16`, which its dot products take.
+    pub fn rounds_to_bf16(self) -> bool {
+        matches!(self, Self::Avx512 | Self::Amx)
     }
 
     /// `self`, or an error when this processor lacks it. Every public function that takes an
@@ -71,9 +84,58 @@ impl InstructionSet {
     }
 }
 
+/// Tiles are more state than systems save for every thread: a process asks for them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx {
+    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+    use std::ffi::c_long;
+    use std::sync::OnceLock;
+
+    /// Whether processor and system have tiles with `bf16` products, and let this process use them.
+    pub(super) fn is_granted() -> bool {
+        static GRANTED: OnceLock<bool> = OnceLock::new();
+        *GRANTED.get_or_init(|| is_present() && request())
+    }
+
+    fn is_present() -> bool {
+        const AMX_BF16: u32 = 1 << 22;
+        const AMX_TILE: u32 = 1 << 24;
+        const TILE_STATES: u64 = 3 << 17;
+        const OSXSAVE: u32 = 1 << 27;
+        if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
+            return false;
+        }
+        let features = __cpuid_count(7, 0).edx;
+        let wanted = AMX_BF16 | AMX_TILE;
+        // SAFETY: the system has enabled the instruction (OSXSAVE).
+        features & wanted == wanted && unsafe { states() } & TILE_STATES == TILE_STATES
+    }
+
+    /// The states that the system saves.
+    ///
+    /// # Safety
+    /// OSXSAVE must be set.
+    #[target_feature(enable = "xsave")]
+    unsafe fn states() -> u64 {
+        // SAFETY: the caller's promise.
+        unsafe { _xgetbv(0) }
+    }
+
+    fn request() -> bool {
+        const ARCH_PRCTL: c_long = 158;
+        const ARCH_REQ_XCOMP_PERM: c_long = 0x1023;
+        const TILE_DATA: c_long = 18;
+        unsafe extern "C" {
+            fn syscall(number: c_long, ...) -> c_long;
+        }
+        // SAFETY: a request without pointers; a refusal is an error number.
+        unsafe { syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
+    }
+}
+
 /// The instruction set that the kernels use: the best one this processor has.
 ///
-/// `AHA_KERNELS=scalar`, `avx2` or `avx512` in the environment, read once, asks for another. A value
+/// `AHA_KERNELS=scalar`, `avx2`, `avx512` or `amx` in the environment, read once, asks for another. A value
 /// that is unknown or that the processor lacks has no effect; compare the answer of this function
 /// with the wish to find out.
 pub fn instruction_set() -> InstructionSet {

@@ -126,7 +126,7 @@ impl HeadRotation<'_> {
         let x = &mut x[..2 * self.half];
         match set {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 | InstructionSet::Avx512 => {
+            InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
                 // SAFETY: the instruction set is present (required by the caller).
                 unsafe { rotate_avx2(self.interleaved, cos, sin, x) }
             }

@@ -335,7 +335,7 @@ fn score(call: &Call<'_>, rows: usize, queries: &[f32], keys: &[Line], scores: &
 fn interleave(set: InstructionSet, rows: [&[f32]; LANES], first_lane: usize, lines: &mut [Line]) {
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { super::avx2::interleave(rows, first_lane, lines) }
         }
@@ -353,7 +353,7 @@ fn softmax(
 ) -> Step {
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { super::avx2::softmax(scores, scale, seen, largest) }
         }

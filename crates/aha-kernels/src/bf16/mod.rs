@@ -1,13 +1,16 @@
-//! Products with `bf16` weights by dot products of `bf16`.
+//! Products with `bf16` weights by dot products of `bf16`: AVX-512's, or the tiles of AMX.
 //!
 //! The activations are rounded to `bf16`, as accelerators and reference implementations have them in a
 //! `bf16` model; sums are `f32`. An output value is one lane of one accumulator, which takes the columns
 //! in ascending order, two at a time.
 
+#[cfg(target_os = "linux")]
+mod amx;
 mod avx512;
 
 use std::ops::Range;
 
+use crate::InstructionSet;
 use crate::buffer::{Line, flat_mut, with_scratch};
 use crate::matmul::{Job, PARALLEL_FROM, cut, tasks};
 use crate::pool::{for_each_piece, for_each_task, threads};
@@ -44,10 +47,15 @@ impl Tile<'_> {
     }
 }
 
-/// The products; shapes were checked by the caller, all matrices are `Bf16`, and the processor has the
-/// instructions of `InstructionSet::Avx512`.
-pub(crate) fn matmul(jobs: &[Job<'_>], x: &[f32], m: usize) {
+/// The products; shapes were checked by the caller, all matrices are `Bf16`, and `set` is `Avx512` or
+/// `Amx`, which the processor has.
+pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize) {
     let cols = jobs[0].w.cols();
+    #[cfg(target_os = "linux")]
+    if set == InstructionSet::Amx && amx::takes(cols) {
+        return amx::matmul(jobs, x, m);
+    }
+    let _ = set;
     let pairs = cols.div_ceil(2);
     let tiles = m.div_ceil(TILE_ROWS);
     with_scratch((m * pairs).div_ceil(16), |scratch| {
@@ -63,14 +71,17 @@ pub(crate) fn matmul(jobs: &[Job<'_>], x: &[f32], m: usize) {
     });
 }
 
+/// Multiply-adds.
+fn work(jobs: &[Job<'_>], m: usize) -> usize {
+    let rows: usize = jobs.iter().map(|job| job.w.rows()).sum();
+    m.saturating_mul(rows).saturating_mul(jobs[0].w.cols())
+}
+
 /// A single tile of rows: the weights stream through once, a group of panels at a time.
 fn narrow(jobs: &[Job<'_>], x: &[u32], m: usize) {
     let groups = |job: &Job<'_>| job.w.panels().div_ceil(TILE_PANELS);
     let all = jobs.iter().map(groups).sum();
-    let work = jobs
-        .iter()
-        .map(|job| m.saturating_mul(job.w.rows()).saturating_mul(job.w.cols()));
-    let tasks = tasks(all, work.sum());
+    let tasks = tasks(all, work(jobs, m));
     for_each_task(tasks, |task| {
         let mut skipped = 0;
         for job in jobs {

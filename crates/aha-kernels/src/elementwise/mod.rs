@@ -82,7 +82,7 @@ pub(crate) fn rms_norm_row(
 ) {
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
             // SAFETY: the instruction set is present (required by the callers).
             unsafe { avx2::rms_norm(x, weight, epsilon, out) }
         }
@@ -113,7 +113,7 @@ pub fn silu_mul_on(
     check_len("out", gate.len(), out.len())?;
     let piece = |gate: &[f32], up: &[f32], out: &mut [f32]| match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
             // SAFETY: the instruction set is present (required above).
             unsafe { avx2::silu_mul(gate, up, out) }
         }
@@ -161,7 +161,7 @@ pub fn layer_norm_on(
     check_len("out", x.len(), out.len())?;
     let row = |x: &[f32], out: &mut [f32]| match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
             // SAFETY: the instruction set is present (required above).
             unsafe { avx2::layer_norm(x, weight, bias, epsilon, out) }
         }
@@ -207,7 +207,7 @@ pub fn gelu_on(set: InstructionSet, x: &[f32], out: &mut [f32]) -> Result<(), Ke
     check_len("out", x.len(), out.len())?;
     let piece = |x: &[f32], out: &mut [f32]| match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
             // SAFETY: the instruction set is present (required above).
             unsafe { avx2::gelu(x, out) }
         }

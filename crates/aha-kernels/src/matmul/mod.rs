@@ -101,7 +101,7 @@ pub(crate) fn tile(
     }
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
             // SAFETY: the lengths were checked above, the instruction set when it was chosen.
             unsafe { avx2::tile(x, rows, w, depth, sums) }
         }
@@ -114,7 +114,7 @@ pub(crate) fn tile(
 fn decode(set: InstructionSet, kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 => {
+        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { avx2::decode(kind, panel, start, out) }
         }
@@ -158,7 +158,7 @@ impl Way {
         match kind {
             WeightKind::F32 | WeightKind::F16 => Self::Floats,
             #[cfg(target_arch = "x86_64")]
-            WeightKind::Bf16 if set == InstructionSet::Avx512 => Self::Bf16,
+            WeightKind::Bf16 if set.rounds_to_bf16() => Self::Bf16,
             WeightKind::Bf16 => Self::Floats,
             _ => Self::Integers,
         }
@@ -176,7 +176,7 @@ pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize)
         match way(&jobs[0]) {
             Way::Integers => quant::product::matmul(set, jobs, x, m),
             #[cfg(target_arch = "x86_64")]
-            Way::Bf16 => bf16::matmul(jobs, x, m),
+            Way::Bf16 => bf16::matmul(set, jobs, x, m),
             Way::Floats => {
                 for job in jobs.iter().filter(|job| job.w.rows() > 0) {
                     if m <= TILE_ROWS {

@@ -76,7 +76,7 @@ fn taken(set: InstructionSet, kind: WeightKind, x: &[f32]) -> (Vec<f32>, Vec<f32
     if kind.gguf_block().is_some() {
         return rounded_to_bytes(x);
     }
-    if set == InstructionSet::Avx512 && kind == WeightKind::Bf16 {
+    if kind == WeightKind::Bf16 && set.rounds_to_bf16() {
         let taken = x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
         return (taken, x.iter().map(|x| x.abs() / 256.0).collect());
     }

@@ -72,7 +72,7 @@ pub fn snake_on(
         for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
             match set {
                 #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx2 | InstructionSet::Avx512 => {
+                InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
                     // SAFETY: the instruction set is present (required above).
                     unsafe { avx2::snake(x, alpha, scale, out) }
                 }

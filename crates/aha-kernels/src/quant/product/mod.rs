@@ -56,7 +56,7 @@ impl Shape {
 /// How many rows of `x` and panels a tile takes at most, by instruction set.
 fn most_rows(set: InstructionSet) -> usize {
     match set {
-        InstructionSet::Avx512 => 6,
+        InstructionSet::Avx512 | InstructionSet::Amx => 6,
         InstructionSet::Avx2 => 3,
         InstructionSet::Scalar => 1,
     }
@@ -105,7 +105,7 @@ impl Tile<'_> {
         }
         match set {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => {
+            InstructionSet::Avx512 | InstructionSet::Amx => {
                 // SAFETY: lengths were checked above, the instruction set when it was chosen.
                 unsafe { avx512::multiply(self) }
             }
@@ -127,7 +127,7 @@ fn unpack(set: InstructionSet, format: &Format, panel: &[u8], units: usize, out:
     assert!(out.len() >= units * Shape::of(format).unit_lines());
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 => {
+        InstructionSet::Avx512 | InstructionSet::Amx => {
             // SAFETY: lengths were checked above, the instruction set when it was chosen.
             unsafe { avx512::unpack(format, panel, units, out) }
         }
@@ -164,7 +164,7 @@ fn layout(set: InstructionSet, format: &Format, cols: usize) -> Layout {
 fn quantise(set: InstructionSet, layout: &Layout, x: &[f32], rows: usize, words: &mut [u32]) {
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 => {
+        InstructionSet::Avx512 | InstructionSet::Amx => {
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { avx512::quantise(layout, x, rows, words) }
         }
