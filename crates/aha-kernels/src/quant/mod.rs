@@ -18,6 +18,7 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 mod block;
+mod encode;
 pub(crate) mod scalar;
 
 use crate::error::{check_len, checked_mul};
@@ -25,6 +26,7 @@ use crate::pack::PANEL;
 use crate::{KernelError, WeightKind};
 
 use block::Block;
+pub use encode::quantize_gguf;
 
 /// Columns of a unit: 32 codes of `bits` bits are `bits` whole words.
 pub(crate) const UNIT: usize = 32;
