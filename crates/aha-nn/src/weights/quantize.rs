@@ -356,7 +356,7 @@ impl QuantReport {
         }
         if self.kept > 0 {
             exceptions.push(format!(
-                "{} more stay as stored, because their rows are no multiple of {} values",
+                "{} matrices stay as stored, because their rows are no multiple of {} values",
                 self.kept,
                 StoredType::Q8_0.block_size()
             ));
@@ -448,7 +448,9 @@ mod tests {
             "3 matrices are quantised (Q8_0 2, Q4_K 1)"
         );
         let told = report.exceptions().unwrap();
-        assert!(told.starts_with("1 of them are Q8_0") && told.contains("; 2 more stay as stored"));
+        assert!(
+            told.starts_with("1 of them are Q8_0") && told.contains("; 2 matrices stay as stored")
+        );
         let mut plain = QuantReport::default();
         assert!(plain.exceptions().unwrap().contains("has none"));
         plain.count(MatrixChoice::Wanted(StoredType::Q4K));

@@ -88,6 +88,9 @@ impl From<aha::Error> for Failure {
             aha::Error::Load(error) if matches!(*error, aha::LoadError::Quantize { .. }) => {
                 Self::usage(error)
             }
+            aha::Error::Load(error) if matches!(*error, aha::LoadError::Export { .. }) => {
+                Self::Message(error.to_string())
+            }
             other => Self::Message(other.to_string()),
         }
     }

@@ -141,13 +141,6 @@ fn fit(x: &[Lanes; PLACES], search: &Search) -> (Lanes, Lanes) {
     }
     // Minima are subtracted and have no sign: a group above zero starts at zero.
     let low = low.map(|low| low.min(0.0));
-    let mut width = [0.0; GROUPS];
-    for group in 0..GROUPS {
-        width[group] = high[group] - low[group];
-    }
-    let flat = width.map(|width| width <= 0.0);
-    // Any width will do where there is none: what comes of it is not used.
-    let width = width.map(|width| if width <= 0.0 { 1.0 } else { width });
 
     let sums = Sums {
         x,
@@ -156,16 +149,17 @@ fn fit(x: &[Lanes; PLACES], search: &Search) -> (Lanes, Lanes) {
         sum_x,
     };
     let (mut scales, mut minima) = ([0.0; GROUPS], low);
-    let inverse = width.map(|width| search.levels / width);
-    let codes = codes(x, &inverse, &low, search.levels);
+    let inverse = per_value(search.levels, &high, &minima);
+    let codes = codes(x, &inverse, &minima, search.levels);
     for group in 0..GROUPS {
         scales[group] = 1.0 / inverse[group];
     }
     let mut errors = sums.errors(&codes, &scales, &minima);
     for step in 0..=search.steps {
         let levels = search.first + search.step * f32::from(step) + search.levels;
-        let inverse = width.map(|width| levels / width);
-        let codes = self::codes(x, &inverse, &low, search.levels);
+        // From the best minimum so far, not from the lowest value: the search moves along.
+        let inverse = per_value(levels, &high, &minima);
+        let codes = self::codes(x, &inverse, &minima, search.levels);
         let (new_scales, new_minima, usable) = sums.least_squares(&codes);
         let new_errors = sums.errors(&codes, &new_scales, &new_minima);
         for group in 0..GROUPS {
@@ -177,12 +171,23 @@ fn fit(x: &[Lanes; PLACES], search: &Search) -> (Lanes, Lanes) {
         }
     }
     for group in 0..GROUPS {
-        if flat[group] {
+        // Values that are all the same leave no width: what the search made of them is no number.
+        if high[group] <= low[group] {
             (scales[group], minima[group]) = (0.0, low[group]);
         }
         minima[group] = -minima[group];
     }
     (scales, minima)
+}
+
+/// Codes per value: `levels` of them from `low` to `high`.
+#[inline(always)]
+fn per_value(levels: f32, high: &Lanes, low: &Lanes) -> Lanes {
+    let mut inverse = [0.0; GROUPS];
+    for group in 0..GROUPS {
+        inverse[group] = levels / (high[group] - low[group]);
+    }
+    inverse
 }
 
 #[inline(always)]

@@ -68,11 +68,11 @@ fn every_kind_keeps_its_error_bound() {
 
 #[test]
 fn what_a_block_can_hold_exactly_comes_back_exactly() {
-    // The larger of the codes are there, so that the scale is known.
+    // All codes are there, and scales are 63 times what a half float holds.
     let codes = |largest: f32| (0..256).map(move |index| (index % 32) as f32 % (largest + 1.0));
-    let values: Vec<f32> = codes(15.0).map(|code| code * 0.5).collect();
+    let values: Vec<f32> = codes(15.0).map(|code| code * 63.0 / 128.0).collect();
     assert_eq!(round_trip(WeightKind::Q4K, &values), values);
-    let values: Vec<f32> = codes(31.0).map(|code| code * 2.0 - 62.0).collect();
+    let values: Vec<f32> = codes(31.0).map(|code| code * 63.0 / 32.0 - 63.0).collect();
     assert_eq!(round_trip(WeightKind::Q5K, &values), values);
     let values: Vec<f32> = codes(31.0).map(|code| (code - 32.0) * 0.25).collect();
     assert_eq!(round_trip(WeightKind::Q6K, &values), values);

@@ -11,6 +11,7 @@ use crate::weights::error::{Location, Result, WeightsError};
 use crate::weights::stored::StoredType;
 
 const VERSION: u32 = 3;
+const ALIGNMENT: usize = DEFAULT_ALIGNMENT as usize;
 
 /// A tensor that a file is going to hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +79,7 @@ impl GgufWriter {
             header.extend(offset.to_le_bytes());
             offset = (offset + bytes as u64).next_multiple_of(DEFAULT_ALIGNMENT);
         }
-        pad(&mut header);
+        header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
         let file =
             File::create(path).map_err(|error| WeightsError::io(path, "create the file", error))?;
         let mut writer = Self {
@@ -107,9 +108,8 @@ impl GgufWriter {
             ));
         }
         self.write(values)?;
-        let mut padding = vec![0; values.len() % DEFAULT_ALIGNMENT as usize];
-        pad(&mut padding);
-        self.write(&padding[values.len() % DEFAULT_ALIGNMENT as usize..])
+        let padding = values.len().next_multiple_of(ALIGNMENT) - values.len();
+        self.write(&[0; ALIGNMENT][..padding])
     }
 
     /// Makes sure that everything is on the disk.
@@ -137,10 +137,6 @@ impl GgufWriter {
     fn io(&self, error: io::Error) -> WeightsError {
         WeightsError::io(&self.path, "write the file", error)
     }
-}
-
-fn pad(bytes: &mut Vec<u8>) {
-    bytes.resize(bytes.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
