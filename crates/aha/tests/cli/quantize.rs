@@ -100,7 +100,7 @@ fn wishes_that_contradict_each_other_are_wrong_usage() {
             &[
                 "--dtype", "f32", "run", "-m", &qwen, "-i", "x", "--quant", "q8_0",
             ],
-            "--dtype",
+            "the precision f32 was asked for, too",
         ),
         (
             &["quantize", &qwen, "-o", "x.gguf", "--quant", "auto"],
