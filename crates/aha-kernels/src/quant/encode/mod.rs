@@ -55,8 +55,9 @@ fn quantize_gguf_on(
     }
     let bytes = checked_mul(data.len() / format.values, format.file_bytes)?;
     check_len("out", bytes, out.len())?;
-    // Not `abs > LARGEST`: a NaN must not pass.
-    if let Some(index) = data.iter().position(|value| !(value.abs() <= LARGEST)) {
+    // A range holds no NaN.
+    let unfit = |value: &f32| !(0.0..=LARGEST).contains(&value.abs());
+    if let Some(index) = data.iter().position(unfit) {
         return Err(KernelError::Unencodable { index });
     }
     match set.require()? {
