@@ -51,6 +51,7 @@ pub use media::{
     MediaProcessor, MediaSpan, PixelLimits, ProcessedMedia,
 };
 pub use media_reader::{MediaReader, MediaWishes};
+pub use memory::total_memory;
 pub use model::{GenerationDefaults, LoadedModel, Task, TextModel, UnknownTask};
 pub use ocr::{OcrBlock, OcrKind, OcrModel, OcrTask, PagePlace, PageSize};
 pub use pooled::{PooledBatch, PooledOutput};

@@ -55,6 +55,11 @@ pub enum KernelError {
         /// The function's expectation in words.
         expected: &'static str,
     },
+    /// A value cannot be encoded in blocks: it is not finite, or too large for half-float scales.
+    Unencodable {
+        /// Place of the value in the data given.
+        index: usize,
+    },
     /// This machine lacks the instruction set asked for.
     InstructionSet(InstructionSet),
     /// The product of sizes does not fit the address space, or memory ran out.
@@ -106,6 +111,10 @@ impl fmt::Display for KernelError {
                     "weight kind {kind:?} is not supported here; expected {expected}"
                 )
             }
+            Self::Unencodable { index } => write!(
+                f,
+                "value {index} is not finite or beyond 65504 and cannot be quantised; keep this matrix as stored"
+            ),
             Self::InstructionSet(set) => write!(
                 f,
                 "this processor lacks the instruction set `{}`; use `scalar`",

@@ -44,7 +44,7 @@ pub use elementwise::{
 pub use error::KernelError;
 pub use isa::{InstructionSet, instruction_set};
 pub use pack::{PackedMatrix, WeightKind};
-pub use quant::dequantize_gguf;
+pub use quant::{dequantize_gguf, quantize_gguf};
 pub use recurrent::{GatedDelta, RecurrentSequence, ShortConv};
 pub use rotary::{HeadNorm, HeadRotation};
 pub use snake::{snake, snake_on};

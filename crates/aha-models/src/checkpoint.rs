@@ -2,8 +2,8 @@
 
 use aha_engine::{GenerationDefaults, Task};
 use aha_nn::weights::Weights;
-use aha_nn::weights::gguf::{GgufFile, Metadata};
-use aha_nn::weights::{Catalog, DtypeRequest, NameMap, Placement};
+use aha_nn::weights::gguf::{GgufFile, Metadata, Value as GgufValue};
+use aha_nn::weights::{Catalog, DtypeRequest, NameMap, Placement, Quantization, StoredType};
 use candle_core::Device;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -25,6 +25,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// In which precision.
     pub dtype: DtypeRequest,
+    /// How the matrices of language models are quantised while they load; none keeps them in that precision.
+    pub quant: Option<Quantization>,
     /// Told about the progress of loading.
     pub progress: Option<ProgressCallback>,
     /// What the model shall be for; by default what the checkpoint says, see [`crate::task`].
@@ -39,6 +41,7 @@ impl Default for LoadOptions {
         Self {
             device: Device::Cpu,
             dtype: DtypeRequest::Auto,
+            quant: None,
             progress: None,
             task: None,
             name: None,
@@ -51,6 +54,7 @@ impl std::fmt::Debug for LoadOptions {
         f.debug_struct("LoadOptions")
             .field("device", &self.device)
             .field("dtype", &self.dtype)
+            .field("quant", &self.quant)
             .finish()
     }
 }
@@ -305,7 +309,7 @@ impl Checkpoint {
             }
             Format::Gguf(file) => Weights::from_gguf(file.clone(), gguf, Placement::cpu()),
         };
-        Ok(Self::place(weights, options))
+        self.place(weights, options)
     }
 
     /// The weights in the first of `files` that the folder holds, for releases that keep parts of a model apart (a
@@ -321,22 +325,76 @@ impl Checkpoint {
             })?;
         let catalog = Catalog::open(&file)?;
         let weights = Weights::from_catalog(catalog, NameMap::identity(), Placement::cpu());
-        Ok(Self::place(weights, options))
+        // Language models are in the main file.
+        let as_stored = LoadOptions {
+            quant: None,
+            ..options.clone()
+        };
+        self.place(weights, &as_stored)
     }
 
     /// The weights where and in the precision that `options` ask for.
-    fn place(weights: Weights, options: &LoadOptions) -> Weights {
+    fn place(&self, weights: Weights, options: &LoadOptions) -> Result<Weights, LoadError> {
         let stored = weights.catalog().main_type();
         let (placement, explanation) = Placement::resolve(options.dtype, &options.device, stored);
         tracing::info!("{explanation}");
-        let weights = weights.with_placement(placement);
-        match &options.progress {
+        let mut weights = weights.with_placement(placement);
+        if let Some(recipe) = options.quant {
+            self.check_quantizable(weights.catalog(), options)?;
+            weights = weights.with_quantization(recipe);
+        }
+        Ok(match &options.progress {
             Some(progress) => {
                 let progress = progress.clone();
                 weights.on_progress(move |done, total| progress(done, total))
             }
             None => weights,
+        })
+    }
+
+    /// Refuses what quantising while loading cannot do, or would do twice.
+    fn check_quantizable(&self, catalog: &Catalog, options: &LoadOptions) -> Result<(), LoadError> {
+        let error = |reason: String| LoadError::Quantize {
+            path: self.path.clone(),
+            reason,
+        };
+        if options.dtype != DtypeRequest::Auto {
+            let dtype = options.dtype;
+            return Err(error(format!(
+                "the precision {dtype} was asked for, too, and a matrix has only one: leave one of the two away"
+            )));
         }
+        if !options.device.is_cpu() {
+            return Err(error(
+                "quantising while loading works on the CPU only: choose that device, or write a GGUF file with `aha quantize` first".to_owned(),
+            ));
+        }
+        match quantized_type(catalog) {
+            Some(found) => Err(error(format!(
+                "its matrices are quantised already ({found}), and a second time would lose more: load it as it is, or take the original checkpoint"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// What generation_config.json says of sampling, as a GGUF file says it.
+    pub(crate) fn sampling_keys(&self) -> Result<Vec<(String, GgufValue)>, LoadError> {
+        let own: GenerationConfig = self.json("generation_config.json")?.unwrap_or_default();
+        let float = |value: Option<f32>| value.map(|value| GgufValue::Float(value.into()));
+        let keys = [
+            ("temp", float(own.temperature)),
+            (
+                "top_k",
+                own.top_k.map(|top_k| GgufValue::Signed(top_k.max(0))),
+            ),
+            ("top_p", float(own.top_p)),
+            ("min_p", float(own.min_p)),
+            ("penalty_repeat", float(own.repetition_penalty)),
+        ];
+        let keys = keys.into_iter();
+        let known =
+            keys.filter_map(|(name, value)| Some((format!("general.sampling.{name}"), value?)));
+        Ok(known.collect())
     }
 
     /// What the checkpoint says about generation.
@@ -370,6 +428,15 @@ impl Checkpoint {
             }
         }
     }
+}
+
+/// A quantised type among the stored ones; none where all are plain numbers.
+pub fn quantized_type(catalog: &Catalog) -> Option<StoredType> {
+    catalog
+        .names()
+        .filter_map(|name| catalog.load(name))
+        .map(|tensor| tensor.stored())
+        .find(|stored| stored.is_quantized())
 }
 
 /// What a checkpoint calls itself.

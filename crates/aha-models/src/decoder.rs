@@ -10,7 +10,7 @@ use aha_nn::moe::MoeMlp;
 use aha_nn::norm::RmsNorm;
 use aha_nn::ragged::SequenceBounds;
 use aha_nn::rope::{RopeScaling, RotaryEmbedding, Rotation};
-use aha_nn::weights::Weights;
+use aha_nn::weights::{LanguagePart, Weights};
 use candle_core::{DType, Device, Module, Result, Tensor};
 
 use crate::error::LoadError;
@@ -353,7 +353,8 @@ impl DecoderStack {
         weights: &Weights,
         config: &DecoderConfig,
     ) -> std::result::Result<Self, LoadError> {
-        Self::load(weights, config, |layer, _| {
+        let weights = weights.of_part(LanguagePart::Layers);
+        Self::load(&weights, config, |layer, _| {
             let attention = SelfAttention::load(&layer.pp("self_attn"), &config.attention)?;
             Ok((Box::new(attention), FeedForward::dense(layer, config)?))
         })
@@ -511,14 +512,23 @@ impl Decoder {
     ) -> std::result::Result<Self, LoadError> {
         config.validate()?;
         let hidden_size = config.attention.hidden_size;
-        let embed_tokens =
-            Embedding::load(&model.pp("embed_tokens"), config.vocab_size, hidden_size)?;
-        let stack = Stack::load(model, &config, parts)?;
+        let table = if config.tie_word_embeddings {
+            LanguagePart::Output
+        } else {
+            LanguagePart::Embedding
+        };
+        let embed_tokens = Embedding::load(
+            &model.pp("embed_tokens").of_part(table),
+            config.vocab_size,
+            hidden_size,
+        )?;
+        let stack = Stack::load(&model.of_part(LanguagePart::Layers), &config, parts)?;
         // Some tied checkpoints carry a copy of the embedding as the head, others do not: neither is needed.
         let lm_head = if config.tie_word_embeddings {
             embed_tokens.tied_head()
         } else {
-            Linear::load(lm_head, hidden_size, config.vocab_size, false)?
+            let lm_head = lm_head.of_part(LanguagePart::Output);
+            Linear::load(&lm_head, hidden_size, config.vocab_size, false)?
         };
         Ok(Self {
             embed_tokens,

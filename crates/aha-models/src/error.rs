@@ -72,6 +72,22 @@ pub enum LoadError {
     /// The weight files are at fault.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// The weights cannot be quantised as asked.
+    #[error("cannot quantise {path}: {reason}")]
+    Quantize {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What speaks against it, and what to do.
+        reason: String,
+    },
+    /// No GGUF file can hold the model.
+    #[error("cannot write {path} as GGUF: {reason}")]
+    Export {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What the format lacks.
+        reason: String,
+    },
     /// Tokenizer or chat template are at fault.
     #[error(transparent)]
     Processor(#[from] ProcessorError),

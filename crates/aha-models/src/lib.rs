@@ -8,6 +8,7 @@ pub mod deepseek_ocr;
 pub mod deepseek_ocr2;
 pub mod encoder;
 pub mod error;
+pub mod export;
 pub mod fun_asr_nano;
 pub mod glm_asr_nano;
 pub mod glm_ocr;

@@ -38,7 +38,14 @@ impl Matrix {
         };
         let precision = weights.placement().weights;
         if weights.device().is_cpu() {
-            let packed = pack(&stored, precision, out_features, in_features)?;
+            let block_type = match shape {
+                [_, _] => weights.block_type("weight", stored.stored(), in_features),
+                _ => None,
+            };
+            let packed = match block_type {
+                Some(to) => quantize(&stored, to, out_features, in_features)?,
+                None => pack(&stored, precision, out_features, in_features)?,
+            };
             // The packed copy is all that is read from here on: two copies need not be resident.
             stored.release();
             return Ok(Self::Packed(Arc::new(packed)));
@@ -111,6 +118,20 @@ fn pack(
     packed.map_err(|error| WeightsError::from(candle_core::Error::wrap(error)))
 }
 
+/// Packs a stored matrix as blocks of the quantised type `to`.
+fn quantize(
+    stored: &LoadedTensor,
+    to: StoredType,
+    rows: usize,
+    cols: usize,
+) -> Result<PackedMatrix> {
+    let packed = match gguf_kind(to) {
+        Some(kind) => PackedMatrix::from_gguf_blocks(kind, rows, cols, &stored.to_blocks(to)?),
+        None => PackedMatrix::from_f32(rows, cols, &stored.to_f32()?),
+    };
+    packed.map_err(|error| WeightsError::from(candle_core::Error::wrap(error)))
+}
+
 /// The type in which the CPU keeps values that a file stores as `stored`.
 pub(crate) fn kind_for(stored: StoredType, precision: Precision) -> StoredType {
     match precision {
@@ -143,7 +164,7 @@ pub(crate) fn pack_values(
 }
 
 /// The kernels' name of a block-quantised type.
-fn gguf_kind(stored: StoredType) -> Option<WeightKind> {
+pub(crate) fn gguf_kind(stored: StoredType) -> Option<WeightKind> {
     Some(match stored {
         StoredType::Q4_0 => WeightKind::Q4_0,
         StoredType::Q4_1 => WeightKind::Q4_1,

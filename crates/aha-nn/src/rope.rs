@@ -308,6 +308,11 @@ impl RotaryEmbedding {
         Ok(rotary)
     }
 
+    /// Angle that each pair of values turns from one position to the next, in radians, `[rotary_dim / 2]`.
+    pub fn frequencies(&self) -> &[f32] {
+        &self.inv_freq
+    }
+
     /// The same with other values of a head turning together.
     #[must_use]
     pub fn with_pairing(mut self, pairing: RopePairing) -> Self {

@@ -73,8 +73,9 @@ pub use aha_media::audio::{
     AudioEncoder, AudioError, AudioFormat, AudioSource, DecodeOptions, EncodeOptions, VadMethod,
     VadOptions,
 };
+pub use aha_models::export::Export;
 pub use aha_models::{FAMILIES, Family, LoadError, releases};
-pub use aha_nn::weights::DtypeRequest as Dtype;
+pub use aha_nn::weights::{DtypeRequest as Dtype, QuantRequest as Quant, Quantization};
 
 /// Reading documents: their pages, and what an OCR model can be asked about them.
 ///

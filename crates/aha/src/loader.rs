@@ -4,11 +4,14 @@ use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::resolve::{Checkpoint, at_path, resolve};
-use aha_engine::{EngineOptions, Service, Task};
-use aha_models::{Family, LoadOptions};
-use aha_nn::weights::DtypeRequest;
+use aha_engine::{EngineOptions, Service, Task, total_memory};
+use aha_models::checkpoint::quantized_type;
+use aha_models::export::Export;
+use aha_models::{Family, LoadError, LoadOptions};
+use aha_nn::weights::{Catalog, DtypeRequest, QuantRequest, Quantization};
+use candle_core::Device;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,13 +37,16 @@ pub fn load(name: impl Into<String>) -> Loader {
         weights: None,
         device: DeviceChoice::Auto,
         dtype: DtypeRequest::Auto,
+        quant: None,
         engine: EngineOptions::default(),
         progress: None,
+        note: None,
         task: None,
     }
 }
 
 type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
+type Note = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Settings of a model that is about to be loaded; made by [`load`].
 #[derive(Clone)]
@@ -50,8 +56,10 @@ pub struct Loader {
     weights: Option<PathBuf>,
     device: DeviceChoice,
     dtype: DtypeRequest,
+    quant: Option<QuantRequest>,
     engine: EngineOptions,
     progress: Option<Progress>,
+    note: Option<Note>,
     task: Option<Task>,
 }
 
@@ -62,6 +70,7 @@ impl fmt::Debug for Loader {
             .field("weights", &self.weights)
             .field("device", &self.device)
             .field("dtype", &self.dtype)
+            .field("quant", &self.quant)
             .field("task", &self.task)
             .field("engine", &self.engine)
             .finish_non_exhaustive()
@@ -91,6 +100,20 @@ impl Loader {
     /// In which precision; by default the checkpoint's, as far as the device computes it well.
     pub fn dtype(mut self, dtype: DtypeRequest) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// Quantises the matrices of language models while they load, on the CPU; by default they are kept as
+    /// [`dtype`](Self::dtype) says. With [`Quant::Auto`](QuantRequest::Auto) only where the memory is short; see
+    /// [`on_note`](Self::on_note).
+    pub fn quant(mut self, quant: QuantRequest) -> Self {
+        self.quant = Some(quant);
+        self
+    }
+
+    /// Called with a sentence about what the loader decided in the user's place; by default it goes to the log.
+    pub fn on_note(mut self, note: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.note = Some(Arc::new(note));
         self
     }
 
@@ -157,6 +180,16 @@ impl Loader {
         Ok(Family::of(&checkpoint, &self.naming())?)
     }
 
+    /// What a GGUF file of the model holds, with its matrices quantised; see [`Export::write`]. Families that
+    /// have a place in the format are `llama`, `qwen3` and `lfm2`.
+    ///
+    /// # Errors
+    /// As [`Loader::family`], and when the format cannot hold the model or its matrices are quantised already.
+    pub fn export(&self, recipe: Quantization) -> Result<Export> {
+        let checkpoint = aha_models::Checkpoint::open(&self.locate()?.path)?;
+        Ok(Export::plan(&checkpoint, recipe, &self.naming())?)
+    }
+
     /// The options that tell what the model is for.
     fn naming(&self) -> LoadOptions {
         LoadOptions {
@@ -164,6 +197,47 @@ impl Loader {
             name: Some(self.name.clone()).filter(|name| !name.is_empty()),
             ..LoadOptions::default()
         }
+    }
+
+    /// Refuses wishes that contradict each other before anything is opened for them.
+    fn check_quant(&self, path: &Path) -> Result<()> {
+        if self.quant.is_none() || matches!(self.device, DeviceChoice::Auto | DeviceChoice::Cpu) {
+            return Ok(());
+        }
+        let device = self.device;
+        Err(LoadError::Quantize {
+            path: path.to_owned(),
+            reason: format!(
+                "quantising while loading works on the CPU only, not on {device}: leave `--device` away, or write a GGUF file with `aha quantize` first"
+            ),
+        }
+        .into())
+    }
+
+    /// The recipe for the matrices, if they are quantised.
+    fn quantization(&self, path: &Path, device: &Device) -> Result<Option<Quantization>> {
+        let auto = match self.quant {
+            None => return Ok(None),
+            Some(QuantRequest::Recipe(recipe)) => return Ok(Some(recipe)),
+            Some(auto @ QuantRequest::Auto) => auto,
+        };
+        let catalog = Catalog::open(path).map_err(LoadError::from)?;
+        let (recipe, why) = if !device.is_cpu() {
+            let why = "auto: weights are kept as stored, as always on accelerators";
+            (None, why.to_owned())
+        } else if let Some(found) = quantized_type(&catalog) {
+            (
+                None,
+                format!("auto: weights are quantised already ({found})"),
+            )
+        } else {
+            auto.decide(catalog.elements(), catalog.total_bytes(), total_memory())
+        };
+        match &self.note {
+            Some(note) => note(&why),
+            None => tracing::info!("{why}"),
+        }
+        Ok(recipe)
     }
 
     /// Loads the model and starts its engine. Blocks until it can answer.
@@ -174,10 +248,12 @@ impl Loader {
     pub fn build(self) -> Result<Model> {
         let checkpoint = self.locate()?;
         let started = Instant::now();
+        self.check_quant(&checkpoint.path)?;
         let device = self.device.open()?;
         let options = LoadOptions {
             device: device.clone(),
             dtype: self.dtype,
+            quant: self.quantization(&checkpoint.path, &device)?,
             progress: self.progress.clone(),
             ..self.naming()
         };

@@ -14,7 +14,7 @@ pub(crate) use python_json::{JsonStyle, dumps};
 use crate::chat::Chat;
 use crate::error::EngineError;
 use crate::tokenizer::SpecialTokens;
-use aha_nn::weights::gguf::Metadata;
+use aha_nn::weights::gguf::{Metadata, Value as GgufValue};
 use capabilities::Capabilities;
 use functions::Raised;
 use minijinja::syntax::SyntaxConfig;
@@ -32,6 +32,8 @@ const FUEL: u64 = 10_000_000;
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
 /// Nesting of macros and blocks: enough for schemas in schemas, small enough for a thread's stack.
 const MAX_RECURSION: usize = 200;
+/// Where a GGUF file has its template.
+const GGUF_KEY: &str = "tokenizer.chat_template";
 /// Stands at the end of a message that is to be continued. The space tells whether the template trims contents.
 const CONTINUATION_MARK: &str = "\u{E000}continue-here\u{E000} ";
 
@@ -70,11 +72,10 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError`] when the metadata are of another type or the template is not valid.
     pub fn from_gguf(metadata: &Metadata) -> Result<Option<Self>, TemplateError> {
-        const KEY: &str = "tokenizer.chat_template";
         let mut sources = Vec::new();
         for (name, key) in [
-            (DEFAULT, KEY.to_owned()),
-            (TOOL_USE, format!("{KEY}.{TOOL_USE}")),
+            (DEFAULT, GGUF_KEY.to_owned()),
+            (TOOL_USE, format!("{GGUF_KEY}.{TOOL_USE}")),
         ] {
             let text = metadata.text(&key).map_err(|error| TemplateError::Syntax {
                 origin: key.clone(),
@@ -93,6 +94,22 @@ impl ChatTemplate {
         } else {
             Self::from_sources(sources).map(Some)
         }
+    }
+
+    /// The same templates as the metadata of a GGUF file. It has no room for others than these two.
+    ///
+    /// # Errors
+    /// [`TemplateError`] when a file cannot be read.
+    pub fn gguf_of_folder(folder: &Path) -> Result<Vec<(String, GgufValue)>, TemplateError> {
+        let named = |Source { name, text, .. }| match name.as_str() {
+            DEFAULT => Some((GGUF_KEY.to_owned(), GgufValue::Text(text))),
+            TOOL_USE => Some((format!("{GGUF_KEY}.{TOOL_USE}"), GgufValue::Text(text))),
+            _ => None,
+        };
+        Ok(source::find(folder)?
+            .into_iter()
+            .filter_map(named)
+            .collect())
     }
 
     /// A template from its text. `origin` says in errors where it came from.

@@ -20,11 +20,13 @@ const SPACE: char = '▁';
 const UNKNOWN_PENALTY: f64 = 10.0;
 
 /// `tokenizer.ggml.token_type`.
-mod token_type {
-    pub(super) const NORMAL: i64 = 1;
-    pub(super) const UNKNOWN: i64 = 2;
-    pub(super) const CONTROL: i64 = 3;
-    pub(super) const USER_DEFINED: i64 = 4;
+pub(super) mod token_type {
+    pub(in super::super) const NORMAL: i64 = 1;
+    pub(in super::super) const UNKNOWN: i64 = 2;
+    pub(in super::super) const CONTROL: i64 = 3;
+    pub(in super::super) const USER_DEFINED: i64 = 4;
+    pub(in super::super) const UNUSED: i64 = 5;
+    pub(in super::super) const BYTE: i64 = 6;
 }
 
 /// The tokenizer's metadata, of one length throughout.

@@ -4,6 +4,7 @@
 //! streaming needs bytes and the library gives strings.
 
 mod error;
+mod export;
 mod files;
 mod folder;
 mod gguf;

@@ -65,6 +65,54 @@ impl PreKind {
         Ok(kind)
     }
 
+    const ALL: [Self; 8] = [
+        Self::Gpt2,
+        Self::SmolLm,
+        Self::Qwen2,
+        Self::Qwen35,
+        Self::Llama3,
+        Self::Tekken,
+        Self::Gpt4o,
+        Self::DeepSeekV3,
+    ];
+
+    /// The kind that a tokenizer.json describes, if it is one of these.
+    ///
+    /// # Errors
+    /// [`TokenizerError`] when a kind has no description, which none of them lacks.
+    pub(super) fn recognise(
+        pre_tokenizer: &Value,
+        normalizer: &Value,
+    ) -> Result<Option<Self>, TokenizerError> {
+        let wrong = |error| TokenizerError::malformed("the pre-tokenizer", error);
+        let cuts = essence(pre_tokenizer);
+        for kind in Self::ALL {
+            let own = serde_json::to_value(kind.pre_tokenizer().map_err(wrong)?).map_err(wrong)?;
+            let normal = kind.normalizer().map_err(wrong)?;
+            let normal = serde_json::to_value(normal).map_err(wrong)?;
+            if essence(&own) == cuts && normal == *normalizer {
+                return Ok(Some(kind));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A name that [`PreKind::from_gguf`] takes for this kind; none where the format has no such vocabulary.
+    pub(super) fn gguf_name(self, ignores_merges: bool) -> Option<&'static str> {
+        Some(match (self, ignores_merges) {
+            (Self::Gpt2, false) => "gpt-2",
+            (Self::SmolLm, false) => "smollm",
+            (Self::Qwen2, false) => "qwen2",
+            (Self::Qwen35, false) => "qwen35",
+            (Self::Llama3, true) => "llama-bpe",
+            (Self::Llama3, false) => "dbrx",
+            (Self::Tekken, true) => "tekken",
+            (Self::Gpt4o, true) => "gpt-4o",
+            (Self::DeepSeekV3, false) => "deepseek-v3",
+            _ => return None,
+        })
+    }
+
     /// The kind of a slow tokenizer class of the Hugging Face library, for checkpoints without tokenizer.json.
     pub(super) fn from_class(class: &str) -> Result<Self, TokenizerError> {
         match class.trim_end_matches("Fast") {
@@ -130,6 +178,23 @@ impl PreKind {
         };
         serde_json::from_value(json!({"type": "Sequence", "pretokenizers": parts}))
     }
+}
+
+/// The steps of a pre-tokenizer, without what changes no id.
+fn essence(pre_tokenizer: &Value) -> Vec<Value> {
+    let steps = match pre_tokenizer.get("pretokenizers") {
+        Some(Value::Array(steps)) => steps.clone(),
+        _ => vec![pre_tokenizer.clone()],
+    };
+    steps
+        .into_iter()
+        .map(|mut step| {
+            if let Some(keys) = step.as_object_mut() {
+                keys.remove("trim_offsets");
+            }
+            step
+        })
+        .collect()
 }
 
 fn split(pattern: &str) -> Value {

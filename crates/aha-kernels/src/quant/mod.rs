@@ -23,6 +23,7 @@
 
 mod activations;
 mod block;
+mod encode;
 pub(crate) mod product;
 pub(crate) mod scalar;
 
@@ -31,6 +32,7 @@ use crate::pack::PANEL;
 use crate::{KernelError, WeightKind};
 
 use block::Block;
+pub use encode::quantize_gguf;
 
 /// Columns of a unit: 32 codes of `bits` bits are `bits` whole words.
 pub(crate) const UNIT: usize = 32;

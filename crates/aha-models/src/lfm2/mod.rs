@@ -8,10 +8,12 @@ mod model;
 use crate::checkpoint::{Checkpoint, LoadOptions};
 use crate::decoder::Decoder;
 use crate::error::LoadError;
+use crate::export::ExportModel;
 use crate::registry::Family;
 use crate::text::text_model;
 use aha_engine::{LoadedModel, Task};
 use aha_nn::weights::NameMap;
+use aha_nn::weights::gguf::Value;
 pub use config::{LayerType, Lfm2Config};
 pub use model::language_model;
 
@@ -61,10 +63,9 @@ fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<LoadedModel, L
     text_model(checkpoint, Box::new(decoder(checkpoint, options)?))
 }
 
-/// Loads the tensors alone.
-pub fn decoder(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Decoder, LoadError> {
-    let config = checkpoint.config(Lfm2Config::from_gguf)?;
-    let gguf = NameMap::identity()
+/// The names of a GGUF.
+fn gguf_names() -> NameMap {
+    NameMap::identity()
         .with_rule("model.norm", "token_embd_norm")
         .with_rule("model.layers.{i}.conv.in_proj", "blk.{i}.shortconv.in_proj")
         .with_rule("model.layers.{i}.conv.conv", "blk.{i}.shortconv.conv")
@@ -72,8 +73,39 @@ pub fn decoder(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Decoder
             "model.layers.{i}.conv.out_proj",
             "blk.{i}.shortconv.out_proj",
         )
-        .with_rules_of(NameMap::decoder());
-    let weights = checkpoint.weights_named(release_names("model"), gguf, options)?;
+        .with_rules_of(NameMap::decoder())
+}
+
+/// What a GGUF file of the checkpoint says and holds.
+pub(crate) fn export(checkpoint: &Checkpoint) -> Result<ExportModel, LoadError> {
+    let config = checkpoint.config(Lfm2Config::from_gguf)?;
+    let decoder = config.decoder()?;
+    let heads = decoder.attention.num_kv_heads;
+    // One number a layer, 0 where there is no attention.
+    let kv_heads = config.layer_types()?.into_iter().map(|kind| match kind {
+        LayerType::Conv => 0,
+        LayerType::FullAttention => heads as i64,
+    });
+    let (kernel_size, _) = config.conv()?;
+    Ok(ExportModel {
+        architecture: "lfm2",
+        names: gguf_names().for_release(&release_names("model")),
+        keys: vec![
+            (
+                "attention.head_count_kv",
+                Value::Integers(kv_heads.collect()),
+            ),
+            ("shortconv.l_cache", Value::Unsigned(kernel_size as u64)),
+        ],
+        pre: Some("lfm2"),
+        decoder,
+    })
+}
+
+/// Loads the tensors alone.
+pub fn decoder(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Decoder, LoadError> {
+    let config = checkpoint.config(Lfm2Config::from_gguf)?;
+    let weights = checkpoint.weights_named(release_names("model"), gguf_names(), options)?;
     let decoder = language_model(&weights.pp("model"), &weights.pp("lm_head"), &config)?;
     weights.finish(decoder.ignorable())?;
     Ok(decoder)

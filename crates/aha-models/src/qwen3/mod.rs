@@ -7,6 +7,7 @@ mod config;
 use crate::checkpoint::{Checkpoint, LoadOptions};
 use crate::decoder::Decoder;
 use crate::error::LoadError;
+use crate::export::ExportModel;
 use crate::registry::Family;
 use crate::text::text_model;
 use aha_engine::{LoadedModel, Task};
@@ -25,6 +26,18 @@ pub const FAMILY: Family = Family {
 
 fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
     text_model(checkpoint, Box::new(decoder(checkpoint, options)?))
+}
+
+/// What a GGUF file of the checkpoint says and holds.
+pub(crate) fn export(checkpoint: &Checkpoint) -> Result<ExportModel, LoadError> {
+    let config = checkpoint.config(Qwen3Config::from_gguf)?;
+    Ok(ExportModel {
+        architecture: "qwen3",
+        names: NameMap::decoder(),
+        keys: Vec::new(),
+        pre: None,
+        decoder: config.decoder()?,
+    })
 }
 
 /// Loads the tensors alone.

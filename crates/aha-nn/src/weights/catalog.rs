@@ -210,6 +210,14 @@ impl Catalog {
         self.total_bytes
     }
 
+    /// Values of all tensors together.
+    pub fn elements(&self) -> u64 {
+        let counts = self.entries.values();
+        counts.fold(0, |sum, entry| {
+            sum.saturating_add(element_count(&entry.shape).unwrap_or(0) as u64)
+        })
+    }
+
     /// Shape of a tensor in the file.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.entries.get(name).map(|entry| entry.shape.as_slice())

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::catalog::{element_count, tensor_bytes};
 use super::error::{Result, WeightsError};
 use super::stored::StoredType;
+use crate::linear::gguf_kind;
 
 /// Values converted by one task: large enough to amortise it, small enough to spread, whole blocks of
 /// every type.
@@ -45,6 +46,44 @@ pub(super) fn to_f32(
         .zip(bytes.par_chunks(task_bytes))
         .try_for_each(|(values, bytes)| decode(bytes, values))?;
     Ok(values)
+}
+
+/// Values as blocks of type `to`. Each task decodes its share of them only: there is never an f32 copy of all.
+pub(super) fn to_blocks(
+    name: &str,
+    stored: StoredType,
+    shape: &[usize],
+    bytes: &[u8],
+    to: StoredType,
+) -> Result<Vec<u8>> {
+    let error = |reason: String| WeightsError::Unconvertible {
+        tensor: name.to_owned(),
+        stored: stored.name(),
+        reason,
+    };
+    let (Some(decode), Some(kind)) = (decoder(stored), gguf_kind(to)) else {
+        return Err(error(format!("it cannot become {to}")));
+    };
+    let fits = tensor_bytes(stored, shape) == Some(bytes.len());
+    let Some(size) = tensor_bytes(to, shape).filter(|_| fits) else {
+        return Err(error(format!(
+            "{} bytes of shape {shape:?} are no whole blocks of {to}",
+            bytes.len()
+        )));
+    };
+    let task_bytes = TASK_VALUES / stored.block_size() * stored.block_bytes();
+    let task_blocks = TASK_VALUES / to.block_size() * to.block_bytes();
+    let mut blocks = vec![0; size];
+    blocks
+        .par_chunks_mut(task_blocks)
+        .zip(bytes.par_chunks(task_bytes))
+        .try_for_each_init(Vec::new, |values, (blocks, bytes)| {
+            values.resize(blocks.len() / to.block_bytes() * to.block_size(), 0.0);
+            decode(bytes, values)?;
+            aha_kernels::quantize_gguf(kind, values, blocks)
+                .map_err(|reason| error(reason.to_string()))
+        })?;
+    Ok(blocks)
 }
 
 pub(super) fn gather_rows(
@@ -274,6 +313,30 @@ mod tests {
                 .enumerate()
                 .all(|(i, &v)| v == (i % 2048) as f32)
         );
+    }
+
+    #[test]
+    fn blocks_of_many_tasks_are_those_of_the_whole() {
+        let shape = [5, TASK_VALUES / 2 + 256];
+        let values: Vec<f32> = (0..shape[0] * shape[1])
+            .map(|i| ((i * 7919) % 1009) as f32 / 1009.0 - 0.5)
+            .collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        for (to, kind) in [
+            (StoredType::Q8_0, aha_kernels::WeightKind::Q8_0),
+            (StoredType::Q4K, aha_kernels::WeightKind::Q4K),
+        ] {
+            let blocks = to_blocks("t", StoredType::F32, &shape, &bytes, to).unwrap();
+            let mut whole = vec![0; blocks.len()];
+            aha_kernels::quantize_gguf(kind, &values, &mut whole).unwrap();
+            assert!(blocks == whole, "{to}");
+        }
+        assert!(to_blocks("t", StoredType::F32, &[2, 16], &[0; 128], StoredType::Q8_0).is_err());
+        assert!(to_blocks("t", StoredType::I64, &[32], &[0; 256], StoredType::Q8_0).is_err());
+        assert!(to_blocks("t", StoredType::F32, &[32], &[0; 128], StoredType::F16).is_err());
+        let nan = [f32::NAN; 32].map(f32::to_le_bytes).concat();
+        let error = to_blocks("t", StoredType::F32, &[32], &nan, StoredType::Q8_0).unwrap_err();
+        assert!(error.to_string().contains("not finite"), "{error}");
     }
 
     #[test]

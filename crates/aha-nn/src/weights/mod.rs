@@ -19,6 +19,7 @@ pub mod mapped;
 mod names;
 pub mod pickle;
 mod placement;
+mod quantize;
 mod reader;
 pub mod safetensors;
 mod stored;
@@ -29,6 +30,10 @@ pub use catalog::Catalog;
 pub use error::{Location, MismatchReport, Result, TensorMismatch, WeightsError};
 pub use names::{NameMap, Transform};
 pub use placement::{DtypeRequest, Placement, Precision};
+pub use quantize::{
+    LanguagePart, LayerPlace, MatrixChoice, MatrixRole, QuantReport, QuantRequest, Quantization,
+    UnknownQuantization,
+};
 pub use reader::Reader;
 pub use stored::StoredType;
 pub use tensor::{LoadedTensor, StoredTensor};

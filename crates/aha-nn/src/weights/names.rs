@@ -117,6 +117,17 @@ impl NameMap {
         self
     }
 
+    /// The same map for the names of a release, to which `release` maps the common ones that this map is for.
+    #[must_use]
+    pub fn for_release(mut self, release: &Self) -> Self {
+        for rule in &mut self.rules {
+            if let Some(own) = release.rules.iter().find(|own| own.pattern == rule.pattern) {
+                rule.pattern.clone_from(&own.target);
+            }
+        }
+        self
+    }
+
     /// Adds a rule after the others, with a transform.
     #[must_use]
     pub fn with_transformed(mut self, pattern: &str, target: &str, transform: Transform) -> Self {

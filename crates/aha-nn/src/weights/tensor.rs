@@ -60,7 +60,19 @@ pub struct LoadedTensor {
     range: Range<usize>,
     /// Elements between neighbours by dimension; none where rows lie one after the other.
     strides: Option<Arc<[usize]>>,
-    interleaved_heads: Option<usize>,
+    order: RowOrder,
+}
+
+/// How rows of a tensor differ from those of the file, `[heads, head_dim / 2, 2]` being the order of interleaved rotary
+/// embeddings and `[heads, 2, head_dim / 2]` that of half-split ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RowOrder {
+    /// They do not.
+    Stored,
+    /// The file's are interleaved, the tensor's half-split.
+    HalfSplit { heads: usize },
+    /// The other way round.
+    Interleaved { heads: usize },
 }
 
 impl LoadedTensor {
@@ -78,7 +90,7 @@ impl LoadedTensor {
             shape,
             range,
             strides: None,
-            interleaved_heads: None,
+            order: RowOrder::Stored,
         }
     }
 
@@ -94,6 +106,22 @@ impl LoadedTensor {
     /// # Errors
     /// [`WeightsError::Unconvertible`] when the rows do not divide into `heads` heads of even size.
     pub(super) fn with_interleaved_heads(mut self, heads: usize) -> Result<Self> {
+        self.check_heads(heads)?;
+        self.order = RowOrder::HalfSplit { heads };
+        Ok(self)
+    }
+
+    /// The same tensor with its rows, which lie in half-split order, interleaved: what some GGUF files hold.
+    ///
+    /// # Errors
+    /// [`WeightsError::Unconvertible`] when the rows do not divide into `heads` heads of even size.
+    pub fn with_heads_interleaved(mut self, heads: usize) -> Result<Self> {
+        self.check_heads(heads)?;
+        self.order = RowOrder::Interleaved { heads };
+        Ok(self)
+    }
+
+    fn check_heads(&self, heads: usize) -> Result<()> {
         let rows = self.rows();
         if heads == 0 || !rows.is_multiple_of(heads) || !(rows / heads).is_multiple_of(2) {
             return Err(self.unusable(format!(
@@ -101,12 +129,12 @@ impl LoadedTensor {
                  belongs to another model"
             )));
         }
-        self.interleaved_heads = Some(heads);
-        Ok(self)
+        Ok(())
     }
 
     /// The same values under a shape of the same size and rows.
-    pub(super) fn with_shape(mut self, shape: &[usize]) -> Self {
+    #[must_use]
+    pub fn with_shape(mut self, shape: &[usize]) -> Self {
         self.shape = shape.to_vec();
         self
     }
@@ -143,7 +171,7 @@ impl LoadedTensor {
 
     /// Whether [`LoadedTensor::bytes`] differs from the order in the file.
     pub fn rows_permuted(&self) -> bool {
-        self.interleaved_heads.is_some() || self.strides.is_some()
+        self.order != RowOrder::Stored || self.strides.is_some()
     }
 
     /// The values in row order: borrowed from the mapping, or copied when the file has them in another order.
@@ -156,7 +184,7 @@ impl LoadedTensor {
             let (name, shape) = (&self.name, &self.shape);
             bytes = convert::gather_strided(name, self.stored, shape, strides, &bytes)?.into();
         }
-        if self.interleaved_heads.is_some() {
+        if self.order != RowOrder::Stored {
             let source = |row| self.source_row(row);
             bytes =
                 convert::gather_rows(&self.name, self.stored, &self.shape, &bytes, source)?.into();
@@ -175,6 +203,15 @@ impl LoadedTensor {
     /// As [`StoredTensor::to_f32`].
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         convert::to_f32(&self.name, self.stored, &self.shape, &self.bytes()?)
+    }
+
+    /// All values in row order as blocks of the quantised type `to`.
+    ///
+    /// # Errors
+    /// [`WeightsError::Unconvertible`] where the tensor holds no numbers that blocks can hold, or its rows are no whole
+    /// blocks.
+    pub fn to_blocks(&self, to: StoredType) -> Result<Vec<u8>> {
+        convert::to_blocks(&self.name, self.stored, &self.shape, &self.bytes()?, to)
     }
 
     /// The values as a tensor of `dtype` on `device`. Floating-point and quantised types convert to any
@@ -197,13 +234,20 @@ impl LoadedTensor {
 
     /// The row of the file that is row `row` of this tensor.
     fn source_row(&self, row: usize) -> usize {
-        let Some(heads) = self.interleaved_heads else {
-            return row;
-        };
-        let head_dim = self.rows() / heads;
-        let (head, within) = (row / head_dim, row % head_dim);
-        let (half, pair) = (within / (head_dim / 2), within % (head_dim / 2));
-        head * head_dim + pair * 2 + half
+        match self.order {
+            RowOrder::Stored => row,
+            RowOrder::HalfSplit { heads } => {
+                let head_dim = self.rows() / heads;
+                let (head, within) = (row / head_dim, row % head_dim);
+                let (half, pair) = (within / (head_dim / 2), within % (head_dim / 2));
+                head * head_dim + pair * 2 + half
+            }
+            RowOrder::Interleaved { heads } => {
+                let head_dim = self.rows() / heads;
+                let (head, within) = (row / head_dim, row % head_dim);
+                head * head_dim + within % 2 * (head_dim / 2) + within / 2
+            }
+        }
     }
 
     fn mapped_bytes(&self) -> Result<&[u8]> {

@@ -11,7 +11,9 @@ use super::catalog::{Catalog, CheckpointFile, element_count, locate};
 use super::error::{LISTED_MISMATCHES, MismatchReport, Result, TensorMismatch, WeightsError};
 use super::gguf::GgufFile;
 use super::names::{NameMap, Transform};
-use super::placement::Placement;
+use super::placement::{Placement, Precision};
+use super::quantize::{LanguagePart, MatrixRole, QuantReport, Quantization};
+use super::stored::StoredType;
 use super::tensor::LoadedTensor;
 
 /// Missing tensors after which construction stops at once: a configuration that asks for a million layers
@@ -31,6 +33,8 @@ pub struct Weights {
     shared: Arc<Shared>,
     placement: Arc<Placement>,
     prefix: String,
+    quantization: Option<Quantization>,
+    part: Option<LanguagePart>,
 }
 
 struct Shared {
@@ -49,6 +53,7 @@ struct State {
     bytes_loaded: u64,
     mismatches: MismatchReport,
     unexpected_logged: bool,
+    quantized: QuantReport,
 }
 
 impl Weights {
@@ -94,6 +99,8 @@ impl Weights {
             }),
             placement: Arc::new(placement),
             prefix: String::new(),
+            quantization: None,
+            part: None,
         }
     }
 
@@ -131,6 +138,45 @@ impl Weights {
             placement: Arc::new(placement),
             ..self.clone()
         }
+    }
+
+    /// The same view, whose matrices are quantised by a recipe as far as they belong to a language model; see
+    /// [`Weights::of_part`].
+    #[must_use]
+    pub fn with_quantization(&self, recipe: Quantization) -> Self {
+        Self {
+            quantization: Some(recipe),
+            ..self.clone()
+        }
+    }
+
+    /// The same view, whose matrices belong to this part of a language model.
+    #[must_use]
+    pub fn of_part(&self, part: LanguagePart) -> Self {
+        Self {
+            part: Some(part),
+            ..self.clone()
+        }
+    }
+
+    /// The block type that the matrix `name`, stored as `stored` in rows of `cols` values, is to be quantised to; none
+    /// where it stays as it is. Counts it for the report.
+    pub(crate) fn block_type(
+        &self,
+        name: &str,
+        stored: StoredType,
+        cols: usize,
+    ) -> Option<StoredType> {
+        let (recipe, part) = self.quantization.zip(self.part)?;
+        // A part with a precision of its own has it for a reason.
+        if self.placement.weights != Precision::Stored || !stored.is_float() {
+            return None;
+        }
+        let (file_name, _) = self.shared.names.resolve(&self.full_name(name));
+        let role = MatrixRole::of(part, &self.prefix, &file_name, &self.shared.catalog);
+        let choice = recipe.choose(role, cols);
+        lock(&self.shared.state).quantized.count(choice);
+        choice.block_type()
     }
 
     /// Where tensors go.
@@ -233,7 +279,7 @@ impl Weights {
 
     /// Ends loading. Tensors that nobody asked for are logged once, at debug level, but for those that
     /// `ignore` names: by their name in the file, or by its beginning (`vision_tower.*`) or end
-    /// (`*.position_ids`).
+    /// (`*.position_ids`). So is what was quantised: as a warning where it was not all as asked.
     ///
     /// # Errors
     /// [`WeightsError::Mismatch`] with the first ten missing or misshapen tensors and how many there are.
@@ -244,6 +290,9 @@ impl Weights {
         }
         if !state.unexpected_logged {
             state.unexpected_logged = true;
+            if let Some(recipe) = self.quantization {
+                log_report(recipe, &state.quantized);
+            }
             let unexpected = self.shared.unexpected(&state, ignore);
             if !unexpected.is_empty() {
                 tracing::debug!(
@@ -319,6 +368,14 @@ impl State {
             return Err(WeightsError::Mismatch(report.clone()));
         }
         Ok(())
+    }
+}
+
+fn log_report(recipe: Quantization, report: &QuantReport) {
+    let summary = report.summary();
+    match report.exceptions() {
+        Some(exceptions) => tracing::warn!("{recipe}: {summary}; {exceptions}"),
+        None => tracing::info!("{recipe}: {summary}"),
     }
 }
 

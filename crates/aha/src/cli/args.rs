@@ -6,7 +6,7 @@ use super::units::{between, positive, positive_or_empty};
 use aha::hub::{HubConfig, HubError};
 use aha::{
     DeviceChoice, Dtype, EngineOptions, GenerationParams, Loader, Media, MediaWishes, Model,
-    NgramWindow, PixelLimits, Task,
+    NgramWindow, PixelLimits, Quant, Task,
 };
 use clap::{ArgGroup, Args, ValueEnum};
 use std::path::PathBuf;
@@ -34,6 +34,10 @@ pub(crate) struct GlobalArgs {
     /// Precision of the weights: auto (the checkpoint's), f32, bf16 or f16
     #[arg(long, global = true, value_name = "TYPE", default_value_t)]
     pub(crate) dtype: Dtype,
+    /// Quantise matrices while loading, on the CPU: q8_0, q6_k, q5_k_m, q4_k_m, q4_0 or auto (only
+    /// where the memory is short)
+    #[arg(long, global = true, value_name = "TYPE", conflicts_with = "dtype")]
+    pub(crate) quant: Option<Quant>,
     /// Threads that compute [default: one a core]
     #[arg(long, global = true, value_name = "N", env = "AHA_THREADS", value_parser = positive_or_empty)]
     pub(crate) threads: Option<Count>,

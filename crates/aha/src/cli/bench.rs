@@ -8,7 +8,7 @@ use super::markdown::{Align, table};
 use super::show::count;
 use super::units::{bytes, positive};
 use super::weights::WeightsSummary;
-use aha::{Engine, EngineOptions, Model};
+use aha::{Engine, EngineOptions, Model, Quant};
 use aha_engine::{Event, GenerationRequest, SamplingParams, StopParams};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -303,18 +303,24 @@ impl Bench {
         }
         let (mean, stddev) = mean_and_deviation(&samples);
         let (prompt_tokens, generated_tokens, batch) = test.shape();
-        let dtype = context.global.dtype;
+        let (dtype, quant) = (context.global.dtype, context.global.quant);
+        let recipe = match quant {
+            Some(Quant::Recipe(recipe)) => Some(recipe),
+            Some(Quant::Auto) | None => None,
+        };
         let bandwidth_share = bandwidth
-            .filter(|_| matches!(test, Test::Generate { .. }))
+            // What `auto` chose is not known here.
+            .filter(|_| quant != Some(Quant::Auto) && matches!(test, Test::Generate { .. }))
             .map(|bandwidth| {
-                mean / batch as f64 * weights.bytes_per_step(dtype) as f64 / bandwidth
+                let read = weights.bytes_per_step(dtype, recipe) as f64;
+                mean / batch as f64 * read / bandwidth
             });
         Ok(Measurement {
             model: model.name().to_owned(),
             size_bytes: weights.bytes,
             parameters: weights.parameters,
             stored_type: weights.main_type(),
-            dtype: dtype.to_string(),
+            dtype: quant.map_or_else(|| dtype.to_string(), |quant| quant.to_string()),
             device: device_name(model),
             instruction_set: format!("{:?}", aha_kernels::instruction_set()),
             threads: rayon::current_num_threads(),

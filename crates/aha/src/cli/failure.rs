@@ -84,6 +84,13 @@ impl From<aha::Error> for Failure {
     fn from(error: aha::Error) -> Self {
         match error {
             aha::Error::Hub(error) => (*error).into(),
+            // Options that do not go with each other or with the checkpoint.
+            aha::Error::Load(error) if matches!(*error, aha::LoadError::Quantize { .. }) => {
+                Self::usage(error)
+            }
+            aha::Error::Load(error) if matches!(*error, aha::LoadError::Export { .. }) => {
+                Self::Message(error.to_string())
+            }
             other => Self::Message(other.to_string()),
         }
     }

@@ -20,6 +20,7 @@ mod memory;
 mod ocr;
 mod progress;
 mod ps;
+mod quantize;
 mod rembg;
 mod rerank;
 mod rows;
@@ -50,7 +51,7 @@ Examples:
   aha cli -m Qwen/Qwen3-0.6B                 get a model and serve it on port 10100
   aha run -m qwen3-0.6b -i \"Why is the sky blue?\"
   aha run --gguf-path model.gguf -i @letter.txt -o answer.txt
-  aha chat -m ./my-checkpoint
+  aha chat -m ./my-checkpoint --quant q4_k_m
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C (143 by SIGTERM).
 Models are kept in AHA_HOME, else ~/.aha. One that is asked for and missing is downloaded, unless
@@ -103,6 +104,8 @@ enum Command {
     Show(show::Show),
     /// Compare a model's files with their checksums, and its answers with a golden set
     Verify(verify::Verify),
+    /// Write a model as a quantised GGUF file
+    Quantize(quantize::Quantize),
     /// Delete a model from this disk
     Delete(delete::Delete),
     /// List the servers that run on this machine
@@ -133,7 +136,12 @@ impl Context {
             .loader()
             .device(self.global.device)
             .dtype(self.global.dtype)
-            .on_progress(bar.callback());
+            .on_progress(bar.callback())
+            .on_note(console::note);
+        let loader = match self.global.quant {
+            Some(quant) => loader.quant(quant),
+            None => loader,
+        };
         Ok((loader, bar))
     }
 }
@@ -183,6 +191,7 @@ fn execute(cli: Cli) -> Outcome {
         Command::List(command) => command.execute(&context),
         Command::Show(command) => command.execute(),
         Command::Verify(command) => command.execute(&context),
+        Command::Quantize(command) => command.execute(&context),
         Command::Delete(command) => command.execute(&context),
         Command::Ps(command) => command.execute(&context),
         Command::Stop(command) => command.execute(&context),

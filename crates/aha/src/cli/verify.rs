@@ -51,6 +51,11 @@ struct Report {
 
 impl Verify {
     pub(crate) fn execute(self, context: &Context) -> Outcome {
+        if context.global.quant.is_some() {
+            return Err(Failure::usage(
+                "golden sets are compared in f32, so `--quant` does not go with verify",
+            ));
+        }
         let checkpoint = aha::resolve(self.model.name())?;
         let checksums = hub::verify(&checkpoint.path)?;
         let golden = if self.no_golden {

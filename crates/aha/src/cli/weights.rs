@@ -1,8 +1,8 @@
 //! What a checkpoint weighs: for `aha show` and `aha bench`.
 
 use super::failure::Outcome;
-use aha::Dtype;
-use aha_nn::weights::{Catalog, StoredType};
+use aha::{Dtype, Quantization};
+use aha_nn::weights::{Catalog, LanguagePart, MatrixRole, StoredType};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -19,8 +19,27 @@ pub(crate) struct WeightsSummary {
     pub(crate) bytes: u64,
     /// Bytes by type, the largest first.
     pub(crate) types: Vec<(StoredType, u64)>,
-    /// Parameters and bytes of the matrices that every step reads as a whole.
-    read: (u64, u64),
+    /// The matrices that every step reads as a whole.
+    read: Vec<Matrix>,
+}
+
+/// One matrix, as far as its size goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Matrix {
+    role: MatrixRole,
+    parameters: u64,
+    cols: usize,
+    bytes: u64,
+}
+
+impl Matrix {
+    /// Bytes that it takes when it is quantised.
+    fn quantized(&self, recipe: Quantization) -> u64 {
+        let block_type = recipe.choose(self.role, self.cols).block_type();
+        block_type.map_or(self.bytes, |kind| {
+            self.parameters / kind.block_size() as u64 * kind.block_bytes() as u64
+        })
+    }
 }
 
 impl WeightsSummary {
@@ -34,7 +53,7 @@ impl WeightsSummary {
             parameters: 0,
             bytes: 0,
             types: Vec::new(),
-            read: (0, 0),
+            read: Vec::new(),
         };
         let mut types = BTreeMap::<StoredType, u64>::new();
         for tensor in catalog.names().filter_map(|name| catalog.load(name)) {
@@ -45,8 +64,22 @@ impl WeightsSummary {
             summary.bytes += bytes;
             *types.entry(tensor.stored()).or_default() += bytes;
             let embedding = EMBEDDINGS.iter().any(|name| tensor.name().ends_with(name));
-            if tensor.shape().len() > 1 && !(embedding && has_head) {
-                summary.read = (summary.read.0 + parameters, summary.read.1 + bytes);
+            if let [_, .., cols] = *tensor.shape()
+                && !(embedding && has_head)
+            {
+                let name = tensor.name();
+                let part = if embedding || HEADS.iter().any(|head| name.ends_with(head)) {
+                    LanguagePart::Output
+                } else {
+                    LanguagePart::Layers
+                };
+                let module = name.strip_suffix(".weight").unwrap_or(name);
+                summary.read.push(Matrix {
+                    role: MatrixRole::of(part, module, name, &catalog),
+                    parameters,
+                    cols,
+                    bytes,
+                });
             }
         }
         summary.types = types.into_iter().collect();
@@ -57,13 +90,14 @@ impl WeightsSummary {
     }
 
     /// Bytes of weights that one step of generation has to read at this precision.
-    pub(crate) fn bytes_per_step(&self, dtype: Dtype) -> u64 {
-        let (parameters, bytes) = self.read;
-        match dtype {
-            Dtype::Auto => bytes,
-            Dtype::F32 => parameters * 4,
-            Dtype::Bf16 | Dtype::F16 => parameters * 2,
-        }
+    pub(crate) fn bytes_per_step(&self, dtype: Dtype, recipe: Option<Quantization>) -> u64 {
+        let bytes = |matrix: &Matrix| match (recipe, dtype) {
+            (Some(recipe), _) => matrix.quantized(recipe),
+            (None, Dtype::Auto) => matrix.bytes,
+            (None, Dtype::F32) => matrix.parameters * 4,
+            (None, Dtype::Bf16 | Dtype::F16) => matrix.parameters * 2,
+        };
+        self.read.iter().map(bytes).sum()
     }
 
     /// The type of most bytes.
@@ -88,13 +122,23 @@ mod tests {
         // 537 tokens of 72 values; per layer q, k, v, o and three products of the MLP.
         let tied = summary("llama/smol");
         let layer = 72 * 72 * 2 + 72 * 24 * 2 + 72 * 144 * 3;
-        assert_eq!(tied.bytes_per_step(Dtype::F32), (3 * layer + 537 * 72) * 4);
-        assert_eq!(
-            tied.bytes_per_step(Dtype::Bf16) * 2,
-            tied.bytes_per_step(Dtype::F32)
-        );
-        assert!(tied.parameters > tied.read.0, "norms are no matrices");
+        let f32_bytes = tied.bytes_per_step(Dtype::F32, None);
+        assert_eq!(f32_bytes, (3 * layer + 537 * 72) * 4);
+        assert_eq!(tied.bytes_per_step(Dtype::Bf16, None) * 2, f32_bytes);
+        assert!(tied.parameters * 4 > f32_bytes, "norms are no matrices");
         let untied = summary("qwen3/untied-yarn");
-        assert!(untied.parameters - untied.read.0 > 10_000, "{untied:?}");
+        let read = untied.bytes_per_step(Dtype::F32, None) / 4;
+        assert!(untied.parameters - read > 10_000, "{untied:?}");
+    }
+
+    #[test]
+    fn quantised_matrices_count_as_what_they_become() {
+        // Rows of 64 values, or of 128: one byte and a sixteenth each; no recipe finds more in them.
+        let untied = summary("qwen3/untied-yarn");
+        let parameters = untied.bytes_per_step(Dtype::F32, None) / 4;
+        for recipe in Quantization::ALL {
+            let bytes = untied.bytes_per_step(Dtype::Auto, Some(recipe));
+            assert!(bytes <= parameters * 34 / 32, "{recipe}: {bytes}");
+        }
     }
 }

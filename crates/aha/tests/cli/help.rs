@@ -2,7 +2,7 @@
 
 use crate::support::{Home, assert_expected, fixture};
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "bench",
     "chat",
     "cli",
@@ -12,6 +12,7 @@ const COMMANDS: [&str; 16] = [
     "list",
     "ocr",
     "ps",
+    "quantize",
     "rembg",
     "run",
     "serv",
@@ -109,6 +110,17 @@ fn wrong_usage_ends_with_2_and_says_what_is_wrong() {
         ),
         (&["list", "--device", "tpu"], "unknown device `tpu`"),
         (&["list", "--dtype", "int3"], "unknown precision `int3`"),
+        (&["list", "--quant", "q3_k"], "unknown quantisation `q3_k`"),
+        (
+            &[
+                "run", "-m", &smol, "-i", "hi", "--quant", "q8_0", "--dtype", "f32",
+            ],
+            "cannot be used with",
+        ),
+        (
+            &["verify", "-m", &smol, "--quant", "q8_0"],
+            "does not go with verify",
+        ),
         (
             &["list", "--threads", "0"],
             "invalid value '0' for '--threads",

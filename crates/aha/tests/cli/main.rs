@@ -16,6 +16,7 @@ mod offline;
 mod pdf;
 mod pictures;
 mod pooled;
+mod quantize;
 mod rembg;
 mod running;
 mod server;

@@ -4,11 +4,13 @@
 //! the alignment; the values.
 
 mod metadata;
+mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
 
 pub use metadata::{Metadata, Value};
+pub use writer::{GgufWriter, NewTensor};
 
 use super::catalog::{Catalog, tensor_bytes};
 use super::error::{Location, Result, WeightsError};
@@ -271,6 +273,11 @@ fn check_overlaps(path: &Path, tensors: &[TensorInfo]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The number of a type in a tensor info; none for types that GGUF lacks.
+fn type_number(stored: StoredType) -> Option<u32> {
+    (0..=30).find(|&number| stored_type(number) == Ok(stored))
 }
 
 /// The type of a number in a tensor info, or what it is instead and what to do.
