@@ -15,6 +15,8 @@
 //! products should do so from inside that pool (`ThreadPool::install`): a call from outside pays for
 //! a hand-over each time.
 
+mod activation;
+mod arithmetic;
 mod attention;
 mod bandwidth;
 mod buffer;
@@ -27,8 +29,11 @@ mod matmul;
 mod pack;
 mod quant;
 mod recurrent;
+mod rotary;
 mod snake;
 
+pub use activation::{Activation, add, add_bias_and};
+pub use arithmetic::{Arithmetic, measure_multiply_add_rate};
 pub use attention::{
     GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows, WindowAttention,
 };
@@ -43,4 +48,5 @@ pub use isa::{InstructionSet, instruction_set};
 pub use pack::{PackedMatrix, WeightKind};
 pub use quant::dequantize_gguf;
 pub use recurrent::{GatedDelta, RecurrentSequence, ShortConv};
+pub use rotary::RotateHalves;
 pub use snake::{snake, snake_on};

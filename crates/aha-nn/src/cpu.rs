@@ -109,18 +109,58 @@ impl CustomOp3 for LayerNorm {
     }
 }
 
-/// The exact GELU.
-pub(crate) struct Gelu;
+/// Rotary positions of heads whose halves turn together; the other tensors are cosines and sines.
+pub(crate) struct RotateHalves;
 
-impl CustomOp1 for Gelu {
+impl CustomOp3 for RotateHalves {
     fn name(&self) -> &'static str {
-        "gelu"
+        "rotate-halves"
+    }
+
+    /// `x` is `[tokens, heads, head_dim]`, whose rows may be parts of longer ones.
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        cos: &CpuStorage,
+        cos_layout: &Layout,
+        sin: &CpuStorage,
+        sin_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (tokens, num_heads, head_dim) = x_layout.shape().dims3()?;
+        let (_, half) = cos_layout.shape().dims2()?;
+        let kernel = aha_kernels::RotateHalves {
+            num_heads,
+            head_dim,
+            half,
+        };
+        let mut out = vec![0f32; tokens * num_heads * head_dim];
+        kernel
+            .forward(
+                rows_f32(x, x_layout)?,
+                contiguous_f32(cos, cos_layout)?,
+                contiguous_f32(sin, sin_layout)?,
+                &mut out,
+            )
+            .map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+}
+
+/// An activation function.
+pub(crate) struct Activate(pub(crate) aha_kernels::Activation);
+
+impl CustomOp1 for Activate {
+    fn name(&self) -> &'static str {
+        "activation"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous_f32(x, layout)?;
         let mut out = vec![0f32; x.len()];
-        aha_kernels::gelu(x, &mut out).map_err(candle_core::Error::wrap)?;
+        self.0
+            .apply(x, &mut out)
+            .map_err(candle_core::Error::wrap)?;
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 }
@@ -151,7 +191,8 @@ impl CustomOp2 for SiluMul {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use crate::mlp::Activation;
+    use candle_core::{Device, Module};
 
     fn close(a: &Tensor, b: &Tensor) {
         let worst = (a - b)
@@ -184,6 +225,16 @@ mod tests {
             &fused,
             &candle_nn::ops::layer_norm_slow(&x, &weight, &bias, 1e-6).unwrap(),
         );
-        close(&x.apply_op1_no_bwd(&Gelu).unwrap(), &x.gelu_erf().unwrap());
+        for activation in [
+            Activation::Gelu,
+            Activation::GeluPytorchTanh,
+            Activation::QuickGelu,
+            Activation::Silu,
+            Activation::Relu,
+            Activation::Sigmoid,
+        ] {
+            let fused = activation.forward(&x).unwrap();
+            close(&fused, &activation.forward_plain(&x).unwrap());
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Rotary position embeddings (arXiv 2104.09864) and their scalings for long contexts.
 
 use crate::batch::Batch;
+use crate::cpu::{RotateHalves, is_f32_on_cpu};
 use crate::ragged::SequenceBounds;
 use candle_core::{DType, Device, Result, Tensor};
 use serde::Deserialize;
@@ -456,6 +457,13 @@ impl Rotation {
     /// Rotates `x` `[tokens, heads, head_dim]`; values of a head beyond `rotary_dim` pass unchanged.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let head_dim = x.dim(2)?;
+        let halves = RotationForm::Pairs(RopePairing::HalfSplit);
+        if self.form == halves && is_f32_on_cpu(x) && x.elem_count() > 0 {
+            // Parts of a fused projection are taken as they lie.
+            let whole_heads = x.stride()[1..] == [head_dim, 1];
+            let x = if whole_heads { x } else { &x.contiguous()? };
+            return x.apply_op3_no_bwd(&self.cos, &self.sin, &RotateHalves);
+        }
         let rotary_dim = match self.form {
             RotationForm::Pairs(_) => 2 * self.cos.dim(1)?,
             RotationForm::Values => self.cos.dim(1)?,

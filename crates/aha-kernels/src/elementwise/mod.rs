@@ -1,16 +1,18 @@
 //! Fused operations on rows, each in one pass over memory.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(crate) mod avx2;
 mod scalar;
 
 use rayon::prelude::*;
+
+pub(crate) use scalar::gelu_of;
 
 use crate::error::check_len;
 use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Values below which threads cost more than they bring.
-const PARALLEL_FROM: usize = 64 * 1024;
+pub(crate) const PARALLEL_FROM: usize = 64 * 1024;
 
 /// Lanes that are summed apart: the order of a sum is the same for every row of a batch.
 const LANES: usize = 16;
@@ -231,7 +233,7 @@ pub fn gelu_on(set: InstructionSet, x: &[f32], out: &mut [f32]) -> Result<(), Ke
 }
 
 /// Checks that values lie in whole rows of at least one value.
-fn check_rows(
+pub(crate) fn check_rows(
     argument: &'static str,
     len: usize,
     of: &'static str,

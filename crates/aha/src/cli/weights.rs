@@ -10,6 +10,21 @@ use std::path::Path;
 const EMBEDDINGS: [&str; 2] = ["embed_tokens.weight", "token_embd.weight"];
 /// Names of the output head; where it is missing, the embedding takes its place.
 const HEADS: [&str; 2] = ["lm_head.weight", "output.weight"];
+/// Parts of names of what text does not pass through: encoders of pictures and sound with their projectors, and heads
+/// that guess several tokens ahead.
+const BESIDE: [&str; 9] = [
+    "visual.",
+    "vision_",
+    "vit.",
+    "sam_model.",
+    "qwen2_model.",
+    "audio_",
+    "projector.",
+    "mlp_AR.",
+    "mtp.",
+];
+/// Parts of names of experts, of which a token meets a few.
+const EXPERTS: [&str; 2] = [".experts.", "_exps."];
 
 /// Sizes of a checkpoint's tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +36,11 @@ pub(crate) struct WeightsSummary {
     pub(crate) types: Vec<(StoredType, u64)>,
     /// Parameters and bytes of the matrices that every step reads as a whole.
     read: (u64, u64),
+    /// Parameters of the matrices that each token is multiplied with: those of the layers, of which experts, and those
+    /// of the output head.
+    layers: u64,
+    experts: u64,
+    head: u64,
 }
 
 impl WeightsSummary {
@@ -35,6 +55,9 @@ impl WeightsSummary {
             bytes: 0,
             types: Vec::new(),
             read: (0, 0),
+            layers: 0,
+            experts: 0,
+            head: 0,
         };
         let mut types = BTreeMap::<StoredType, u64>::new();
         for tensor in catalog.names().filter_map(|name| catalog.load(name)) {
@@ -44,9 +67,20 @@ impl WeightsSummary {
             summary.parameters += parameters;
             summary.bytes += bytes;
             *types.entry(tensor.stored()).or_default() += bytes;
-            let embedding = EMBEDDINGS.iter().any(|name| tensor.name().ends_with(name));
-            if tensor.shape().len() > 1 && !(embedding && has_head) {
-                summary.read = (summary.read.0 + parameters, summary.read.1 + bytes);
+            let ends_with = |names: &[&str]| names.iter().any(|name| tensor.name().ends_with(name));
+            let contains = |parts: &[&str]| parts.iter().any(|part| tensor.name().contains(part));
+            let embedding = ends_with(&EMBEDDINGS);
+            if tensor.shape().len() < 2 || (embedding && has_head) || contains(&BESIDE) {
+                continue;
+            }
+            summary.read = (summary.read.0 + parameters, summary.read.1 + bytes);
+            if embedding || ends_with(&HEADS) {
+                summary.head += parameters;
+            } else {
+                summary.layers += parameters;
+                if contains(&EXPERTS) {
+                    summary.experts += parameters;
+                }
             }
         }
         summary.types = types.into_iter().collect();
@@ -66,11 +100,26 @@ impl WeightsSummary {
         }
     }
 
+    /// Operations of a prompt of `tokens` tokens in products with weights, a product and its sum being two: each token
+    /// passes the layers (and a share of their experts), the last one the head as well.
+    pub(crate) fn prompt_flops(&self, tokens: usize, expert_share: f64) -> f64 {
+        let layers = (self.layers - self.experts) as f64 + self.experts as f64 * expert_share;
+        2.0 * (layers * tokens as f64 + self.head as f64)
+    }
+
+    /// The same of one token that is generated.
+    pub(crate) fn step_flops(&self, expert_share: f64) -> f64 {
+        self.prompt_flops(1, expert_share)
+    }
+
     /// The type of most bytes.
+    pub(crate) fn main_stored(&self) -> Option<StoredType> {
+        self.types.first().map(|(stored, _)| *stored)
+    }
+
+    /// The name of the type of most bytes.
     pub(crate) fn main_type(&self) -> &'static str {
-        self.types
-            .first()
-            .map_or("none", |(stored, _)| stored.name())
+        self.main_stored().map_or("none", StoredType::name)
     }
 }
 
@@ -94,7 +143,23 @@ mod tests {
             tied.bytes_per_step(Dtype::F32)
         );
         assert!(tied.parameters > tied.read.0, "norms are no matrices");
+        let flops = 2 * (5 * 3 * layer + 537 * 72);
+        assert_eq!(tied.prompt_flops(5, 1.0), flops as f64);
+        assert_eq!(tied.step_flops(1.0), 2.0 * tied.read.0 as f64);
         let untied = summary("qwen3/untied-yarn");
         assert!(untied.parameters - untied.read.0 > 10_000, "{untied:?}");
+    }
+
+    #[test]
+    fn towers_are_not_read_and_experts_count_by_their_share() {
+        let experts = summary("deepseek_ocr/small");
+        assert_eq!(experts.layers + experts.head, experts.read.0);
+        assert!(experts.read.0 < experts.parameters, "{experts:?}");
+        assert!(
+            experts.experts > 0 && experts.experts < experts.layers,
+            "{experts:?}"
+        );
+        let saved = experts.prompt_flops(7, 1.0) - experts.prompt_flops(7, 0.25);
+        assert_eq!(saved, 2.0 * 7.0 * 0.75 * experts.experts as f64);
     }
 }
