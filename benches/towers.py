@@ -162,11 +162,14 @@ def compare(kind, options):
     folder.mkdir(parents=True, exist_ok=True)
     given, reference = globals()[kind](folder)
     aha = Aha(options.example, kind, folder, given, options.threads)
-    own, other, sizes = [], [], None
+    before = Aha(options.before, kind, folder, given, options.threads) if options.before else None
+    own, other, earlier, sizes = [], [], [], None
     try:
         with torch.inference_mode():
             for round_ in range(options.rounds + options.warmup):
                 seconds, size = aha.run()
+                if before and round_ >= options.warmup:
+                    earlier.append(before.run()[0])
                 began = time.perf_counter()
                 output = reference()
                 elapsed = time.perf_counter() - began
@@ -176,10 +179,15 @@ def compare(kind, options):
                     other.append(elapsed)
     finally:
         aha.stop()
+        if before:
+            before.stop()
     ratio = statistics.median(other) / statistics.median(own)
     rounds = lambda seconds: ", ".join("%.3f" % second for second in seconds)
     print("| %s | %.3f | %.3f | %.2f | %s | %s | %.4g, %.4g |" % (
         kind, statistics.median(own), statistics.median(other), ratio, rounds(own), rounds(other), *sizes), flush=True)
+    if earlier:
+        print("| %s, before | %.3f | | %.2f | %s | | |" % (
+            kind, statistics.median(earlier), statistics.median(other) / statistics.median(earlier), rounds(earlier)), flush=True)
 
 
 def main():
@@ -187,6 +195,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("kinds", nargs="*", choices=[*KINDS, []])
     parser.add_argument("--example", default=str(HERE.parent / "target/release/examples/towers"))
+    parser.add_argument("--before", help="an earlier build of the example, to run in turn as well")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=1, help="rounds before those that count")

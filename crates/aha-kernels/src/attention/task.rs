@@ -8,7 +8,8 @@ use crate::buffer::{Line, bytes_of, flat, flat_mut, prefetch, with_scratch};
 use crate::matmul::{Activations, Panels, Sums, TILE_ROWS, tile, tile_panels};
 use crate::pack::{PANEL, WeightKind};
 
-/// Rows (queries times heads of a group) that a task holds at most, if a group is not larger.
+/// Rows (queries times heads of a group) that a task holds at most, if a group is not larger; twice as many where all
+/// queries see the same keys.
 pub(super) const ROWS: usize = 96;
 
 /// Key positions that the running softmax takes at once. Tiles start at its multiples. What a tile costs beside its

@@ -132,7 +132,7 @@ mod peers {
 
         let table = run(&home, &args, &[]).ok();
         assert!(
-            table.contains("| peer t/s") && table.contains("| 4.00 ± 0.00 |"),
+            table.contains(" peer t/s |") && table.contains("| 4.00 ± 0.00 |"),
             "{table}"
         );
         let about =
