@@ -26,18 +26,18 @@ const AFTER_HELP: &str = r#"Tests: pp512 computes a prompt of 512 tokens; tg128 
 tg128 x4 does so for four requests at once and counts the tokens of all. Greedy, random prompts,
 no prefix cache.
 
-Percent of bound: what the test needs at least, as a share of what the same threads can do, measured
-before the tests; of the two bounds the one that leaves less room. On the CPU only.
-  bandwidth   every step of generation reads all weight matrices once: their bytes times the steps of
-              a second, against the bytes read from memory in a second (the best of five passes over
-              512 MiB). Reads of the cache are left out.
-  arithmetic  two operations for each parameter of the layers and each token, for each parameter of
-              the output head and each token that it is asked for (of a prompt, one), and for each
-              value of a key and a value that a token sees; against multiply-adds in registers.
+Percent of bound: what the test needs at least, as a share of what the same threads can do, which is
+measured before the tests; of the two bounds the one that leaves less room. On the CPU only.
+  bandwidth   every step of generation reads all weight matrices once: their bytes times the
+              steps of a second, against the bytes read from memory in a second (the best of five
+              passes over 512 MiB). Reads of the cache are left out.
+  arithmetic  two operations for each parameter of the layers and each token, for each parameter
+              of the output head and each token that it is asked for (of a prompt, one), and for
+              each value of a key and a value that a token sees; against multiply-adds in registers.
 
---compare runs the command of a peer, llama-bench or what prints as it does, in turn with our rounds:
-the peer first, then ours, then ours first, and so on. -p, -n and -t are ours where the command has
-none; -r is 1 a round. Quotation marks in the command keep words together.
+--compare runs the command of a peer, llama-bench or what prints as it does, in turn with our
+rounds: first the peer, then we, then we, then the peer. -p, -n and -t are ours where the command
+has none; -r is 1 a round. Quotation marks in the command keep words together.
 
 Examples:
   aha bench -m qwen3-0.6b
