@@ -13,7 +13,7 @@ use crate::{InstructionSet, KernelError, instruction_set};
 const CHUNK: usize = 16 * 1024;
 
 /// `sqrt(8 / π)`, and the same times 0.044715: twice the argument of the tanh in [`Activation::GeluTanh`].
-const TANH_LINEAR: f32 = 1.595_769_1;
+const TANH_LINEAR: f32 = 1.595_769_2;
 const TANH_CUBIC: f32 = 0.071_354_814;
 
 /// The slope of [`Activation::QuickGelu`].
