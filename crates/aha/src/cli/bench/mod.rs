@@ -316,7 +316,10 @@ impl Bench {
                 let time = test.measure(model.engine()?, round)?;
                 let rate = test.tokens() as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE);
                 samples.push(rate);
-                tracing::info!("{test}: {round} of {}: {rate:.2} tokens/s", self.repetitions);
+                tracing::info!(
+                    "{test}: {round} of {}: {rate:.2} tokens/s",
+                    self.repetitions
+                );
             }
             if let Some(peer) = peer.as_deref_mut().filter(|_| !peer_first) {
                 peer.measure()?;
