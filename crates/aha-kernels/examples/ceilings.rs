@@ -6,8 +6,9 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use aha_kernels::{
-    InstructionSet, KernelError, PackedMatrix, PagedAttention, PagedSequence, WeightKind,
-    instruction_set, measure_read_bandwidth,
+    Activation, Arithmetic, DepthwiseConv, HeadRotation, KernelError, PackedMatrix, PagedAttention,
+    PagedSequence, RaggedAttention, Rows, WeightKind, instruction_set, layer_norm,
+    measure_multiply_add_rate, measure_read_bandwidth, snake,
 };
 use half::{bf16, f16};
 
@@ -21,8 +22,14 @@ fn main() -> Result<(), KernelError> {
         instruction_set().name()
     );
     let bandwidth = measure_read_bandwidth(threads) / 1e9;
-    let rate = multiply_add_rate(threads) / 1e9;
-    println!("memory {bandwidth:.1} GB/s, multiply-add {rate:.0} GFLOP/s\n");
+    let rate = measure_multiply_add_rate(Arithmetic::F32, threads).unwrap_or(f64::NAN) / 1e9;
+    println!("memory {bandwidth:.1} GB/s, multiply-add {rate:.0} GFLOP/s of f32");
+    for arithmetic in [Arithmetic::Bf16, Arithmetic::Int8] {
+        if let Some(rate) = measure_multiply_add_rate(arithmetic, threads) {
+            println!("{}: {:.0} GFLOP/s", arithmetic.name(), rate / 1e9);
+        }
+    }
+    println!();
     // From inside the pool: what an engine thread does, too.
     rayon::scope(|_| report(bandwidth, rate))
 }
@@ -115,6 +122,85 @@ fn attention(bandwidth: f64, rate: f64) -> Result<(), KernelError> {
             100.0 * flops / rate
         );
     }
+    encoders(bandwidth, rate)
+}
+
+/// What stands between the products of encoders and codecs, in their sizes.
+fn encoders(bandwidth: f64, rate: f64) -> Result<(), KernelError> {
+    println!("\nencoder attention");
+    for (num_heads, head_dim, len, count) in [(16, 64, 3072, 1), (14, 64, 104, 4)] {
+        let width = num_heads * head_dim;
+        let values = ramp(3 * len * count * width);
+        let part = |index: usize| Rows {
+            values: &values[index * width..],
+            stride: 3 * width,
+        };
+        let cu_seqlens: Vec<u32> = (0..=count).map(|index| (index * len) as u32).collect();
+        let attention = RaggedAttention {
+            num_heads,
+            num_kv_heads: num_heads,
+            head_dim,
+            scale: 0.125,
+            causal: false,
+            prefix: 0,
+            bias: None,
+            cu_seqlens: &cu_seqlens,
+        };
+        let mut out = vec![0.0; len * count * width];
+        let seconds = fastest(4, || attention.forward(part(0), part(1), part(2), &mut out))?;
+        let flops = 4.0 * (len * len * count * width) as f64 / seconds / 1e9;
+        println!(
+            "{count} x {len} tokens, {num_heads} heads of {head_dim}: {:.3} ms, {flops:.1} GFLOP/s ({:.0} %)",
+            seconds * 1e3,
+            100.0 * flops / rate
+        );
+    }
+    println!("\nbetween products, 3072 rows of 4096");
+    let (rows, size) = (3072, 4096);
+    let (mut x, weight) = (ramp(rows * size), ramp(size));
+    let mut out = vec![0.0; x.len()];
+    let tell = |name: &str, passes: usize, seconds: f64| {
+        let bytes = (passes * 4 * rows * size) as f64 / seconds / 1e9;
+        println!(
+            "{name:<28}{:>9.3} ms {bytes:>6.1} GB/s ({:.0} %)",
+            seconds * 1e3,
+            100.0 * bytes / bandwidth
+        );
+    };
+    for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
+        let seconds = fastest(4, || activation.apply_to_biased(&mut x, &weight))?;
+        tell(&format!("{activation:?} behind a bias"), 2, seconds);
+    }
+    let norm = || layer_norm(&x, &weight, &weight, 1e-6, &mut out);
+    tell("layer norm", 2, fastest(4, norm)?);
+    let alpha = vec![1.0; size];
+    let seconds = fastest(4, || snake(&x, &alpha, &alpha, &mut out))?;
+    tell("snake", 2, seconds);
+    let conv = DepthwiseConv {
+        channels: size,
+        kernel_size: 7,
+        stride: 1,
+        dilation: 1,
+    };
+    let (taps, len) = (ramp(7 * size), conv.output_rows(rows) * size);
+    let seconds = fastest(4, || conv.forward(&x, &taps, None, &mut out[..len]))?;
+    tell("depthwise, 7 taps", 2, seconds);
+    let angles = ramp(rows * 32);
+    let rotate = HeadRotation {
+        num_heads: 64,
+        head_dim: 64,
+        half: 32,
+        cos: &angles,
+        sin: &angles,
+        interleaved: false,
+        norm: None,
+    };
+    let lying = Rows {
+        values: &x,
+        stride: size,
+    };
+    let seconds = fastest(4, || rotate.forward(lying, &mut out))?;
+    tell("rotation", 2, seconds);
     Ok(())
 }
 
@@ -169,52 +255,4 @@ fn fastest(
         fastest = fastest.min(start.elapsed().as_secs_f64());
     }
     Ok(fastest)
-}
-
-/// Floating point operations a second of `threads` threads that do nothing but multiply and add.
-fn multiply_add_rate(threads: usize) -> f64 {
-    const ROUNDS: usize = 1_000_000;
-    let mut fastest = f64::INFINITY;
-    for _ in 0..40 {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| match instruction_set() {
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: the instruction set is present, or it would not have been chosen.
-                    InstructionSet::Avx2 => black_box(unsafe { multiply_add_avx2(ROUNDS) }),
-                    _ => black_box(multiply_add(ROUNDS)),
-                });
-            }
-        });
-        fastest = fastest.min(start.elapsed().as_secs_f64());
-    }
-    (2 * LANES * ROUNDS * threads) as f64 / fastest
-}
-
-/// Enough lanes to hide the latency, few enough to stay in registers.
-const LANES: usize = 96;
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn multiply_add_avx2(rounds: usize) -> [f32; LANES] {
-    let mut lanes = [1.0_f32; LANES];
-    let (factor, term) = black_box((0.999_f32, 1e-3_f32));
-    for _ in 0..rounds {
-        lanes
-            .iter_mut()
-            .for_each(|lane| *lane = lane.mul_add(factor, term));
-    }
-    lanes
-}
-
-fn multiply_add(rounds: usize) -> [f32; LANES] {
-    let mut lanes = [1.0_f32; LANES];
-    let (factor, term) = black_box((0.999_f32, 1e-3_f32));
-    for _ in 0..rounds {
-        lanes
-            .iter_mut()
-            .for_each(|lane| *lane = *lane * factor + term);
-    }
-    lanes
 }

@@ -14,6 +14,8 @@
 //! Parallel work runs on one pool of threads a process, as many as [`rayon`]'s; the caller's thread is
 //! one of them.
 
+mod activation;
+mod arithmetic;
 mod attention;
 mod bandwidth;
 #[cfg(target_arch = "x86_64")]
@@ -32,6 +34,8 @@ mod recurrent;
 mod rotary;
 mod snake;
 
+pub use activation::{Activation, add, add_bias_and};
+pub use arithmetic::{Arithmetic, measure_multiply_add_rate};
 pub use attention::{
     GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows, WindowAttention,
 };

@@ -1,6 +1,7 @@
 //! Rotary positions (arXiv 2104.09864) of attention heads, in one pass with the norm that some families
 //! give each head.
 
+use crate::attention::Rows;
 use crate::elementwise::rms_norm_row;
 use crate::error::{check_len, checked_mul};
 use crate::pool::for_each_chunk;
@@ -44,11 +45,11 @@ pub struct HeadNorm<'a> {
 }
 
 impl HeadRotation<'_> {
-    /// Rotates `x` `[tokens, num_heads * head_dim]` to `out` of the same shape.
+    /// Rotates rows `x` of `num_heads * head_dim` values to `out` `[tokens, num_heads * head_dim]`.
     ///
     /// # Errors
     /// When a slice does not fit the shapes, or a size is zero.
-    pub fn forward(&self, x: &[f32], out: &mut [f32]) -> Result<(), KernelError> {
+    pub fn forward(&self, x: Rows<'_>, out: &mut [f32]) -> Result<(), KernelError> {
         self.forward_on(instruction_set(), x, out)
     }
 
@@ -59,7 +60,7 @@ impl HeadRotation<'_> {
     pub fn forward_on(
         &self,
         set: InstructionSet,
-        x: &[f32],
+        x: Rows<'_>,
         out: &mut [f32],
     ) -> Result<(), KernelError> {
         let set = set.require()?;
@@ -79,12 +80,12 @@ impl HeadRotation<'_> {
         let tokens = self.cos.len() / self.half;
         check_len("cos", checked_mul(tokens, self.half)?, self.cos.len())?;
         check_len("sin", self.cos.len(), self.sin.len())?;
-        check_len("x", checked_mul(tokens, width)?, x.len())?;
-        check_len("out", x.len(), out.len())?;
+        x.check("x", tokens, width)?;
+        check_len("out", checked_mul(tokens, width)?, out.len())?;
         if let Some(norm) = &self.norm {
             check_len("weight of the norm", self.head_dim, norm.weight.len())?;
         }
-        let rows = if x.len() < PARALLEL_FROM {
+        let rows = if out.len() < PARALLEL_FROM {
             tokens
         } else {
             CHUNK.div_ceil(width)
@@ -92,7 +93,7 @@ impl HeadRotation<'_> {
         for_each_chunk(out, rows * width, |index, out| {
             for (row, out) in out.chunks_exact_mut(width).enumerate() {
                 let token = index * rows + row;
-                self.token(set, token, &x[token * width..][..width], out);
+                self.token(set, token, &x.values[token * x.stride..][..width], out);
             }
         });
         Ok(())
@@ -163,6 +164,30 @@ mod tests {
     use crate::matmul::tests::values;
     use crate::rms_norm_on;
 
+    fn rows(values: &[f32], stride: usize) -> Rows<'_> {
+        Rows { values, stride }
+    }
+
+    #[test]
+    fn rows_may_be_parts_of_longer_rows() {
+        let (cos, sin) = angles(3, 2);
+        let x = values(3 * 10, 5);
+        let rotation = HeadRotation {
+            num_heads: 1,
+            head_dim: 4,
+            half: 2,
+            cos: &cos,
+            sin: &sin,
+            interleaved: false,
+            norm: None,
+        };
+        let parts: Vec<f32> = x.chunks(10).flat_map(|row| row[3..7].to_vec()).collect();
+        let (mut out, mut want) = ([0.0; 12], [0.0; 12]);
+        rotation.forward(rows(&x[3..], 10), &mut out).unwrap();
+        rotation.forward(rows(&parts, 4), &mut want).unwrap();
+        assert_eq!(out, want);
+    }
+
     fn angles(tokens: usize, half: usize) -> (Vec<f32>, Vec<f32>) {
         let angles = values(tokens * half, 9);
         angles
@@ -189,7 +214,9 @@ mod tests {
             };
             for set in InstructionSet::available() {
                 let mut out = vec![f32::NAN; x.len()];
-                rotation.forward_on(set, &x, &mut out).unwrap();
+                rotation
+                    .forward_on(set, rows(&x, num_heads * head_dim), &mut out)
+                    .unwrap();
                 for (head, (x, out)) in x.chunks(head_dim).zip(out.chunks(head_dim)).enumerate() {
                     for pair in 0..half {
                         let (a, b) = if interleaved {
@@ -228,7 +255,9 @@ mod tests {
         for set in InstructionSet::available() {
             let rotated = |x: &[f32]| {
                 let mut out = vec![0.0; x.len()];
-                plain.forward_on(set, x, &mut out).unwrap();
+                plain
+                    .forward_on(set, rows(x, num_heads * head_dim), &mut out)
+                    .unwrap();
                 out
             };
             let normed = |x: &[f32]| {
@@ -247,7 +276,9 @@ mod tests {
                     norm: Some(norm),
                     ..plain
                 };
-                fused.forward_on(set, &x, &mut out).unwrap();
+                fused
+                    .forward_on(set, rows(&x, num_heads * head_dim), &mut out)
+                    .unwrap();
                 let want = if after_rotation {
                     normed(&rotated(&x))
                 } else {
@@ -270,7 +301,7 @@ mod tests {
             norm: None,
         };
         let forward = |rotation: HeadRotation<'_>, len: usize| {
-            rotation.forward(&vec![0.0; len], &mut vec![0.0; len])
+            rotation.forward(rows(&vec![0.0; len], 8), &mut vec![0.0; len])
         };
         assert!(matches!(
             forward(rotation, 8),

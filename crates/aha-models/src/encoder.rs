@@ -4,7 +4,7 @@ use crate::error::LoadError;
 use crate::vision::check_sizes;
 use aha_engine::EncoderInput;
 use aha_nn::linear::Linear;
-use aha_nn::mlp::{Activation, GatedMlp};
+use aha_nn::mlp::{Activation, GatedMlp, Residual};
 use aha_nn::norm::{LayerNorm, RmsNorm};
 use aha_nn::ragged::{RaggedAttention, SequenceBounds};
 use aha_nn::rope::Rotation;
@@ -38,7 +38,14 @@ impl Mlp {
 impl Module for Mlp {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.fc2
-            .forward(&self.activation.forward(&self.fc1.forward(x)?)?)
+            .forward(&self.fc1.forward_activated(x, self.activation)?)
+    }
+}
+
+impl Residual for Mlp {
+    fn forward_added(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let inner = self.fc1.forward_activated(x, self.activation)?;
+        self.fc2.forward_added(&inner, residual)
     }
 }
 
@@ -164,16 +171,19 @@ impl Projections {
         Ok(Self::Fused(qkv))
     }
 
-    /// Queries, keys and values, `[tokens, hidden_size]` each.
-    fn forward(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+    /// Queries, keys and values, `[tokens, heads, head_dim]` each. Those of a fused matrix are views of its output.
+    fn forward(&self, x: &Tensor, (heads, head_dim): (usize, usize)) -> Result<[Tensor; 3]> {
+        let tokens = x.dim(0)?;
         Ok(match self {
             Self::Fused(qkv) => {
-                let qkv = qkv.forward(x)?;
-                let width = qkv.dim(1)? / 3;
-                let part = |index: usize| qkv.narrow(1, index * width, width);
+                let qkv = qkv.forward(x)?.reshape((tokens, 3, heads, head_dim))?;
+                let part = |index: usize| qkv.narrow(1, index, 1)?.squeeze(1);
                 [part(0)?, part(1)?, part(2)?]
             }
-            Self::Separate([q, k, v]) => [q.forward(x)?, k.forward(x)?, v.forward(x)?],
+            Self::Separate([q, k, v]) => {
+                let part = |layer: &Linear| layer.forward(x)?.reshape((tokens, heads, head_dim));
+                [part(q)?, part(k)?, part(v)?]
+            }
         })
     }
 }
@@ -263,7 +273,7 @@ fn attention(config: &EncoderBlockConfig) -> RaggedAttention {
     RaggedAttention::full(config.num_heads, config.head_dim())
 }
 
-impl<N: Module, F: Module> EncoderBlock<N, F> {
+impl<N: Module, F: Residual> EncoderBlock<N, F> {
     /// `hidden` is `[tokens, hidden_size]`; tokens see each other within `bounds`, at places of `rotation` if the
     /// encoder has rotary positions.
     pub fn forward(
@@ -273,17 +283,18 @@ impl<N: Module, F: Module> EncoderBlock<N, F> {
         bounds: &SequenceBounds,
     ) -> Result<Tensor> {
         let [norm1, norm2] = &self.norms;
-        let [q, k, v] = self.projections.forward(&norm1.forward(hidden)?)?;
+        let normed = norm1.forward(hidden)?;
+        let heads = (self.attention.num_heads, self.attention.head_dim);
+        let [q, k, v] = self.projections.forward(&normed, heads)?;
         let (q_norm, k_norm) = match &self.head_norms {
             Some([q_norm, k_norm]) => (Some(q_norm), Some(k_norm)),
             None => (None, None),
         };
         let placed = |x: Tensor, norm: Option<&RmsNorm>| {
-            if norm.is_none() && rotation.is_none() {
-                return Ok(x);
-            }
-            let heads = (x.dim(0)?, self.attention.num_heads, self.attention.head_dim);
-            let x = norm.forward(&x.contiguous()?.reshape(heads)?)?;
+            let x = match norm {
+                Some(norm) => norm.forward(&x)?,
+                None => x,
+            };
             match rotation {
                 Some(rotation) => rotation.apply(&x),
                 None => Ok(x),
@@ -291,9 +302,8 @@ impl<N: Module, F: Module> EncoderBlock<N, F> {
         };
         let (q, k) = (placed(q, q_norm)?, placed(k, k_norm)?);
         let attended = self.attention.forward(&q, &k, &v, bounds)?;
-        let hidden = (hidden + self.output.forward(&attended)?)?;
-        let fed = self.mlp.forward(&norm2.forward(&hidden)?)?;
-        hidden + fed
+        let hidden = self.output.forward_added(&attended, hidden)?;
+        self.mlp.forward_added(&norm2.forward(&hidden)?, &hidden)
     }
 }
 

@@ -140,18 +140,20 @@ impl CustomOp2 for AddBias {
     }
 }
 
-/// The exact GELU.
-pub(crate) struct Gelu;
+/// An activation function.
+pub(crate) struct Activate(pub(crate) aha_kernels::Activation);
 
-impl CustomOp1 for Gelu {
+impl CustomOp1 for Activate {
     fn name(&self) -> &'static str {
-        "gelu"
+        "activation"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous_f32(x, layout)?;
         let mut out = vec![0f32; x.len()];
-        aha_kernels::gelu(x, &mut out).map_err(candle_core::Error::wrap)?;
+        self.0
+            .apply(x, &mut out)
+            .map_err(candle_core::Error::wrap)?;
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 }
@@ -182,7 +184,8 @@ impl CustomOp2 for SiluMul {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use crate::mlp::Activation;
+    use candle_core::{Device, Module};
 
     fn close(a: &Tensor, b: &Tensor) {
         let worst = (a - b)
@@ -215,6 +218,16 @@ mod tests {
             &fused,
             &candle_nn::ops::layer_norm_slow(&x, &weight, &bias, 1e-6).unwrap(),
         );
-        close(&x.apply_op1_no_bwd(&Gelu).unwrap(), &x.gelu_erf().unwrap());
+        for activation in [
+            Activation::Gelu,
+            Activation::GeluPytorchTanh,
+            Activation::QuickGelu,
+            Activation::Silu,
+            Activation::Relu,
+            Activation::Sigmoid,
+        ] {
+            let fused = activation.forward(&x).unwrap();
+            close(&fused, &activation.forward_plain(&x).unwrap());
+        }
     }
 }

@@ -1,10 +1,13 @@
 //! Products with weight matrices: the one place that knows how they are stored.
 
-use crate::cpu::{self, contiguous_f32};
+use crate::cpu::{self, contiguous_f32, is_f32_on_cpu};
+use crate::mlp::Activation;
 use crate::weights::{LoadedTensor, Precision, Result, StoredType, Weights, WeightsError};
 use aha_kernels::{PackedMatrix, WeightKind};
 use candle_core::quantized::{QMatMul, QStorage, QTensor};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Module, Shape, Tensor};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Module, Shape, Tensor,
+};
 use half::{bf16, f16};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -290,15 +293,55 @@ impl Linear {
             .try_into()
             .map_err(|_| candle_core::Error::msg("as many results as maps").bt())
     }
+
+    /// `activation` of the map of `x`. On the CPU the values stay where the product left them.
+    pub fn forward_activated(
+        &self,
+        x: &Tensor,
+        activation: Activation,
+    ) -> candle_core::Result<Tensor> {
+        match (&self.weight, &self.bias) {
+            (Matrix::Packed(packed), Some(bias)) => {
+                let op = BiasedMatmul {
+                    matrix: packed,
+                    activation: Some(activation),
+                };
+                x.contiguous()?.apply_op2_no_bwd(bias, &op)
+            }
+            _ => activation.forward(&self.forward(x)?),
+        }
+    }
+
+    /// `residual` plus the map of `x`. On the CPU the sum is taken where the product left its values.
+    pub fn forward_added(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
+        match (&self.weight, &self.bias) {
+            (Matrix::Packed(packed), Some(bias)) if is_f32_on_cpu(residual) => {
+                let op = BiasedMatmul {
+                    matrix: packed,
+                    activation: None,
+                };
+                x.contiguous()?
+                    .apply_op3_no_bwd(bias, &residual.contiguous()?, &op)
+            }
+            (Matrix::Packed(packed), None) if is_f32_on_cpu(residual) => x
+                .contiguous()?
+                .apply_op2_no_bwd(&residual.contiguous()?, &AddedMatmul(packed)),
+            _ => residual + self.forward(x)?,
+        }
+    }
 }
 
 impl Module for Linear {
     /// Maps the last dimension of `x`, which has two dimensions.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match (&self.weight, &self.bias) {
-            (Matrix::Packed(packed), Some(bias)) => x
-                .contiguous()?
-                .apply_op2_no_bwd(bias, &PackedMatmul([packed])),
+            (Matrix::Packed(packed), Some(bias)) => {
+                let op = BiasedMatmul {
+                    matrix: packed,
+                    activation: None,
+                };
+                x.contiguous()?.apply_op2_no_bwd(bias, &op)
+            }
             (weight, Some(bias)) => weight.matmul(x)?.broadcast_add(bias),
             (weight, None) => weight.matmul(x),
         }
@@ -354,17 +397,44 @@ impl<const N: usize> CustomOp1 for PackedMatmul<'_, N> {
         storage: &CpuStorage,
         layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (y, shape) = self.product(storage, layout)?;
+        let (y, shape) = product(&self.0, storage, layout)?;
         Ok((CpuStorage::F32(y), shape))
     }
 }
 
-impl CustomOp2 for PackedMatmul<'_, 1> {
+/// The same plus the second tensor, which is as large as the result.
+struct AddedMatmul<'a>(&'a PackedMatrix);
+
+impl CustomOp2 for AddedMatmul<'_> {
+    fn name(&self) -> &'static str {
+        "packed-matmul-add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (mut y, shape) = product(&[self.0], storage, layout)?;
+        aha_kernels::add(&mut y, contiguous_f32(residual, residual_layout)?)
+            .map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(y), shape))
+    }
+}
+
+/// `x · Wᵀ` plus a bias, which is the second tensor, and what comes behind it while the values are at hand.
+struct BiasedMatmul<'a> {
+    matrix: &'a PackedMatrix,
+    activation: Option<Activation>,
+}
+
+impl CustomOp2 for BiasedMatmul<'_> {
     fn name(&self) -> &'static str {
         "packed-matmul-bias"
     }
 
-    /// The second tensor is the bias.
     fn cpu_fwd(
         &self,
         storage: &CpuStorage,
@@ -372,29 +442,55 @@ impl CustomOp2 for PackedMatmul<'_, 1> {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (mut y, shape) = self.product(storage, layout)?;
-        aha_kernels::add_bias(&mut y, contiguous_f32(bias, bias_layout)?)
+        let (mut y, shape) = product(&[self.matrix], storage, layout)?;
+        let bias = contiguous_f32(bias, bias_layout)?;
+        match self.activation {
+            Some(activation) => activation.kernel().apply_to_biased(&mut y, bias),
+            None => aha_kernels::add_bias(&mut y, bias),
+        }
+        .map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(y), shape))
+    }
+}
+
+impl CustomOp3 for BiasedMatmul<'_> {
+    fn name(&self) -> &'static str {
+        "packed-matmul-bias-add"
+    }
+
+    /// The third tensor is added to the result, as large as which it is.
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (mut y, shape) = product(&[self.matrix], storage, layout)?;
+        let bias = contiguous_f32(bias, bias_layout)?;
+        aha_kernels::add_bias_and(&mut y, bias, contiguous_f32(residual, residual_layout)?)
             .map_err(candle_core::Error::wrap)?;
         Ok((CpuStorage::F32(y), shape))
     }
 }
 
-impl<const N: usize> PackedMatmul<'_, N> {
-    fn product(
-        &self,
-        storage: &CpuStorage,
-        layout: &Layout,
-    ) -> candle_core::Result<(Vec<f32>, Shape)> {
-        let (tokens, _) = layout.shape().dims2()?;
-        let x = contiguous_f32(storage, layout)?;
-        let y = PackedMatrix::matmul_together(&self.0, x, tokens);
-        let y = y.map_err(candle_core::Error::wrap)?;
-        let shape = match self.0.as_slice() {
-            [one] => Shape::from((tokens, one.rows())),
-            _ => Shape::from(y.len()),
-        };
-        Ok((y, shape))
-    }
+/// The results of all matrices, one after another.
+fn product(
+    matrices: &[&PackedMatrix],
+    storage: &CpuStorage,
+    layout: &Layout,
+) -> candle_core::Result<(Vec<f32>, Shape)> {
+    let (tokens, _) = layout.shape().dims2()?;
+    let x = contiguous_f32(storage, layout)?;
+    let y = PackedMatrix::matmul_together(matrices, x, tokens);
+    let y = y.map_err(candle_core::Error::wrap)?;
+    let shape = match matrices {
+        [one] => Shape::from((tokens, one.rows())),
+        _ => Shape::from(y.len()),
+    };
+    Ok((y, shape))
 }
 
 /// Rows of a packed matrix by token id.
@@ -446,6 +542,29 @@ mod tests {
             for (map, together) in maps.iter().zip(&together) {
                 close(together, &map.forward(&x).unwrap(), 0.0);
             }
+        }
+    }
+
+    #[test]
+    fn what_comes_behind_a_product_is_the_same_in_one_step() {
+        let packed = |rows: usize, columns: usize| {
+            Linear::from_tensor(&random(&[rows, columns]))
+                .unwrap()
+                .weight
+        };
+        for (tokens, bias) in [(1, true), (70, true), (70, false)] {
+            let linear = Linear {
+                weight: packed(33, 17),
+                bias: bias.then(|| random(&[33])),
+            };
+            let (x, residual) = (random(&[tokens, 17]), random(&[tokens, 33]));
+            let plain = linear.forward(&x).unwrap();
+            for activation in [Activation::Gelu, Activation::Silu, Activation::Relu] {
+                let fused = linear.forward_activated(&x, activation).unwrap();
+                close(&fused, &activation.forward(&plain).unwrap(), 0.0);
+            }
+            let added = linear.forward_added(&x, &residual).unwrap();
+            close(&added, &(&residual + &plain).unwrap(), 0.0);
         }
     }
 }

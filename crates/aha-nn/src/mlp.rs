@@ -26,11 +26,23 @@ pub enum Activation {
     Sigmoid,
 }
 
-impl Module for Activation {
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+impl Activation {
+    /// The same for the kernels.
+    pub(crate) fn kernel(self) -> aha_kernels::Activation {
+        match self {
+            Self::Silu => aha_kernels::Activation::Silu,
+            Self::Gelu => aha_kernels::Activation::Gelu,
+            Self::GeluPytorchTanh => aha_kernels::Activation::GeluTanh,
+            Self::QuickGelu => aha_kernels::Activation::QuickGelu,
+            Self::Relu => aha_kernels::Activation::Relu,
+            Self::Sigmoid => aha_kernels::Activation::Sigmoid,
+        }
+    }
+
+    /// By Candle's own operations.
+    pub(crate) fn forward_plain(self, x: &Tensor) -> candle_core::Result<Tensor> {
         match self {
             Self::Silu => candle_nn::ops::silu(x),
-            Self::Gelu if cpu::is_f32_on_cpu(x) => x.contiguous()?.apply_op1_no_bwd(&cpu::Gelu),
             Self::Gelu => x.gelu_erf(),
             Self::GeluPytorchTanh => x.gelu(),
             Self::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
@@ -38,6 +50,26 @@ impl Module for Activation {
             Self::Sigmoid => candle_nn::ops::sigmoid(x),
         }
     }
+}
+
+impl Module for Activation {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        if cpu::is_f32_on_cpu(x) {
+            return x
+                .contiguous()?
+                .apply_op1_no_bwd(&cpu::Activate(self.kernel()));
+        }
+        self.forward_plain(x)
+    }
+}
+
+/// A module whose result goes onto a residual stream.
+pub trait Residual: Module {
+    /// `residual` plus what the module makes of `x`.
+    ///
+    /// # Errors
+    /// As [`Module::forward`].
+    fn forward_added(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor>;
 }
 
 /// `activation(gate) * x`, of one shape.
@@ -100,8 +132,9 @@ impl GatedMlp {
     }
 }
 
-impl Module for GatedMlp {
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+impl GatedMlp {
+    /// What goes into the last projection.
+    fn inner(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (gate, up) = match &self.gate_up {
             GateUp::Separate { gate, up } => {
                 let [gate, up] = Linear::forward_together([gate, up], x)?;
@@ -117,6 +150,18 @@ impl Module for GatedMlp {
                 )
             }
         };
-        self.down_proj.forward(&gated(self.activation, &gate, &up)?)
+        gated(self.activation, &gate, &up)
+    }
+}
+
+impl Module for GatedMlp {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.down_proj.forward(&self.inner(x)?)
+    }
+}
+
+impl Residual for GatedMlp {
+    fn forward_added(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
+        self.down_proj.forward_added(&self.inner(x)?, residual)
     }
 }

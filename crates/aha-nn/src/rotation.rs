@@ -1,6 +1,6 @@
 //! Rotary positions put to use: the rotation of a batch's heads.
 
-use crate::cpu::{contiguous_f32, is_f32_on_cpu, with_f32};
+use crate::cpu::{contiguous_f32, is_f32_on_cpu, rows_f32, with_f32};
 use crate::norm::RmsNorm;
 use crate::rope::RopePairing;
 use aha_kernels::{HeadNorm, HeadRotation};
@@ -51,17 +51,18 @@ impl Rotation {
         norm_after: bool,
     ) -> Result<Tensor> {
         match self.form {
-            RotationForm::Pairs(pairing) if is_f32_on_cpu(x) && is_f32_on_cpu(&self.cos) => {
+            RotationForm::Pairs(pairing)
+                if is_f32_on_cpu(x) && is_f32_on_cpu(&self.cos) && x.elem_count() > 0 =>
+            {
                 let fused = Fused {
                     norm,
                     norm_after,
                     interleaved: pairing == RopePairing::Interleaved,
                 };
-                x.contiguous()?.apply_op3_no_bwd(
-                    &self.cos.contiguous()?,
-                    &self.sin.contiguous()?,
-                    &fused,
-                )
+                // Parts of a fused projection are taken as they lie.
+                let whole_heads = x.stride()[1..] == [x.dim(2)?, 1];
+                let x = if whole_heads { x } else { &x.contiguous()? };
+                x.apply_op3_no_bwd(&self.cos.contiguous()?, &self.sin.contiguous()?, &fused)
             }
             _ if norm_after => norm.forward(&self.apply_plain(x)?),
             _ => self.apply_plain(&norm.forward(x)?),
@@ -132,8 +133,8 @@ impl CustomOp3 for Fused<'_> {
     ) -> Result<(CpuStorage, Shape)> {
         let (_, num_heads, head_dim) = x_layout.shape().dims3()?;
         let (_, half) = cos_layout.shape().dims2()?;
-        let x = contiguous_f32(x, x_layout)?;
-        let mut out = vec![0f32; x.len()];
+        let x = rows_f32(x, x_layout)?;
+        let mut out = vec![0f32; x_layout.shape().elem_count()];
         let rotation = HeadRotation {
             num_heads,
             head_dim,

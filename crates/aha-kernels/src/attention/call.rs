@@ -163,7 +163,6 @@ impl Call<'_> {
     /// The pieces of work, and the multiply-adds of all of them.
     fn tasks(&self) -> (Vec<Task>, usize) {
         let num_kv_heads = self.num_heads / self.group;
-        let queries_a_task = (ROWS / self.group).max(1);
         // Heads of a position lie side by side: a task takes as many as fit its rows, as long as
         // every thread gets a task.
         let sequences = self.sequences.len().max(1);
@@ -171,12 +170,19 @@ impl Call<'_> {
         let heads_at_most = num_kv_heads.div_ceil(spread);
         let (mut tasks, mut work) = (Vec::new(), 0_usize);
         for (index, sequence) in self.sequences.iter().enumerate() {
+            // Where all queries see the same keys, more of them share the loading of each; where they do not, scores
+            // that nobody sees would outweigh it.
+            let rows_a_task = match sequence.seen {
+                Seen::All => 2 * ROWS,
+                Seen::Prefix(_) | Seen::Causal(_) => ROWS,
+            };
+            let queries_a_task = (rows_a_task / self.group).max(1);
             // The last queries see most keys: they come first, so that short tasks end the call.
             let mut end = sequence.query_len;
             while end > 0 {
                 let start = end.saturating_sub(queries_a_task);
                 let rows = (end - start) * self.group;
-                let heads = (ROWS / rows).clamp(1, heads_at_most);
+                let heads = (rows_a_task / rows).clamp(1, heads_at_most);
                 for first in (0..num_kv_heads).step_by(heads) {
                     let kv_heads = first..num_kv_heads.min(first + heads);
                     tasks.push(Task {

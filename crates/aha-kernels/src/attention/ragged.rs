@@ -160,7 +160,7 @@ impl RaggedAttention<'_> {
 }
 
 impl Rows<'_> {
-    pub(super) fn check(
+    pub(crate) fn check(
         &self,
         argument: &'static str,
         rows: usize,

@@ -1,8 +1,9 @@
 //! The portable bodies.
 
-use super::task::{KEYS, LANES, Scores, Step};
+use super::task::{LANES, Probabilities, Step, Tile};
 use crate::buffer::{Line, flat_mut};
 use crate::exp::exp;
+use crate::pack::PANEL;
 
 /// See `super::task::interleave`.
 pub(super) fn interleave(rows: [&[f32]; LANES], first_lane: usize, lines: &mut [Line]) {
@@ -14,16 +15,17 @@ pub(super) fn interleave(rows: [&[f32]; LANES], first_lane: usize, lines: &mut [
 }
 
 /// See `super::task::softmax`.
-pub(super) fn softmax(
-    scores: &mut Scores,
-    scale: f32,
-    seen: std::ops::Range<usize>,
-    largest: f32,
-) -> Step {
-    let scores = flat_mut(scores);
+pub(super) fn softmax(tile: Tile<'_>, scale: f32, largest: f32, out: &mut Probabilities) -> Step {
+    let computed = tile.panels.start * PANEL..tile.panels.end * PANEL;
+    for (panel, line) in out.iter_mut().enumerate() {
+        if tile.panels.contains(&panel) {
+            *line = *tile.scores[panel];
+        }
+    }
+    let scores = &mut flat_mut(out)[computed.clone()];
     let mut new_largest = largest;
-    for (index, score) in scores.iter_mut().enumerate() {
-        *score = if seen.contains(&index) {
+    for (index, score) in computed.zip(scores.iter_mut()) {
+        *score = if tile.seen.contains(&index) {
             *score * scale
         } else {
             f32::NEG_INFINITY
@@ -42,7 +44,7 @@ pub(super) fn softmax(
         };
     }
     let mut sums = [0.0; LANES];
-    for lanes in scores[..KEYS].chunks_exact_mut(LANES) {
+    for lanes in scores.chunks_exact_mut(LANES) {
         for (score, sum) in lanes.iter_mut().zip(&mut sums) {
             *score = exp(*score - new_largest);
             *sum += *score;

@@ -8,17 +8,19 @@ use crate::buffer::{Line, bytes_of, flat, flat_mut, prefetch, with_scratch};
 use crate::matmul::{Activations, Panels, Sums, TILE_ROWS, tile, tile_panels};
 use crate::pack::{PANEL, WeightKind};
 
-/// Rows (queries times heads of a group) that a task holds at most, if a group is not larger.
+/// Rows (queries times heads of a group) that a task holds at most, if a group is not larger; twice as many where all
+/// queries see the same keys.
 pub(super) const ROWS: usize = 96;
 
-/// Key positions that the running softmax takes at once. Tiles start at its multiples.
-pub(super) const KEYS: usize = 32;
+/// Key positions that the running softmax takes at once. Tiles start at its multiples. What a tile costs beside its
+/// products (the largest score, the correction, sums that are loaded and stored) is paid once for so many keys.
+pub(super) const KEYS: usize = 64;
 
 /// Panels of a tile of keys.
-const KEY_PANELS: usize = KEYS / PANEL;
+pub(super) const KEY_PANELS: usize = KEYS / PANEL;
 
-/// Scores, then probabilities, of one row and one tile of keys.
-pub(super) type Scores = [Line; KEY_PANELS];
+/// Probabilities of one row and one tile of keys.
+pub(super) type Probabilities = [Line; KEY_PANELS];
 
 /// Queries `start..end` of a sequence, for all heads that share some key heads.
 #[derive(Clone)]
@@ -112,6 +114,9 @@ impl Task {
             let last = sequence.visible(self.end - 1).end;
             // Heads inside, tiles outside: the heads of a position are neighbours in the cache.
             for tile in (first / KEYS * KEYS..last).step_by(KEYS) {
+                // Panels that no query of the task sees are neither loaded nor multiplied.
+                let wanted = first.max(tile)..last.min(tile + KEYS);
+                let panels = (wanted.start - tile) / PANEL..(wanted.end - tile).div_ceil(PANEL);
                 let visible = |row: usize| {
                     let seen = sequence.visible(self.start + row / call.group);
                     let inside = |position: usize| position.clamp(tile, tile + KEYS) - tile;
@@ -123,12 +128,13 @@ impl Task {
                         values,
                         zeros,
                     };
-                    self.load(call, head.kv_head, tile, first..last, loaded);
-                    score(call, rows, flat(head.queries), keys, scores);
+                    let at = (tile, panels.clone());
+                    self.load(call, head.kv_head, at, first..last, loaded);
+                    score(call, rows, flat(head.queries), keys, panels.clone(), scores);
                     if let Some(bias) = &call.bias {
                         self.add_bias(call, bias, head.kv_head, tile, scores);
                     }
-                    head.advance(call, visible, scores, probabilities);
+                    head.advance(call, visible, &panels, scores, probabilities);
                     weigh(
                         call.set,
                         rows,
@@ -168,13 +174,13 @@ impl Task {
         }
     }
 
-    /// Loads the keys of the tile at position `tile` as panels `[dim][16 keys]` and their values as
-    /// panels `[32 keys][16 dims]`. Places of positions outside `wanted` are zero.
+    /// Loads the keys of some panels of the tile at position `tile` as `[dim][16 keys]` and their values as
+    /// panels `[KEYS][16 dims]`. Places of positions outside `wanted` are zero.
     fn load(
         &self,
         call: &Call<'_>,
         kv_head: usize,
-        tile: usize,
+        (tile, panels): (usize, Range<usize>),
         wanted: Range<usize>,
         into: Loaded<'_>,
     ) {
@@ -189,7 +195,7 @@ impl Task {
                 &call.v.values[value..value + dim],
             )
         };
-        for first in (0..KEYS).step_by(LANES) {
+        for first in (panels.start * PANEL..panels.end * PANEL).step_by(LANES) {
             let rows: [_; LANES] = std::array::from_fn(|lane| {
                 let position = tile + first + lane;
                 if position + KEYS < wanted.end {
@@ -271,19 +277,25 @@ impl Head<'_> {
         &mut self,
         call: &Call<'_>,
         visible: impl Fn(usize) -> Range<usize>,
+        panels: &Range<usize>,
         scores: &[Line],
         probabilities: &mut [Line],
     ) {
         let rows = self.running.len();
-        let probabilities = probabilities.chunks_exact_mut(KEY_PANELS);
+        let (probabilities, _) = probabilities.as_chunks_mut::<KEY_PANELS>();
         for ((row, running), target) in self.running.iter_mut().enumerate().zip(probabilities) {
             let seen = visible(row);
             if seen.is_empty() {
                 continue;
             }
-            let mut tile = [scores[row], scores[rows + row]];
-            let step = softmax(call.set, &mut tile, call.scale, seen, running.largest);
-            target.copy_from_slice(&tile);
+            let scores: [&Line; KEY_PANELS] =
+                std::array::from_fn(|panel| &scores[panel * rows + row]);
+            let tile = Tile {
+                scores,
+                panels: panels.clone(),
+                seen,
+            };
+            let step = softmax(call.set, tile, call.scale, running.largest, target);
             if step.correction != 1.0 {
                 for line in self.sums.iter_mut().skip(row).step_by(rows) {
                     line.0.iter_mut().for_each(|sum| *sum *= step.correction);
@@ -295,16 +307,23 @@ impl Head<'_> {
     }
 }
 
-/// `scores[panel][row] = query · key`, for one tile of keys.
-fn score(call: &Call<'_>, rows: usize, queries: &[f32], keys: &[Line], scores: &mut [Line]) {
+/// `scores[panel][row] = query · key`, for some panels of one tile of keys.
+fn score(
+    call: &Call<'_>,
+    rows: usize,
+    queries: &[f32],
+    keys: &[Line],
+    panels: Range<usize>,
+    scores: &mut [Line],
+) {
     let dim = call.head_dim;
     let stride = dim * size_of::<Line>();
     for from in (0..rows).step_by(TILE_ROWS) {
         let count = TILE_ROWS.min(rows - from);
         let x = Activations::Packed(&queries[from * dim..(from + count) * dim]);
-        let mut panel = 0;
-        while panel < KEY_PANELS {
-            let together = tile_panels(count, KEY_PANELS - panel);
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let together = tile_panels(count, panels.end - panel);
             let data = &bytes_of(keys)[panel * stride..];
             let w = Panels {
                 data,
@@ -343,21 +362,30 @@ fn interleave(set: InstructionSet, rows: [&[f32]; LANES], first_lane: usize, lin
     }
 }
 
-/// Turns one row's scores into `exp(scale * score - largest)`, zero outside `seen`.
+/// One row's scores for a tile of keys.
+pub(super) struct Tile<'a> {
+    pub(super) scores: [&'a Line; KEY_PANELS],
+    /// The panels that were computed; others hold anything.
+    pub(super) panels: Range<usize>,
+    /// The keys that the row sees, inside these panels.
+    pub(super) seen: Range<usize>,
+}
+
+/// Writes `exp(scale * score - largest)` for the keys of the computed panels, zero outside those that are seen.
 fn softmax(
     set: InstructionSet,
-    scores: &mut Scores,
+    tile: Tile<'_>,
     scale: f32,
-    seen: Range<usize>,
     largest: f32,
+    out: &mut Probabilities,
 ) -> Step {
     match set {
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
             // SAFETY: the instruction set was checked when it was chosen.
-            unsafe { super::avx2::softmax(scores, scale, seen, largest) }
+            unsafe { super::avx2::softmax(tile, scale, largest, out) }
         }
-        _ => super::scalar::softmax(scores, scale, seen, largest),
+        _ => super::scalar::softmax(tile, scale, largest, out),
     }
 }
 

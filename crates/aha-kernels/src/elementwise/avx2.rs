@@ -72,7 +72,7 @@ pub(super) fn gelu(x: &[f32], out: &mut [f32]) {
 
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn gelu_of(x: __m256) -> __m256 {
+pub(crate) fn gelu_of(x: __m256) -> __m256 {
     let one = _mm256_set1_ps(1.0);
     // When a lane of the second operand is NaN, `min` and `max` answer that operand.
     let size = _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);

@@ -1,15 +1,17 @@
 //! Fused operations on rows, each in one pass over memory.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(crate) mod avx2;
 mod scalar;
+
+pub(crate) use scalar::gelu_of;
 
 use crate::error::check_len;
 use crate::pool::for_each_chunk;
 use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Values below which threads cost more than they bring.
-const PARALLEL_FROM: usize = 64 * 1024;
+pub(crate) const PARALLEL_FROM: usize = 64 * 1024;
 
 /// Values that a task takes at least.
 const CHUNK: usize = 4096;
@@ -241,7 +243,7 @@ fn for_each_row(x: &[f32], out: &mut [f32], size: usize, row: impl Fn(&[f32], &m
 }
 
 /// Checks that values lie in whole rows of at least one value.
-fn check_rows(
+pub(crate) fn check_rows(
     argument: &'static str,
     len: usize,
     of: &'static str,

@@ -52,19 +52,24 @@ pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, 
 /// See [`super::gelu`].
 pub(super) fn gelu(x: &[f32], out: &mut [f32]) {
     for (out, &x) in out.iter_mut().zip(x) {
-        let size = if x.abs() > FARTHEST {
-            FARTHEST
-        } else {
-            x.abs()
-        };
-        let t = 1.0 / (1.0 + SLOPE * size);
-        let mut tail = TAIL[0];
-        for coefficient in &TAIL[1..] {
-            tail = tail * t + coefficient;
-        }
-        let beyond = tail * t * exp(size * size * -0.5);
-        // Written as a comparison, because `f32::max` would drop NaN.
-        let positive = if x < 0.0 { 0.0 } else { x };
-        *out = positive - size * beyond;
+        *out = gelu_of(x);
     }
+}
+
+/// `x * Φ(x)`.
+pub(crate) fn gelu_of(x: f32) -> f32 {
+    let size = if x.abs() > FARTHEST {
+        FARTHEST
+    } else {
+        x.abs()
+    };
+    let t = 1.0 / (1.0 + SLOPE * size);
+    let mut tail = TAIL[0];
+    for coefficient in &TAIL[1..] {
+        tail = tail * t + coefficient;
+    }
+    let beyond = tail * t * exp(size * size * -0.5);
+    // Written as a comparison, because `f32::max` would drop NaN.
+    let positive = if x < 0.0 { 0.0 } else { x };
+    positive - size * beyond
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{HIGHEST, LN_2_HIGH, LN_2_LOW, LOWEST, POLYNOMIAL, ROUNDER};
+use super::{HIGHEST, LEAST, LN_2_HIGH, LN_2_LOW, LOWEST, POLYNOMIAL, ROUNDER};
 
 /// e^x of eight lanes: the vector body of [`crate::exp::exp`].
 #[target_feature(enable = "avx2,fma")]
@@ -30,6 +30,31 @@ pub(crate) fn exp(x: __m256) -> __m256 {
         _mm256_mul_ps(mantissa, power_of_two(half)),
         power_of_two(rest),
     )
+}
+
+/// e^x of eight lanes that are not positive, for softmax: zero below `LEAST`, where [`exp`] goes on to the smallest
+/// numbers that there are. NaN stays NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(crate) fn exp_of_negative(x: __m256) -> __m256 {
+    let least = _mm256_set1_ps(LEAST);
+    let counts = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, least);
+    let x = _mm256_max_ps(least, x);
+    let rounder = _mm256_set1_ps(ROUNDER);
+    let rounded = _mm256_fmadd_ps(x, _mm256_set1_ps(std::f32::consts::LOG2_E), rounder);
+    let power = _mm256_sub_ps(rounded, rounder);
+    let r = _mm256_fnmadd_ps(power, _mm256_set1_ps(LN_2_HIGH), x);
+    let r = _mm256_fnmadd_ps(power, _mm256_set1_ps(LN_2_LOW), r);
+    let mut tail = _mm256_set1_ps(POLYNOMIAL[0]);
+    for &coefficient in &POLYNOMIAL[1..] {
+        tail = _mm256_fmadd_ps(tail, r, _mm256_set1_ps(coefficient));
+    }
+    let mantissa = _mm256_fmadd_ps(tail, _mm256_mul_ps(r, r), r);
+    let mantissa = _mm256_add_ps(mantissa, _mm256_set1_ps(1.0));
+    // The low bits of what was rounded are the power itself, and the shift drops all others.
+    let biased = _mm256_add_epi32(_mm256_castps_si256(rounded), _mm256_set1_epi32(127));
+    let factor = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased));
+    _mm256_and_ps(_mm256_mul_ps(mantissa, factor), counts)
 }
 
 #[target_feature(enable = "avx2,fma")]

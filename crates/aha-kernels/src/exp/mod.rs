@@ -9,6 +9,10 @@ use std::f32::consts::LOG2_E;
 const LOWEST: f32 = -104.0;
 const HIGHEST: f32 = 89.0;
 
+/// Where a share of a softmax may as well be zero: e^-86 is 4.5e-38.
+#[cfg(target_arch = "x86_64")]
+const LEAST: f32 = -86.0;
+
 /// ln 2 in two parts; the first has trailing zeros, so that its small multiples are exact.
 const LN_2_HIGH: f32 = 0.693_359_4;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
@@ -75,5 +79,35 @@ mod tests {
         assert_eq!(exp(f32::INFINITY), f32::INFINITY);
         assert!(exp(f32::NAN).is_nan());
         assert!(exp(-100.0) > 0.0 && exp(-100.0) < 1e-43);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn exp_of_negative_numbers_is_exp_down_to_its_end() {
+        use std::arch::x86_64::{_mm256_loadu_ps, _mm256_storeu_ps};
+        if !crate::InstructionSet::Avx2.is_available() {
+            return;
+        }
+        let of = |x: f32| {
+            let mut lanes = [x; 8];
+            // SAFETY: the instruction set is available, and the array holds eight values.
+            unsafe {
+                let result = super::avx2::exp_of_negative(_mm256_loadu_ps(lanes.as_ptr()));
+                _mm256_storeu_ps(lanes.as_mut_ptr(), result);
+            }
+            lanes[3]
+        };
+        let mut x = -85.99_f32;
+        while x <= 0.0 {
+            let (got, want) = (f64::from(of(x)), f64::from(exp(x)));
+            assert!((got - want).abs() <= 2.5e-7 * want, "{x}: {got} {want}");
+            x += 0.003;
+        }
+        assert_eq!(of(0.0), 1.0);
+        assert_eq!(
+            (of(-86.5), of(-1e30), of(f32::NEG_INFINITY)),
+            (0.0, 0.0, 0.0)
+        );
+        assert!(of(f32::NAN).is_nan() && of(f32::from_bits(0xffc0_0001)).is_nan());
     }
 }

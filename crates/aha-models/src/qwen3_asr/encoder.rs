@@ -158,7 +158,7 @@ impl AudioEncoder {
         let mut x = self.reader.tensor(chunks.concat(), shape)?;
         for convolution in &self.convolutions {
             // The activation is exact here, whatever the blocks' is.
-            x = Activation::Gelu.forward(&convolution.forward_channels_last(&x)?)?;
+            x = convolution.forward_activated(&x, Activation::Gelu)?;
         }
         let (count, bins, steps, channels) = x.dims4()?;
         let rows = x

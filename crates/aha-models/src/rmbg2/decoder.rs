@@ -6,7 +6,7 @@ use aha_nn::conv::{BatchNorm, Conv2d, Conv2dConfig, DeformConv2d};
 use aha_nn::mlp::Activation;
 use aha_nn::resize::bilinear_align_corners;
 use aha_nn::weights::Weights;
-use candle_core::{Module, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 type Loaded<T> = std::result::Result<T, LoadError>;
 
@@ -94,7 +94,7 @@ impl Aspp {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (_, height, width, _) = x.dims4()?;
         let mean = x.mean_keepdim((1, 2))?;
-        let global = self.global.forward_channels_last(&mean)?.relu()?;
+        let global = self.global.forward_activated(&mean, Activation::Relu)?;
         let samplings = self
             .branches
             .iter()
@@ -106,11 +106,12 @@ impl Aspp {
             let shape = (1, rows.len(), width, global.dim(3)?);
             let mut parts = Vec::with_capacity(self.branches.len() + 1);
             for (branch, sampling) in self.branches.iter().zip(&samplings) {
-                parts.push(branch.forward_rows(x, sampling, rows.clone())?.relu()?);
+                let relu = Some(Activation::Relu);
+                parts.push(branch.forward_rows(x, sampling, rows.clone(), relu)?);
             }
             parts.push(global.broadcast_as(shape)?.contiguous()?);
-            let joined = self.join.forward_channels_last(&Tensor::cat(&parts, 3)?)?;
-            bands.push(joined.relu()?);
+            let parts = Tensor::cat(&parts, 3)?;
+            bands.push(self.join.forward_activated(&parts, Activation::Relu)?);
         }
         Tensor::cat(&bands, 1)
     }
@@ -147,7 +148,7 @@ impl DecoderBlock {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.conv_in.forward_channels_last(x)?.relu()?;
+        let x = self.conv_in.forward_activated(x, Activation::Relu)?;
         self.conv_out
             .forward_channels_last(&self.attention.forward(&x)?)
     }
@@ -184,9 +185,12 @@ impl Gate {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let inner = self.conv.forward_channels_last(x)?.relu()?;
-        let attention = self.attention.forward_channels_last(&inner)?;
-        x.broadcast_mul(&Activation::Sigmoid.forward(&attention)?)
+        let inner = self.conv.forward_activated(x, Activation::Relu)?;
+        x.broadcast_mul(
+            &self
+                .attention
+                .forward_activated(&inner, Activation::Sigmoid)?,
+        )
     }
 }
 

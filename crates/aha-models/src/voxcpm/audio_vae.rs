@@ -18,6 +18,9 @@ const DILATIONS: [usize; 3] = [1, 3, 9];
 /// Latents whose sound is encoded at once: memory stays small however long the sound is.
 const ENCODED_AT_ONCE: usize = 25;
 
+/// Values of a layer's output in the decoder at once: 1 MiB, so that they meet the next layers in a cache.
+const VALUES_AT_ONCE: usize = 1 << 18;
+
 /// `audio_vae_config`; the defaults are those of VoxCPM-0.5B, whose release leaves it out.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -272,15 +275,33 @@ impl Decoder {
         if let Some(widen) = &self.widen {
             hidden = widen.forward(&hidden, memory)?;
         }
-        for block in &self.blocks {
-            hidden = block.up.forward(&block.snake.forward(&hidden)?, memory)?;
+        self.rise(0, &hidden, memory)
+    }
+
+    /// Sound from the input of a block. What a block widens goes through all that follow while it is in a cache: pieces
+    /// of the input give what the whole would.
+    fn rise(&self, index: usize, hidden: &Tensor, memory: &mut Memory) -> Result<Tensor> {
+        let Some(block) = self.blocks.get(index) else {
+            return self
+                .last
+                .forward(&self.snake.forward(hidden)?, memory)?
+                .tanh();
+        };
+        let (rows, channels) = hidden.dims2()?;
+        let at_once = (VALUES_AT_ONCE / (block.up.stride * channels / 2).max(1)).max(1);
+        let mut pieces = Vec::with_capacity(rows.div_ceil(at_once));
+        for start in (0..rows).step_by(at_once) {
+            let piece = hidden.narrow(0, start, at_once.min(rows - start))?;
+            let mut piece = block.up.forward(&block.snake.forward(&piece)?, memory)?;
             for unit in &block.residuals {
-                hidden = unit.forward(&hidden, memory)?;
+                piece = unit.forward(&piece, memory)?;
             }
+            pieces.push(self.rise(index + 1, &piece, memory)?);
         }
-        self.last
-            .forward(&self.snake.forward(&hidden)?, memory)?
-            .tanh()
+        match pieces.as_slice() {
+            [whole] => Ok(whole.clone()),
+            pieces => Tensor::cat(pieces, 0),
+        }
     }
 }
 
@@ -296,9 +317,10 @@ struct ResidualUnit {
 impl ResidualUnit {
     fn forward(&self, x: &Tensor, memory: &mut Memory) -> Result<Tensor> {
         let hidden = self.wide.forward(&self.snake.forward(x)?, memory)?;
-        x + self
-            .narrow
-            .forward(&self.mid_snake.forward(&hidden)?, memory)?
+        // Of one tap, it remembers nothing.
+        self.narrow
+            .conv
+            .forward_rows_added(&self.mid_snake.forward(&hidden)?, x)
     }
 }
 

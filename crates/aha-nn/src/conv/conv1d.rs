@@ -4,14 +4,18 @@
 //! a filter of one tap is a matrix product as it stands, and nothing has to be transposed between layers. The layers
 //! take that form ([`Conv1d::forward_rows`]) as well as the usual `[batch, channels, length]`.
 
-use crate::cpu::contiguous_f32;
+use crate::cpu::{contiguous_f32, is_f32_on_cpu};
 use crate::weights::{Result, Weights, WeightsError};
 use aha_kernels::{DepthwiseConv, KernelError, PackedMatrix};
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Module, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Module, Shape, Tensor};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Values of the unrolled input (or output) that are in memory at once: 4 MiB.
 const UNROLLED_VALUES: usize = 1 << 20;
+
+/// Rows below which sharing their copying costs more than it brings.
+const ROWS_A_TASK: usize = 32;
 
 /// How a filter moves along the axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,6 +137,15 @@ impl Conv1d {
         x.contiguous()?.apply_op1_no_bwd(self)
     }
 
+    /// `residual` plus [`Self::forward_rows`] of `x`.
+    pub fn forward_rows_added(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
+        if matches!(self.filter, Filter::Device(_)) || !is_f32_on_cpu(residual) {
+            return residual + self.forward_rows(x)?;
+        }
+        x.contiguous()?
+            .apply_op2_no_bwd(&residual.contiguous()?, self)
+    }
+
     /// The same with Candle's own operations, `[batch, channels, length]`.
     fn forward_device(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
         let Conv1dConfig {
@@ -199,15 +212,18 @@ impl Conv1d {
                 let stretch = if direct {
                     &x[..count * columns]
                 } else {
-                    for (row, unrolled) in
-                        unrolled.chunks_exact_mut(columns).take(count).enumerate()
-                    {
+                    let unroll = |(row, unrolled): (usize, &mut [f32])| {
                         for (tap, values) in unrolled.chunks_exact_mut(width).enumerate() {
                             let position = (first + row) * stride + tap * dilation;
                             let from = position * self.in_channels + group * width;
                             values.copy_from_slice(&x[from..from + width]);
                         }
-                    }
+                    };
+                    unrolled[..count * columns]
+                        .par_chunks_exact_mut(columns)
+                        .with_min_len(ROWS_A_TASK)
+                        .enumerate()
+                        .for_each(unroll);
                     &unrolled[..count * columns]
                 };
                 if matrices.len() == 1 {
@@ -247,6 +263,33 @@ impl CustomOp1 for Conv1d {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (out, shape) = self.on_host(x, layout)?;
+        Ok((CpuStorage::F32(out), shape))
+    }
+}
+
+impl CustomOp2 for Conv1d {
+    fn name(&self) -> &'static str {
+        "conv1d-add"
+    }
+
+    /// The second tensor is added to the result.
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (mut out, shape) = self.on_host(x, layout)?;
+        aha_kernels::add(&mut out, contiguous_f32(residual, residual_layout)?)
+            .map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(out), shape))
+    }
+}
+
+impl Conv1d {
+    fn on_host(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(Vec<f32>, Shape)> {
         let (length, channels) = layout.shape().dims2()?;
         if channels != self.in_channels {
             candle_core::bail!(
@@ -276,7 +319,7 @@ impl CustomOp1 for Conv1d {
             }
         }
         .map_err(candle_core::Error::wrap)?;
-        Ok((CpuStorage::F32(out), Shape::from((rows, self.out_channels))))
+        Ok((out, Shape::from((rows, self.out_channels))))
     }
 }
 
@@ -431,7 +474,7 @@ impl CustomOp1 for ConvTranspose1d {
             out.chunks_exact_mut(self.out_channels)
                 .for_each(|row| row.copy_from_slice(&bias));
         }
-        let (reach, step) = (matrix.rows(), self.stride * self.out_channels);
+        let reach = matrix.rows();
         let block = (UNROLLED_VALUES / reach).max(1);
         let mut products = vec![0f32; block.min(length) * reach];
         for (index, x) in x.chunks(block * channels).enumerate() {
@@ -440,14 +483,40 @@ impl CustomOp1 for ConvTranspose1d {
             matrix
                 .matmul(x, count, products)
                 .map_err(candle_core::Error::wrap)?;
-            for (row, products) in products.chunks_exact(reach).enumerate() {
-                let start = (index * block + row) * step;
-                for (out, product) in out[start..start + reach].iter_mut().zip(products) {
-                    *out += product;
-                }
-            }
+            self.spread(products, index * block, &mut out);
         }
         Ok((CpuStorage::F32(out), Shape::from((rows, self.out_channels))))
+    }
+}
+
+impl ConvTranspose1d {
+    /// Adds what positions of the input from `first` on add to the output. Each value takes its addends in the order of
+    /// these positions, on any number of threads.
+    fn spread(&self, products: &[f32], first: usize, out: &mut [f32]) {
+        let (channels, stride, kernel_size) = (self.out_channels, self.stride, self.kernel_size);
+        let reach = kernel_size * channels;
+        let count = products.len() / reach;
+        let touched =
+            first * stride * channels..((first + count - 1) * stride + kernel_size) * channels;
+        // Stretches of one stride: all their rows meet the same positions.
+        out[touched]
+            .par_chunks_mut(stride * channels)
+            .with_min_len(ROWS_A_TASK.div_ceil(stride))
+            .enumerate()
+            .for_each(|(stretch, out)| {
+                // Of position `stretch - back`, the taps from `back * stride` on fall here.
+                let most_back = (kernel_size - 1) / stride;
+                for back in (0..=most_back.min(stretch)).rev() {
+                    let position = stretch - back;
+                    let taps = back * stride * channels..reach;
+                    if position < count {
+                        let products = &products[position * reach..][taps];
+                        for (out, product) in out.iter_mut().zip(products) {
+                            *out += product;
+                        }
+                    }
+                }
+            });
     }
 }
 

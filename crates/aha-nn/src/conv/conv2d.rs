@@ -3,6 +3,7 @@
 use super::filters::{BatchNorm, Filters};
 use crate::cpu::contiguous_f32;
 use crate::linear::kind_for;
+use crate::mlp::Activation;
 use crate::weights::{Placement, Result, StoredType, Weights, WeightsError};
 use aha_kernels::{PackedMatrix, add_bias};
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Module, Shape, Tensor};
@@ -189,11 +190,36 @@ impl Conv2d {
     /// # Errors
     /// When `x` has another number of channels, or is smaller than a filter.
     pub fn forward_channels_last(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.forward_last(x, None)
+    }
+
+    /// The same with an activation behind it, on the CPU while the outputs are in a cache.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward_channels_last`].
+    pub fn forward_activated(
+        &self,
+        x: &Tensor,
+        activation: Activation,
+    ) -> candle_core::Result<Tensor> {
+        match &self.filters {
+            Placed::Host { .. } => self.forward_last(x, Some(activation)),
+            _ => activation.forward(&self.forward_last(x, None)?),
+        }
+    }
+
+    /// `activation` is taken on the CPU only.
+    fn forward_last(
+        &self,
+        x: &Tensor,
+        activation: Option<Activation>,
+    ) -> candle_core::Result<Tensor> {
         match &self.filters {
             Placed::Host { groups, bias } => x.contiguous()?.apply_op1_no_bwd(&HostConv {
                 conv: self,
                 groups,
                 bias: bias.as_deref(),
+                activation,
                 scratch_bytes: SCRATCH_BYTES,
             }),
             Placed::Device { .. } => {
@@ -298,7 +324,23 @@ struct HostConv<'a> {
     conv: &'a Conv2d,
     groups: &'a [PackedMatrix],
     bias: Option<&'a [f32]>,
+    activation: Option<Activation>,
     scratch_bytes: usize,
+}
+
+/// Adds a bias to rows of outputs and takes an activation of them.
+pub(super) fn finish(
+    out: &mut [f32],
+    bias: Option<&[f32]>,
+    activation: Option<Activation>,
+) -> candle_core::Result<()> {
+    match (bias, activation.map(Activation::kernel)) {
+        (Some(bias), Some(activation)) => activation.apply_to_biased(out, bias),
+        (Some(bias), None) => add_bias(out, bias),
+        (None, Some(activation)) => activation.apply_in_place(out),
+        (None, None) => Ok(()),
+    }
+    .map_err(candle_core::Error::wrap)
 }
 
 /// The pixels of a call.
@@ -400,7 +442,7 @@ impl HostConv<'_> {
                     target[group * part..][..part].copy_from_slice(values);
                 }
             }
-            self.add_bias(out)?;
+            self.finish(out)?;
         }
         Ok(())
     }
@@ -411,14 +453,12 @@ impl HostConv<'_> {
         self.groups[0]
             .matmul(columns, rows, out)
             .map_err(candle_core::Error::wrap)?;
-        self.add_bias(out)
+        self.finish(out)
     }
 
-    fn add_bias(&self, out: &mut [f32]) -> candle_core::Result<()> {
-        match self.bias {
-            Some(bias) => add_bias(out, bias).map_err(candle_core::Error::wrap),
-            None => Ok(()),
-        }
+    /// What comes behind the product.
+    fn finish(&self, out: &mut [f32]) -> candle_core::Result<()> {
+        finish(out, self.bias, self.activation)
     }
 
     /// Writes what the outputs `rows` meet of a group's channels, one output a row.
@@ -561,6 +601,7 @@ mod tests {
             conv: &conv,
             groups,
             bias: bias.as_deref(),
+            activation: None,
             scratch_bytes: 1,
         };
         let blocks = x.apply_op1_no_bwd(&blocks).unwrap();

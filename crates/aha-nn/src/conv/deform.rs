@@ -1,11 +1,11 @@
 //! Deformable convolution: a convolution that samples where the input tells it to.
 
-use super::conv2d::{Conv2d, Conv2dConfig, LEAST_ROWS, SCRATCH_BYTES};
+use super::conv2d::{Conv2d, Conv2dConfig, LEAST_ROWS, SCRATCH_BYTES, finish};
 use super::filters::{BatchNorm, Filters};
 use crate::cpu::{contiguous_f32, is_f32_on_cpu};
 use crate::mlp::Activation;
 use crate::weights::{Result, Weights};
-use aha_kernels::{PackedMatrix, add_bias};
+use aha_kernels::PackedMatrix;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Module, Shape, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -108,14 +108,14 @@ impl DeformConv2d {
 
     /// Where `x` `[batch, height, width, in_channels]` is sampled.
     pub fn sampling(&self, x: &Tensor) -> candle_core::Result<Sampling> {
-        let gate = Activation::Sigmoid.forward(&self.modulation.forward_channels_last(x)?)?;
+        let gate = self.modulation.forward_activated(x, Activation::Sigmoid)?;
         Ok(Sampling {
             offsets: self.offsets.forward_channels_last(x)?,
             modulation: (gate * 2.0)?,
         })
     }
 
-    /// The outputs `[batch, rows, width, out_channels]` of some rows, so that a caller who needs all of a map but not
+    /// `activation` of the outputs `[batch, rows, width, out_channels]` of some rows, so that a caller who needs all of a map but not
     /// at once stays within bounds. `sampling` is that of the whole of `x`.
     ///
     /// # Errors
@@ -125,6 +125,7 @@ impl DeformConv2d {
         x: &Tensor,
         sampling: &Sampling,
         rows: Range<usize>,
+        activation: Option<Activation>,
     ) -> candle_core::Result<Tensor> {
         let band = |x: &Tensor| x.narrow(1, rows.start, rows.len())?.contiguous();
         let (offsets, modulation) = (band(&sampling.offsets)?, band(&sampling.modulation)?);
@@ -133,6 +134,7 @@ impl DeformConv2d {
                 let op = HostDeform {
                     matrix,
                     bias: bias.as_deref(),
+                    activation,
                     kernel_size: self.kernel_size,
                     first_row: rows.start,
                     scratch_bytes: SCRATCH_BYTES,
@@ -144,9 +146,12 @@ impl DeformConv2d {
                     offsets,
                     modulation,
                 };
-                let y = self.by_taps(x, &band, rows.start, weight)?;
-                match bias {
-                    Some(bias) => y.broadcast_add(bias),
+                let mut y = self.by_taps(x, &band, rows.start, weight)?;
+                if let Some(bias) = bias {
+                    y = y.broadcast_add(bias)?;
+                }
+                match activation {
+                    Some(activation) => activation.forward(&y),
                     None => Ok(y),
                 }
             }
@@ -239,6 +244,7 @@ fn within(place: &Tensor, size: usize) -> candle_core::Result<Tensor> {
 struct HostDeform<'a> {
     matrix: &'a PackedMatrix,
     bias: Option<&'a [f32]>,
+    activation: Option<Activation>,
     kernel_size: usize,
     /// The row of the map that is the first of offsets and modulation.
     first_row: usize,
@@ -317,9 +323,7 @@ impl CustomOp3 for HostDeform<'_> {
             self.matrix
                 .matmul(samples, len, out)
                 .map_err(candle_core::Error::wrap)?;
-            if let Some(bias) = self.bias {
-                add_bias(out, bias).map_err(candle_core::Error::wrap)?;
-            }
+            finish(out, self.bias, self.activation)?;
         }
         let shape = (batch, rows, width, out_channels);
         Ok((CpuStorage::F32(out), Shape::from(shape)))
@@ -403,6 +407,7 @@ mod tests {
 
     /// A convolution of random filters `[taps, in, out]` by both ways, with sampling that reaches far outside.
     fn both_ways(kernel_size: usize, dims: [usize; 4], rows: Range<usize>) -> (Tensor, Tensor) {
+        let activation = (kernel_size == 7).then_some(Activation::Relu);
         let [batch, height, width, channels] = dims;
         let (taps, out_channels) = (kernel_size * kernel_size, 5);
         let weight = random(&[taps, channels, out_channels]);
@@ -435,8 +440,11 @@ mod tests {
         });
         let device = conv(Placed::Device { weight, bias: None });
         (
-            host.forward_rows(&x, &sampling, rows.clone()).unwrap(),
-            device.forward_rows(&x, &sampling, rows).unwrap(),
+            host.forward_rows(&x, &sampling, rows.clone(), activation)
+                .unwrap(),
+            device
+                .forward_rows(&x, &sampling, rows, activation)
+                .unwrap(),
         )
     }
 

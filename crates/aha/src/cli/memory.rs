@@ -22,6 +22,11 @@ pub(crate) struct Shape {
     pub(crate) context_length: Option<u64>,
     /// Values that the cache keeps for each token; `None` where the configuration does not tell.
     cache_values: Option<u64>,
+    /// The same if each query head had a key and a value of its own: what a token is multiplied with for every token
+    /// that it sees.
+    attended_values: Option<u64>,
+    /// Experts of a layer that a token meets, and all of them.
+    experts: Option<(u64, u64)>,
 }
 
 /// Bytes for one choice of precision.
@@ -64,6 +69,15 @@ impl Shape {
             let layers = attention_layers(text, number(&["num_hidden_layers"])?);
             product(&[2, layers, kv_heads, head_dim])
         };
+        let kv_heads = number(&["num_key_value_heads"]).filter(|&heads| heads > 0);
+        let attended_values = || {
+            let groups = number(&["num_attention_heads"])?.checked_div(kv_heads?)?;
+            product(&[cache_values()?, groups])
+        };
+        let experts = || {
+            let all = number(&["n_routed_experts", "num_experts", "num_local_experts"])?;
+            Some((number(&["num_experts_per_tok"])?, all)).filter(|&(_, all)| all > 0)
+        };
         // A speech model's own limit lies below that of the language model in it.
         let own_limit = config.get("lm_config").and(config.get("max_length"));
         Self {
@@ -71,33 +85,51 @@ impl Shape {
                 .and_then(Value::as_u64)
                 .or_else(|| number(&["max_position_embeddings"])),
             cache_values: cache_values(),
+            attended_values: attended_values(),
+            experts: experts(),
         }
     }
 
     fn of_gguf(metadata: &Metadata) -> Option<Self> {
         let architecture = metadata.text("general.architecture").ok()??;
         let number = |name: &str| metadata.unsigned(&format!("{architecture}.{name}")).ok()?;
-        let cache_values = || {
+        let values = || {
             let heads = number("attention.head_count")?;
             let width = || number("embedding_length")?.checked_div(heads);
             let key = number("attention.key_length").or_else(width)?;
             let value = number("attention.value_length").unwrap_or(key);
             let name = format!("{architecture}.attention.head_count_kv");
             // Hybrid models say it for each layer.
-            let kv_heads: u64 = match metadata.integers(&name) {
-                Ok(Some(each)) => each.iter().filter_map(|&n| u64::try_from(n).ok()).sum(),
+            let (kv_heads, layers): (u64, u64) = match metadata.integers(&name) {
+                Ok(Some(each)) => {
+                    let each = each.iter().filter_map(|&n| u64::try_from(n).ok());
+                    let each: Vec<u64> = each.filter(|&heads| heads > 0).collect();
+                    (each.iter().sum(), u64::try_from(each.len()).ok()?)
+                }
                 _ => {
                     let layers = number("block_count")?;
                     let interval = number("full_attention_interval").filter(|&every| every > 0);
                     let layers = layers / interval.unwrap_or(1);
-                    product(&[layers, metadata.unsigned(&name).ok()??])?
+                    let kv_heads = product(&[layers, metadata.unsigned(&name).ok()??])?;
+                    (kv_heads, layers)
                 }
             };
-            product(&[kv_heads, key.checked_add(value)?])
+            let both = key.checked_add(value)?;
+            Some((
+                product(&[kv_heads, both])?,
+                product(&[layers, heads, both])?,
+            ))
         };
+        let experts = || {
+            let all = number("expert_count").filter(|&all| all > 0)?;
+            Some((number("expert_used_count")?, all))
+        };
+        let (cache_values, attended_values) = values().unzip();
         Some(Self {
             context_length: number("context_length"),
-            cache_values: cache_values(),
+            cache_values,
+            attended_values,
+            experts: experts(),
         })
     }
 
@@ -107,6 +139,20 @@ impl Shape {
             cache_values: None,
             ..self
         }
+    }
+
+    /// Operations of attention, a product and its sum being two, when `tokens` tokens behind `before` others each see
+    /// themselves and what lies before them. Zero where the configuration does not tell.
+    pub(crate) fn attention_flops(&self, before: usize, tokens: usize) -> f64 {
+        let (before, tokens) = (before as f64, tokens as f64);
+        let pairs = tokens * before + tokens * (tokens + 1.0) / 2.0;
+        2.0 * pairs * self.attended_values.unwrap_or(0) as f64
+    }
+
+    /// The part of the experts that a token meets.
+    pub(crate) fn expert_share(&self) -> f64 {
+        self.experts
+            .map_or(1.0, |(met, all)| (met as f64 / all as f64).min(1.0))
     }
 
     fn cache_bytes(&self, size: u64) -> Option<u64> {
@@ -169,6 +215,15 @@ mod tests {
         assert_eq!(values(dense.clone()), Some(2 * 28 * 8 * 128));
         let shape = Shape::of_config(&dense);
         assert_eq!(shape.context_length, Some(40960));
+        // Each of 16 heads multiplies 128 values of a key and of a value: for the first token with itself, for the
+        // second with two.
+        let layers = f64::from(28 * 16 * 128 * 2 * 2);
+        assert_eq!(shape.attention_flops(0, 1), layers);
+        assert_eq!(shape.attention_flops(0, 2), 3.0 * layers);
+        assert_eq!(shape.attention_flops(9, 1), 10.0 * layers);
+        assert_eq!(shape.expert_share(), 1.0);
+        let mixed = json!({"num_experts_per_tok": 6, "n_routed_experts": 64});
+        assert_eq!(Shape::of_config(&mixed).expert_share(), 6.0 / 64.0);
         let needs = shape.needs(600, 1200, 2);
         assert_eq!(needs[0].weight_bytes, 1200);
         assert_eq!(needs[1].weight_bytes, 2400);

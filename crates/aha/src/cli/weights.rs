@@ -10,6 +10,21 @@ use std::path::Path;
 const EMBEDDINGS: [&str; 2] = ["embed_tokens.weight", "token_embd.weight"];
 /// Names of the output head; where it is missing, the embedding takes its place.
 const HEADS: [&str; 2] = ["lm_head.weight", "output.weight"];
+/// Parts of names of what text does not pass through: encoders of pictures and sound with their projectors, and heads
+/// that guess several tokens ahead.
+const BESIDE: [&str; 9] = [
+    "visual.",
+    "vision_",
+    "vit.",
+    "sam_model.",
+    "qwen2_model.",
+    "audio_",
+    "projector.",
+    "mlp_AR.",
+    "mtp.",
+];
+/// Parts of names of experts, of which a token meets a few.
+const EXPERTS: [&str; 2] = [".experts.", "_exps."];
 
 /// Sizes of a checkpoint's tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +36,11 @@ pub(crate) struct WeightsSummary {
     pub(crate) types: Vec<(StoredType, u64)>,
     /// The matrices that every step reads as a whole.
     read: Vec<Matrix>,
+    /// Parameters of the matrices that each token is multiplied with: those of the layers, of which experts, and those
+    /// of the output head.
+    layers: u64,
+    experts: u64,
+    head: u64,
 }
 
 /// One matrix, as far as its size goes.
@@ -54,6 +74,9 @@ impl WeightsSummary {
             bytes: 0,
             types: Vec::new(),
             read: Vec::new(),
+            layers: 0,
+            experts: 0,
+            head: 0,
         };
         let mut types = BTreeMap::<StoredType, u64>::new();
         for tensor in catalog.names().filter_map(|name| catalog.load(name)) {
@@ -63,24 +86,33 @@ impl WeightsSummary {
             summary.parameters += parameters;
             summary.bytes += bytes;
             *types.entry(tensor.stored()).or_default() += bytes;
-            let embedding = EMBEDDINGS.iter().any(|name| tensor.name().ends_with(name));
-            if let [_, .., cols] = *tensor.shape()
-                && !(embedding && has_head)
-            {
-                let name = tensor.name();
-                let part = if embedding || HEADS.iter().any(|head| name.ends_with(head)) {
-                    LanguagePart::Output
-                } else {
-                    LanguagePart::Layers
-                };
-                let module = name.strip_suffix(".weight").unwrap_or(name);
-                summary.read.push(Matrix {
-                    role: MatrixRole::of(part, module, name, &catalog),
-                    parameters,
-                    cols,
-                    bytes,
-                });
+            let name = tensor.name();
+            let ends_with = |names: &[&str]| names.iter().any(|end| name.ends_with(end));
+            let contains = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+            let embedding = ends_with(&EMBEDDINGS);
+            let [_, .., cols] = *tensor.shape() else {
+                continue;
+            };
+            if (embedding && has_head) || contains(&BESIDE) {
+                continue;
             }
+            let part = if embedding || ends_with(&HEADS) {
+                summary.head += parameters;
+                LanguagePart::Output
+            } else {
+                summary.layers += parameters;
+                if contains(&EXPERTS) {
+                    summary.experts += parameters;
+                }
+                LanguagePart::Layers
+            };
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            summary.read.push(Matrix {
+                role: MatrixRole::of(part, module, name, &catalog),
+                parameters,
+                cols,
+                bytes,
+            });
         }
         summary.types = types.into_iter().collect();
         summary
@@ -100,11 +132,26 @@ impl WeightsSummary {
         self.read.iter().map(bytes).sum()
     }
 
+    /// Operations of a prompt of `tokens` tokens in products with weights, a product and its sum being two: each token
+    /// passes the layers (and a share of their experts), the last one the head as well.
+    pub(crate) fn prompt_flops(&self, tokens: usize, expert_share: f64) -> f64 {
+        let layers = (self.layers - self.experts) as f64 + self.experts as f64 * expert_share;
+        2.0 * (layers * tokens as f64 + self.head as f64)
+    }
+
+    /// The same of one token that is generated.
+    pub(crate) fn step_flops(&self, expert_share: f64) -> f64 {
+        self.prompt_flops(1, expert_share)
+    }
+
     /// The type of most bytes.
+    pub(crate) fn main_stored(&self) -> Option<StoredType> {
+        self.types.first().map(|(stored, _)| *stored)
+    }
+
+    /// The name of the type of most bytes.
     pub(crate) fn main_type(&self) -> &'static str {
-        self.types
-            .first()
-            .map_or("none", |(stored, _)| stored.name())
+        self.main_stored().map_or("none", StoredType::name)
     }
 }
 
@@ -126,6 +173,9 @@ mod tests {
         assert_eq!(f32_bytes, (3 * layer + 537 * 72) * 4);
         assert_eq!(tied.bytes_per_step(Dtype::Bf16, None) * 2, f32_bytes);
         assert!(tied.parameters * 4 > f32_bytes, "norms are no matrices");
+        let flops = 2 * (5 * 3 * layer + 537 * 72);
+        assert_eq!(tied.prompt_flops(5, 1.0), flops as f64);
+        assert_eq!(tied.step_flops(1.0), f32_bytes as f64 / 2.0);
         let untied = summary("qwen3/untied-yarn");
         let read = untied.bytes_per_step(Dtype::F32, None) / 4;
         assert!(untied.parameters - read > 10_000, "{untied:?}");
@@ -140,5 +190,19 @@ mod tests {
             let bytes = untied.bytes_per_step(Dtype::Auto, Some(recipe));
             assert!(bytes <= parameters * 34 / 32, "{recipe}: {bytes}");
         }
+    }
+
+    #[test]
+    fn towers_are_not_read_and_experts_count_by_their_share() {
+        let experts = summary("deepseek_ocr/small");
+        let read = experts.bytes_per_step(Dtype::F32, None) / 4;
+        assert_eq!(experts.layers + experts.head, read);
+        assert!(read < experts.parameters, "{experts:?}");
+        assert!(
+            experts.experts > 0 && experts.experts < experts.layers,
+            "{experts:?}"
+        );
+        let saved = experts.prompt_flops(7, 1.0) - experts.prompt_flops(7, 0.25);
+        assert_eq!(saved, 2.0 * 7.0 * 0.75 * experts.experts as f64);
     }
 }

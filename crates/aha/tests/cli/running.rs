@@ -1,4 +1,4 @@
-//! `aha run` and `aha bench` on a tiny checkpoint.
+//! `aha run` on a tiny checkpoint.
 
 use crate::support::{Home, Ran, fixture, golden};
 use serde_json::Value;
@@ -280,50 +280,4 @@ fn the_first_ctrl_c_stops_an_answer_politely() {
     output.read_to_end(&mut text).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(text.last(), Some(&b'\n'));
-}
-
-#[test]
-fn a_bench_measures_what_was_asked() {
-    let home = Home::new();
-    let model = fixture("qwen3/untied-yarn");
-    let args = [
-        "bench", "-m", &model, "-p", "8,16", "-n", "4", "--batch", "1,2", "-r", "2",
-    ];
-    let text = home.run(&[&args[..], &["-o", "json"]].concat()).ok();
-    let results: Value = serde_json::from_str(&text).unwrap();
-    let results = results.as_array().unwrap();
-    let tests: Vec<_> = results
-        .iter()
-        .map(|result| result["test"].as_str().unwrap())
-        .collect();
-    assert_eq!(tests, ["pp8", "pp16", "tg4", "tg4 x2"]);
-    for result in results {
-        let samples = result["samples"].as_array().unwrap();
-        let mean = samples
-            .iter()
-            .map(|sample| sample.as_f64().unwrap())
-            .sum::<f64>()
-            / 2.0;
-        assert_eq!(samples.len(), 2);
-        assert!((result["tokens_per_second"].as_f64().unwrap() / mean - 1.0).abs() < 1e-9);
-        let generates = result["test"].as_str().unwrap().starts_with("tg");
-        assert_eq!(result["bandwidth_share"].is_f64(), generates);
-    }
-    let table = home.run(&args).ok();
-    assert!(
-        table.starts_with("| model ") && table.contains("Memory bandwidth:"),
-        "{table}"
-    );
-    let error = home
-        .run(&[
-            "bench",
-            "-m",
-            &fixture("llama/smol"),
-            "-p",
-            "20000",
-            "-n",
-            "0",
-        ])
-        .failed(1);
-    assert!(error.starts_with("error: cannot measure: "), "{error}");
 }

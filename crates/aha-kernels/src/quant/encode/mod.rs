@@ -63,7 +63,9 @@ fn quantize_gguf_on(
     match set.require()? {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `require` found AVX2.
-        InstructionSet::Avx2 => unsafe { encode_avx2(kind, &format, data, out) },
+        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => unsafe {
+            encode_avx2(kind, &format, data, out)
+        },
         _ => encode(kind, &format, data, out),
     }
 }

@@ -1,34 +1,49 @@
 //! `aha bench`: prompt processing and generation, in the shape of llama-bench.
 
+mod bounds;
+mod peer;
+
+use self::bounds::{Bound, Bounds, Kept, Shares};
+use self::peer::{Peer, Wanted};
 use super::Context;
 use super::args::ModelArgs;
 use super::console;
 use super::failure::{Failure, Outcome};
 use super::markdown::{Align, table};
+use super::memory::Shape;
 use super::show::count;
 use super::units::{bytes, positive};
 use super::weights::WeightsSummary;
-use aha::{Engine, EngineOptions, Model, Quant};
+use aha::{Engine, EngineOptions, Model};
 use aha_engine::{Event, GenerationRequest, SamplingParams, StopParams};
+use aha_models::Checkpoint;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-const AFTER_HELP: &str = "\
-Tests: pp512 computes a prompt of 512 tokens; tg128 generates 128 tokens after a prompt of one;
+const AFTER_HELP: &str = r#"Tests: pp512 computes a prompt of 512 tokens; tg128 generates 128 tokens after a prompt of one;
 tg128 x4 does so for four requests at once and counts the tokens of all. Greedy, random prompts,
 no prefix cache.
 
-Percent of bandwidth: every step of generation reads all weight matrices once. Their bytes times
-the steps of a second, divided by the bytes that the same threads read from memory in a second
-(the best of five passes over 512 MiB, measured before the tests). Reads of the cache are left out,
-so that the true share is a little higher. On the CPU only.
+Percent of bound: what the test needs at least, as a share of what the same threads can do, which is
+measured before the tests; of the two bounds the one that leaves less room. On the CPU only.
+  bandwidth   every step of generation reads all weight matrices once: their bytes times the
+              steps of a second, against the bytes read from memory in a second (the best of five
+              passes over 512 MiB). Reads of the cache are left out.
+  arithmetic  two operations for each parameter of the layers and each token, for each parameter
+              of the output head and each token that it is asked for (of a prompt, one), and for
+              each value of a key and a value that a token sees; against multiply-adds in registers.
+
+--compare runs the command of a peer, llama-bench or what prints as it does, in turn with our
+rounds: first the peer, then we, then we, then the peer. -p, -n and -t are ours where the command
+has none; -r is 1 a round. Quotation marks in the command keep words together.
 
 Examples:
   aha bench -m qwen3-0.6b
   aha bench --gguf-path model.gguf -p 512,2048 -n 64 -r 5 --threads 4
-  aha bench -m ./checkpoint -p 0 --batch 1,8 -o json";
+  aha bench -m ./checkpoint -p 0 --batch 1,8 -o json
+  aha bench --gguf-path model.gguf --batch 1 --compare "llama-bench -m model.gguf -fa 1""#;
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -69,6 +84,9 @@ pub(crate) struct Bench {
     /// Tokens that one step computes at most
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().max_batch_tokens, value_parser = positive)]
     max_batch_tokens: usize,
+    /// Command of a peer to measure in turn with us: "llama-bench -m model.gguf"
+    #[arg(long, value_name = "COMMAND")]
+    compare: Option<String>,
     /// How to print the results: md (a markdown table) or json
     #[arg(
         short,
@@ -205,7 +223,32 @@ struct Measurement {
     stddev: f64,
     samples: Vec<f64>,
     bandwidth_bytes_per_second: Option<f64>,
+    /// The part of that bandwidth that reading the weights takes.
     bandwidth_share: Option<f64>,
+    /// What was multiplied and added to find the next number.
+    arithmetic: Option<&'static str>,
+    operations_per_second: Option<f64>,
+    /// The part of those operations that the test needs.
+    arithmetic_share: Option<f64>,
+    /// The bound that leaves less room.
+    bound: Option<Bound>,
+    peer_tokens_per_second: Option<f64>,
+    peer_stddev: Option<f64>,
+    peer_samples: Vec<f64>,
+    /// Ours by the peer's.
+    ratio: Option<f64>,
+}
+
+/// What all lines of a run share.
+struct Run {
+    name: String,
+    device: &'static str,
+    threads: usize,
+    kept: Kept,
+    weights: WeightsSummary,
+    shape: Shape,
+    bounds: Option<Bounds>,
+    peer: Option<Peer>,
 }
 
 impl Bench {
@@ -216,6 +259,15 @@ impl Bench {
                 "there is nothing to measure: -p and -n are both 0",
             ));
         }
+        let peer = self.compare.as_deref().map(|command| {
+            let wanted = Wanted {
+                prompt: &self.prompt,
+                generate: &self.generate,
+                threads: rayon::current_num_threads(),
+            };
+            Peer::new(command, wanted)
+        });
+        let peer = peer.transpose()?;
         let (loader, bar) = context.loader(&self.model)?;
         let options = self.options(&tests);
         let wanted = options.context_length.unwrap_or_default();
@@ -228,21 +280,56 @@ impl Bench {
                 model.name()
             )));
         }
-        let weights = WeightsSummary::of(model.path())?;
-        let threads = rayon::current_num_threads();
-        let bandwidth = model
-            .device()
-            .is_cpu()
-            .then(|| aha_kernels::measure_read_bandwidth(threads))
-            .filter(|bandwidth| *bandwidth > 0.0);
-        let mut results = Vec::new();
-        for test in tests {
-            results.push(self.run(test, &model, &weights, bandwidth, context)?);
-        }
+        let kept = Kept {
+            dtype: context.global.dtype,
+            quant: context.global.quant,
+        };
+        let mut run = Run::new(&model, kept, peer)?;
+        let samples = self.samples(&tests, &model, run.peer.as_mut())?;
+        let results: Vec<_> = tests
+            .iter()
+            .zip(samples)
+            .map(|(test, samples)| run.measurement(*test, samples))
+            .collect();
         match self.output {
             Format::Json => console::print_json(&results),
-            Format::Md => console::print(&markdown(&results, bandwidth, threads)),
+            Format::Md => console::print(&run.markdown(&results)),
         }
+    }
+
+    /// Tokens a second of each test and round, in turn with the peer's.
+    fn samples(
+        &self,
+        tests: &[Test],
+        model: &Model,
+        mut peer: Option<&mut Peer>,
+    ) -> Outcome<Vec<Vec<f64>>> {
+        // Page faults, packed buffers and clocks are out of the way after one round.
+        for test in tests {
+            test.measure(model.engine()?, 0)?;
+        }
+        let mut samples = vec![Vec::new(); tests.len()];
+        for round in 1..=self.repetitions {
+            // What changes in the course of a run shall not always meet the same one first.
+            let peer_first = round % 2 == 1;
+            if let Some(peer) = peer.as_deref_mut().filter(|_| peer_first) {
+                peer.measure()?;
+                peer.check(tests)?;
+            }
+            for (test, samples) in tests.iter().zip(&mut samples) {
+                let time = test.measure(model.engine()?, round)?;
+                let rate = test.tokens() as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE);
+                samples.push(rate);
+                tracing::info!(
+                    "{test}: {round} of {}: {rate:.2} tokens/s",
+                    self.repetitions
+                );
+            }
+            if let Some(peer) = peer.as_deref_mut().filter(|_| !peer_first) {
+                peer.measure()?;
+            }
+        }
+        Ok(samples)
     }
 
     fn tests(&self) -> Vec<Test> {
@@ -280,50 +367,49 @@ impl Bench {
             ..defaults
         }
     }
+}
 
-    fn run(
-        &self,
-        test: Test,
-        model: &Model,
-        weights: &WeightsSummary,
-        bandwidth: Option<f64>,
-        context: &Context,
-    ) -> Outcome<Measurement> {
-        // Page faults, packed buffers and clocks are out of the way after one round.
-        test.measure(model.engine()?, 0)?;
-        let mut samples = Vec::new();
-        for round in 1..=self.repetitions {
-            let time = test.measure(model.engine()?, round)?;
-            samples.push(test.tokens() as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE));
-            tracing::info!(
-                "{test}: {round} of {}: {:.2} tokens/s",
-                self.repetitions,
-                samples[round - 1]
-            );
-        }
+impl Run {
+    fn new(model: &Model, kept: Kept, peer: Option<Peer>) -> Outcome<Self> {
+        let weights = WeightsSummary::of(model.path())?;
+        let threads = rayon::current_num_threads();
+        let bounds = model
+            .device()
+            .is_cpu()
+            .then(|| Bounds::measure(kept, weights.main_stored(), threads));
+        Ok(Self {
+            name: model.name().to_owned(),
+            device: device_name(model),
+            threads,
+            kept,
+            shape: Shape::of(&Checkpoint::open(model.path())?),
+            weights,
+            bounds: bounds.flatten(),
+            peer,
+        })
+    }
+
+    fn measurement(&self, test: Test, samples: Vec<f64>) -> Measurement {
         let (mean, stddev) = mean_and_deviation(&samples);
         let (prompt_tokens, generated_tokens, batch) = test.shape();
-        let (dtype, quant) = (context.global.dtype, context.global.quant);
-        let recipe = match quant {
-            Some(Quant::Recipe(recipe)) => Some(recipe),
-            Some(Quant::Auto) | None => None,
+        let seconds = test.tokens() as f64 / mean;
+        let shares = self.bounds.map_or_else(Shares::default, |bounds| {
+            bounds.shares(test, seconds, &self.weights, &self.shape, self.kept)
+        });
+        let peer_samples = match &self.peer {
+            Some(peer) => peer.samples(test),
+            None => Vec::new(),
         };
-        let bandwidth_share = bandwidth
-            // What `auto` chose is not known here.
-            .filter(|_| quant != Some(Quant::Auto) && matches!(test, Test::Generate { .. }))
-            .map(|bandwidth| {
-                let read = weights.bytes_per_step(dtype, recipe) as f64;
-                mean / batch as f64 * read / bandwidth
-            });
-        Ok(Measurement {
-            model: model.name().to_owned(),
-            size_bytes: weights.bytes,
-            parameters: weights.parameters,
-            stored_type: weights.main_type(),
-            dtype: quant.map_or_else(|| dtype.to_string(), |quant| quant.to_string()),
-            device: device_name(model),
+        let peer = (!peer_samples.is_empty()).then(|| mean_and_deviation(&peer_samples));
+        Measurement {
+            model: self.name.clone(),
+            size_bytes: self.weights.bytes,
+            parameters: self.weights.parameters,
+            stored_type: self.weights.main_type(),
+            dtype: self.kept.to_string(),
+            device: self.device,
             instruction_set: format!("{:?}", aha_kernels::instruction_set()),
-            threads: rayon::current_num_threads(),
+            threads: self.threads,
             test: test.to_string(),
             prompt_tokens,
             generated_tokens,
@@ -331,9 +417,17 @@ impl Bench {
             tokens_per_second: mean,
             stddev,
             samples,
-            bandwidth_bytes_per_second: bandwidth,
-            bandwidth_share,
-        })
+            bandwidth_bytes_per_second: self.bounds.map(|bounds| bounds.bandwidth),
+            bandwidth_share: shares.bandwidth,
+            arithmetic: self.bounds.map(|bounds| bounds.arithmetic.name()),
+            operations_per_second: self.bounds.map(|bounds| bounds.operations),
+            arithmetic_share: shares.arithmetic,
+            bound: shares.nearest().map(|(bound, _)| bound),
+            peer_tokens_per_second: peer.map(|(mean, _)| mean),
+            peer_stddev: peer.map(|(_, stddev)| stddev),
+            peer_samples,
+            ratio: peer.map(|(peer, _)| mean / peer),
+        }
     }
 }
 
@@ -353,45 +447,82 @@ fn mean_and_deviation(samples: &[f64]) -> (f64, f64) {
     (mean, (squares / (count - 1.0).max(1.0)).sqrt())
 }
 
-fn markdown(results: &[Measurement], bandwidth: Option<f64>, threads: usize) -> String {
-    let headings = [
-        ("model", Align::Left),
-        ("size", Align::Right),
-        ("params", Align::Right),
-        ("stored", Align::Left),
-        ("dtype", Align::Left),
-        ("device", Align::Left),
-        ("threads", Align::Right),
-        ("test", Align::Right),
-        ("t/s", Align::Right),
-        ("% of bandwidth", Align::Right),
-    ];
-    let row = |result: &Measurement| {
-        vec![
-            result.model.clone(),
-            bytes(result.size_bytes),
-            count(result.parameters),
-            result.stored_type.to_owned(),
-            result.dtype.clone(),
-            result.device.to_owned(),
-            result.threads.to_string(),
-            result.test.clone(),
-            format!("{:.2} ± {:.2}", result.tokens_per_second, result.stddev),
-            result
-                .bandwidth_share
-                .map_or_else(String::new, |share| format!("{:.0}", share * 100.0)),
-        ]
-    };
-    let rows: Vec<_> = results.iter().map(row).collect();
-    let mut text = table(&headings, &rows);
-    if let Some(bandwidth) = bandwidth {
-        text += &format!(
-            "\nMemory bandwidth: {:.1} GB/s read by {threads} threads (the best of five passes over \
-             512 MiB).\n",
-            bandwidth / 1e9
-        );
+impl Measurement {
+    /// The bound that leaves less room, and the percent of it.
+    fn bound(&self) -> (&'static str, String) {
+        let share = self.bound.and_then(|bound| match bound {
+            Bound::Bandwidth => self.bandwidth_share,
+            Bound::Arithmetic => self.arithmetic_share,
+        });
+        (
+            self.bound.map_or("", Bound::name),
+            share.map_or_else(String::new, |share| format!("{:.0}", share * 100.0)),
+        )
     }
-    text
+}
+
+impl Run {
+    fn markdown(&self, results: &[Measurement]) -> String {
+        let mut headings = vec![
+            ("model", Align::Left),
+            ("size", Align::Right),
+            ("params", Align::Right),
+            ("stored", Align::Left),
+            ("dtype", Align::Left),
+            ("device", Align::Left),
+            ("threads", Align::Right),
+            ("test", Align::Right),
+            ("t/s", Align::Right),
+            ("% of bound", Align::Right),
+            ("bound", Align::Left),
+        ];
+        if self.peer.is_some() {
+            headings.extend([("peer t/s", Align::Right), ("ratio", Align::Right)]);
+        }
+        let row = |result: &Measurement| {
+            let (bound, percent) = result.bound();
+            let mut row = vec![
+                result.model.clone(),
+                bytes(result.size_bytes),
+                count(result.parameters),
+                result.stored_type.to_owned(),
+                result.dtype.clone(),
+                result.device.to_owned(),
+                result.threads.to_string(),
+                result.test.clone(),
+                rate(result.tokens_per_second, result.stddev),
+                percent,
+                bound.to_owned(),
+            ];
+            if self.peer.is_some() {
+                let peer = result.peer_tokens_per_second.zip(result.peer_stddev);
+                row.push(peer.map_or_else(String::new, |(mean, stddev)| rate(mean, stddev)));
+                let ratio = result.ratio;
+                row.push(ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}")));
+            }
+            row
+        };
+        let rows: Vec<_> = results.iter().map(row).collect();
+        let mut text = table(&headings, &rows);
+        let threads = self.threads;
+        if let Some(bounds) = self.bounds {
+            text += &format!(
+                "\nMemory bandwidth: {:.1} GB/s read by {threads} threads (the best of five passes over \
+                 512 MiB).\nMultiply-adds: {:.0} GFLOP/s of {} by {threads} threads.\n",
+                bounds.bandwidth / 1e9,
+                bounds.operations / 1e9,
+                bounds.arithmetic.name()
+            );
+        }
+        if let Some(peer) = &self.peer {
+            text += &format!("\nPeer: {}, in turn with ours.\n", peer.description());
+        }
+        text
+    }
+}
+
+fn rate(mean: f64, stddev: f64) -> String {
+    format!("{mean:.2} ± {stddev:.2}")
 }
 
 #[cfg(test)]
