@@ -1,10 +1,11 @@
 //! Memory in cache lines: packed weights and scratch space.
 
-use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, dealloc};
 use std::cell::Cell;
 use std::ptr::NonNull;
 
 use crate::KernelError;
+use crate::pool::for_each_task;
 
 /// Sixteen `f32` values in one cache line: a row of a panel.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,23 +120,43 @@ unsafe impl Sync for AlignedBytes {}
 
 impl AlignedBytes {
     pub(crate) fn zeroed(bytes: usize) -> Result<Self, KernelError> {
+        Self::filled(bytes, 8 * HUGE_PAGE, |_, _| {})
+    }
+
+    /// Memory whose pieces of `size` bytes (the last may be shorter) `fill` writes, on all threads: they are zero
+    /// when it sees them.
+    pub(crate) fn filled(
+        bytes: usize,
+        size: usize,
+        fill: impl Fn(usize, &mut [u8]) + Sync,
+    ) -> Result<Self, KernelError> {
         let error = KernelError::Memory { bytes };
         let huge = bytes >= 2 * HUGE_PAGE;
         let align = if huge { HUGE_PAGE } else { align_of::<Line>() };
         let layout = Layout::from_size_align(bytes, align).map_err(|_| error.clone())?;
         let start = if bytes == 0 {
             NonNull::<Line>::dangling().cast()
-        } else if huge {
-            // SAFETY: the layout's size is not zero.
-            let start = NonNull::new(unsafe { alloc(layout) }).ok_or(error)?;
-            advise_huge_pages(start, bytes);
-            // SAFETY: `start` addresses `bytes` bytes.
-            unsafe { start.write_bytes(0, bytes) }
-            start
         } else {
             // SAFETY: the layout's size is not zero.
-            NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(error)?
+            NonNull::new(unsafe { alloc(layout) }).ok_or(error)?
         };
+        if huge {
+            advise_huge_pages(start, bytes);
+        }
+        let size = size.max(1);
+        let memory = Memory(start);
+        for_each_task(bytes.div_ceil(size), |index| {
+            let from = index * size;
+            let len = size.min(bytes - from);
+            // SAFETY: pieces lie inside the memory and apart from each other, each is initialised before
+            // anyone sees it, and each index runs once.
+            let piece = unsafe {
+                let piece = memory.get().add(from);
+                piece.write_bytes(0, len);
+                std::slice::from_raw_parts_mut(piece, len)
+            };
+            fill(index, piece);
+        });
         Ok(Self { start, layout })
     }
 
@@ -158,6 +179,19 @@ impl Drop for AlignedBytes {
         }
     }
 }
+
+/// The start of memory that tasks initialise piece by piece.
+struct Memory(NonNull<u8>);
+
+impl Memory {
+    /// By method, so that closures capture the whole value.
+    fn get(&self) -> *mut u8 {
+        self.0.as_ptr()
+    }
+}
+
+// SAFETY: tasks use disjoint pieces, see `AlignedBytes::filled`.
+unsafe impl Sync for Memory {}
 
 /// Scratch memory that a thread keeps between calls; more than this is given back at once.
 const KEPT_LINES: usize = (32 << 20) / size_of::<Line>();

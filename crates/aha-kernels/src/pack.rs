@@ -5,7 +5,6 @@ use half::{bf16, f16};
 use crate::buffer::{AlignedBytes, as_f32, as_f32_mut, as_u16, as_u16_mut};
 use crate::error::{check_len, checked_mul};
 use crate::matmul::{self, Job, Output};
-use crate::pool::for_each_chunk;
 use crate::quant::{self, Format};
 use crate::{InstructionSet, KernelError, instruction_set};
 
@@ -184,14 +183,12 @@ impl PackedMatrix {
         let panel_bytes = kind
             .panel_bytes(cols)
             .ok_or(KernelError::Memory { bytes: usize::MAX })?;
-        let mut packed = AlignedBytes::zeroed(checked_mul(rows.div_ceil(PANEL), panel_bytes)?)?;
-        if panel_bytes > 0 {
-            for_each_chunk(packed.as_mut_slice(), panel_bytes, |index, panel| {
-                let first = index * PANEL * row_len;
-                let end = data.len().min(first + PANEL * row_len);
-                pack_panel(panel, &data[first..end]);
-            });
-        }
+        let bytes = checked_mul(rows.div_ceil(PANEL), panel_bytes)?;
+        let packed = AlignedBytes::filled(bytes, panel_bytes, |index, panel| {
+            let first = index * PANEL * row_len;
+            let end = data.len().min(first + PANEL * row_len);
+            pack_panel(panel, &data[first..end]);
+        })?;
         Ok(Self {
             kind,
             rows,

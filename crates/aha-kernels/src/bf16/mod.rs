@@ -104,9 +104,12 @@ fn wide(job: &Job<'_>, x: &[u32], m: usize) {
     let blocks = (4 * threads()).div_ceil(groups.max(1)).min(tiles);
     let task = |task: usize| {
         let (group, block) = (task / blocks, task % blocks);
-        for tile in cut(tiles, blocks, block)..cut(tiles, blocks, block + 1) {
+        let own = cut(tiles, blocks, block)..cut(tiles, blocks, block + 1);
+        for tile in own.clone() {
             let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
-            multiply_group(job, group, &x[rows.start * pairs..], rows, false);
+            // The first rows bring the panels from memory.
+            let streams = tile == own.start;
+            multiply_group(job, group, &x[rows.start * pairs..], rows, streams);
         }
     };
     if m.saturating_mul(w.rows()).saturating_mul(w.cols()) < PARALLEL_FROM {

@@ -113,7 +113,10 @@ impl Placement {
             (
                 DType::F32,
                 weights,
-                format!("weights are {kept}; activations are f32, as always there"),
+                format!(
+                    "weights are {kept}; activations are f32, as always there{}",
+                    rounding(weights, stored)
+                ),
             )
         } else {
             match requested {
@@ -162,6 +165,22 @@ impl Placement {
     }
 }
 
+/// What the CPU's products do to their activations for the speed of their instructions, to be said behind how
+/// weights are kept.
+fn rounding(weights: Precision, stored: Option<StoredType>) -> &'static str {
+    let bf16 = match weights {
+        Precision::Stored => stored == Some(StoredType::Bf16),
+        precision => precision == Precision::Bf16,
+    };
+    if bf16 && aha_kernels::instruction_set().rounds_to_bf16() {
+        ", rounded to bf16 where they meet the weights"
+    } else if weights == Precision::Stored && stored.is_some_and(StoredType::is_quantized) {
+        ", rounded to eight bits (with a scale for 32 values) where they meet the weights"
+    } else {
+        ""
+    }
+}
+
 fn device_name(device: &Device) -> &'static str {
     match device {
         Device::Cpu => "CPU",
@@ -189,6 +208,10 @@ mod tests {
             assert_eq!((placement.dtype, placement.weights), (DType::F32, weights));
             assert!(why.contains("CPU") && why.contains("f32"), "{why}");
         }
+        let (_, why) = Placement::resolve(DtypeRequest::Auto, &Device::Cpu, Some(StoredType::Q4K));
+        assert!(why.contains("eight bits"), "{why}");
+        let (_, why) = Placement::resolve(DtypeRequest::F32, &Device::Cpu, Some(StoredType::Q4K));
+        assert!(!why.contains("rounded"), "{why}");
         let error = "int8".parse::<DtypeRequest>().unwrap_err().to_string();
         assert!(error.contains("int8") && error.contains("bf16"), "{error}");
     }
