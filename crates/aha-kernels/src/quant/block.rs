@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Format, Scales, UNIT};
+use super::{Format, Place, Scales, UNIT};
 use crate::WeightKind;
 use crate::pack::PANEL;
 
@@ -117,11 +117,17 @@ impl Block {
             WeightKind::Q5K => (Some(&bytes[16..48]), &bytes[48..176]),
             _ => (None, &bytes[16..144]),
         };
-        for (index, code) in self.codes.iter_mut().enumerate() {
-            let (unit, place) = (index / 32, index % 32);
-            *code = halves[unit / 2 * 32 + place] >> (4 * (unit % 2)) & 15;
-            if let Some(fifth) = fifth {
-                *code |= (fifth[place] >> unit & 1) << 4;
+        for (pair, codes) in self.codes.chunks_exact_mut(64).enumerate() {
+            let (low, high) = codes.split_at_mut(32);
+            for ((low, high), byte) in low.iter_mut().zip(high).zip(&halves[32 * pair..]) {
+                (*low, *high) = (byte & 15, byte >> 4);
+            }
+        }
+        if let Some(fifth) = fifth {
+            for (unit, codes) in self.codes.chunks_exact_mut(32).enumerate() {
+                for (code, byte) in codes.iter_mut().zip(fifth) {
+                    *code |= (byte >> unit & 1) << 4;
+                }
             }
         }
     }
@@ -131,18 +137,19 @@ impl Block {
         for (scale, byte) in self.scales.iter_mut().zip(&bytes[192..208]) {
             *scale = byte.cast_signed();
         }
-        for (index, code) in self.codes.iter_mut().enumerate() {
-            let (half, quarter, place) = (index / 128, index / 32 % 4, index % 32);
-            let low = bytes[64 * half + 32 * (quarter % 2) + place] >> (4 * (quarter / 2)) & 15;
-            let high = bytes[128 + 32 * half + place] >> (2 * quarter) & 3;
-            *code = low | high << 4;
+        for (part, codes) in self.codes.chunks_exact_mut(32).enumerate() {
+            let (half, quarter) = (part / 4, part % 4);
+            let low = &bytes[64 * half + 32 * (quarter % 2)..][..32];
+            let high = &bytes[128 + 32 * half..][..32];
+            for ((code, low), high) in codes.iter_mut().zip(low).zip(high) {
+                *code = low >> (4 * (quarter / 2)) & 15 | (high >> (2 * quarter) & 3) << 4;
+            }
         }
     }
 
     /// The code of value `index` as packed panels hold it: never negative, see [`Format::offset`].
     fn code(&self, format: &Format, index: usize) -> u8 {
-        let centred = format.bits == 8; // `Q8_0` alone is centred in the file
-        self.codes[index] ^ if centred { 0x80 } else { 0 }
+        self.codes[index] ^ if centred_in_file(format) { 0x80 } else { 0 }
     }
 
     /// The values of the block.
@@ -168,7 +175,20 @@ impl Block {
     }
 
     /// Writes the block, which is the row's `index`th, to its lane of a panel that is still zero there.
-    pub(super) fn pack(&self, format: &Format, lane: usize, index: usize, panel: &mut [u8]) {
+    pub(super) fn pack(
+        &self,
+        format: &Format,
+        places: &Places,
+        lane: usize,
+        index: usize,
+        panel: &mut [u8],
+    ) {
+        let planes = places.1;
+        let sign = if centred_in_file(format) {
+            0x8080_8080
+        } else {
+            0
+        };
         for unit in 0..format.values / UNIT {
             let [factors, scales, codes] =
                 format.unit_places(index * (format.values / UNIT) + unit);
@@ -194,12 +214,10 @@ impl Block {
                 }
             }
             let mut words = [0_u32; 8];
-            for step in 0..UNIT / 4 {
-                let codes = std::array::from_fn(|column| {
-                    self.code(format, unit * UNIT + 4 * step + column)
-                });
-                let codes = u32::from_ne_bytes(codes);
-                for place in format.places(step) {
+            let own = self.codes[unit * UNIT..][..UNIT].as_chunks::<4>().0;
+            for (codes, places) in own.iter().zip(&places.0) {
+                let codes = u32::from_ne_bytes(*codes) ^ sign;
+                for place in &places[..planes] {
                     let mask = ((1 << place.bits) - 1) * 0x0101_0101_u32;
                     words[place.word] |= (codes >> place.low & mask) << place.shift;
                 }
@@ -209,6 +227,35 @@ impl Block {
                 packed[4 * lane..][..4].copy_from_slice(&word.to_ne_bytes());
             }
         }
+    }
+}
+
+/// Whether codes are in two's complement in the file: those of `Q8_0` alone.
+fn centred_in_file(format: &Format) -> bool {
+    format.bits == 8
+}
+
+/// The places of a unit's codes, step by step, and how many of each two count.
+pub(super) struct Places([[Place; 2]; UNIT / 4], usize);
+
+impl Places {
+    pub(super) fn of(format: &Format) -> Self {
+        let none = Place {
+            word: 0,
+            shift: 0,
+            bits: 0,
+            low: 0,
+        };
+        let mut places = [[none; 2]; UNIT / 4];
+        let mut planes = 0;
+        for (step, places) in places.iter_mut().enumerate() {
+            planes = 0;
+            for (to, place) in places.iter_mut().zip(format.places(step)) {
+                *to = place;
+                planes += 1;
+            }
+        }
+        Self(places, planes)
     }
 }
 

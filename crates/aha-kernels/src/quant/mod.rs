@@ -31,7 +31,7 @@ use crate::error::{check_len, checked_mul};
 use crate::pack::PANEL;
 use crate::{KernelError, WeightKind};
 
-use block::Block;
+use block::{Block, Places};
 pub use encode::quantize_gguf;
 
 /// Columns of a unit: 32 codes of `bits` bits are `bits` whole words.
@@ -300,9 +300,10 @@ pub(crate) fn pack_panel(
     rows: &[u8],
     row_bytes: usize,
 ) {
+    let places = Places::of(format);
     for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
         for (index, bytes) in row.chunks_exact(format.file_bytes).enumerate() {
-            Block::read(kind, bytes).pack(format, lane, index, panel);
+            Block::read(kind, bytes).pack(format, &places, lane, index, panel);
         }
     }
 }
