@@ -154,7 +154,7 @@ unsafe fn tiles(
     const TILE_BYTES: usize = TILE * size_of::<Line>();
     let panel_bytes = pairs * size_of::<Line>();
     let wide = rows <= TILE;
-    assert!(rows >= 1 && rows <= MOST_ROWS && x.len() >= rows * pairs);
+    assert!((1..=MOST_ROWS).contains(&rows) && x.len() >= rows * pairs);
     assert!(pairs >= TILE && pairs.is_multiple_of(TILE));
     assert!(
         count >= 1 && count <= PANELS[usize::from(wide)] && panels.len() >= count * panel_bytes

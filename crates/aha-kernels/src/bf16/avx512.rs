@@ -44,11 +44,11 @@ unsafe fn kernel<const ROWS: usize, const PANELS: usize, const STREAMS: bool>(ti
                 if STREAMS {
                     _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH).cast());
                 }
-                std::mem::transmute(_mm512_loadu_si512(at.cast()))
+                std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(at.cast()))
             });
             for (row, sums) in sums.iter_mut().enumerate() {
                 let x = _mm512_set1_epi32(x.add(row).read().cast_signed());
-                let x: __m512bh = std::mem::transmute(x);
+                let x = std::mem::transmute::<__m512i, __m512bh>(x);
                 for (sum, weights) in sums.iter_mut().zip(weights) {
                     *sum = _mm512_dpbf16_ps(*sum, weights, x);
                 }
@@ -82,7 +82,10 @@ pub(super) unsafe fn round(cols: usize, x: &[f32], rows: usize, words: &mut [f32
                     _mm512_loadu_ps(values.as_ptr().add(16)),
                 );
                 let rounded = _mm512_cvtne2ps_pbh(high, low);
-                _mm512_storeu_si512(pairs.as_mut_ptr().cast(), std::mem::transmute(rounded));
+                _mm512_storeu_si512(
+                    pairs.as_mut_ptr().cast(),
+                    std::mem::transmute::<__m512bh, __m512i>(rounded),
+                );
             }
             for (pair, place) in pairs.into_iter().zip(&mut places) {
                 *place = pair;

@@ -48,7 +48,7 @@ pub(crate) fn random_blocks(kind: WeightKind, count: usize, seed: u64) -> Vec<u8
 
 /// Values as integer products take them, and how far each may be from its own for it.
 pub(crate) fn rounded_to_bytes(x: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let units = x.as_chunks::<UNIT>().0.iter().map(|x| Unit::of(x));
+    let units = x.as_chunks::<UNIT>().0.iter().map(Unit::of);
     units
         .flat_map(|unit| {
             let value = move |code: i8| unit.scale * f32::from(code);

@@ -102,7 +102,7 @@ impl Lanes for Avx2 {
         unsafe {
             let (x, ones) = (_mm256_set1_epi32(x.cast_signed()), _mm256_set1_epi16(1));
             let mut sums = sums;
-            for half in 0..2 {
+            for (half, sums) in sums.iter_mut().enumerate() {
                 // Two products are added in 16 bits: 2 * 63 * 127 fits, and so does 2 * 128 * 127.
                 // Only a size with the sign on the other side makes that possible for eight bits.
                 let x = if WIDE {
@@ -111,7 +111,7 @@ impl Lanes for Avx2 {
                     x
                 };
                 let pairs = _mm256_maddubs_epi16(codes.unsigned[half], x);
-                sums[half] = _mm256_add_epi32(sums[half], _mm256_madd_epi16(pairs, ones));
+                *sums = _mm256_add_epi32(*sums, _mm256_madd_epi16(pairs, ones));
             }
             sums
         }
@@ -149,9 +149,9 @@ impl Lanes for Avx2 {
         unsafe {
             let factor = _mm256_set1_ps(factor);
             let mut sums = sums;
-            for half in 0..2 {
+            for (half, sums) in sums.iter_mut().enumerate() {
                 let scale = _mm256_mul_ps(scale[half], factor);
-                sums[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(integers[half]), scale, sums[half]);
+                *sums = _mm256_fmadd_ps(_mm256_cvtepi32_ps(integers[half]), scale, *sums);
             }
             sums
         }

@@ -416,9 +416,9 @@ pub(super) unsafe fn kernel<
                 group!(1: 4 5 6 7);
             }
         }
-        for row in 0..ROWS {
-            for panel in 0..PANELS {
-                V::store(sums[row][panel], out.add(panel * ROWS + row).cast());
+        for (row, sums) in sums.iter().enumerate() {
+            for (panel, sums) in sums.iter().enumerate() {
+                V::store(*sums, out.add(panel * ROWS + row).cast());
             }
         }
     }
