@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use aha_kernels::{
-    PackedMatrix, PagedAttention, PagedSequence, RaggedAttention, Rows, WeightKind, gelu,
+    Activation, PackedMatrix, PagedAttention, PagedSequence, RaggedAttention, Rows, WeightKind,
     layer_norm, rms_norm, silu_mul,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -138,7 +138,7 @@ fn elementwise(criterion: &mut Criterion) {
         bencher.iter(|| layer_norm(black_box(&x), &weight, &weight, 1e-6, black_box(&mut out)));
     });
     criterion.bench_function("gelu/16x3072", |bencher| {
-        bencher.iter(|| gelu(black_box(&x), black_box(&mut out)));
+        bencher.iter(|| Activation::Gelu.apply(black_box(&x), black_box(&mut out)));
     });
     criterion.bench_function("silu_mul/16x3072", |bencher| {
         bencher.iter(|| silu_mul(black_box(&x), &x, black_box(&mut out)));

@@ -3,6 +3,8 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::time::Instant;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use crate::bf16::amx::{TILE_OPERATIONS, multiply_zeros};
 use crate::{InstructionSet, instruction_set};
 
 /// Multiply-adds that one lane does in a timed stretch: about two milliseconds.
@@ -47,7 +49,7 @@ pub fn measure_multiply_add_rate(arithmetic: Arithmetic, threads: usize) -> Opti
     match arithmetic {
         Arithmetic::F32 => Some(rate(threads, 2 * LANES, || match set {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
+            set if set.has_avx2() => {
                 // SAFETY: the instruction set is present, or it would not have been chosen.
                 black_box(unsafe { multiply_add_avx2(ROUNDS) });
             }
@@ -62,21 +64,30 @@ pub fn measure_multiply_add_rate(arithmetic: Arithmetic, threads: usize) -> Opti
                 black_box(unsafe { bf16_avx512(ROUNDS) });
             }))
         }
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Arithmetic::Bf16 if set == InstructionSet::Amx => {
+            // A tile has hundreds of times the operations of a lane.
+            const SHARE: usize = 64;
+            Some(rate(threads, 4 * TILE_OPERATIONS / SHARE, || {
+                // SAFETY: as above.
+                unsafe { multiply_zeros(ROUNDS / SHARE) }
+            }))
+        }
         #[cfg(target_arch = "x86_64")]
-        Arithmetic::Int8 if matches!(set, InstructionSet::Avx512 | InstructionSet::Amx) => {
+        Arithmetic::Int8 if set.has_avx512() => {
             Some(rate(threads, 2 * 64 * REGISTERS, || {
                 // SAFETY: as above.
                 black_box(unsafe { int8_avx512(ROUNDS) });
             }))
         }
         #[cfg(target_arch = "x86_64")]
-        Arithmetic::Int8 if set == InstructionSet::Avx2 => {
+        Arithmetic::Int8 if set.has_avx2() => {
             Some(rate(threads, 2 * 32 * REGISTERS, || {
                 // SAFETY: as above.
                 black_box(unsafe { int8_avx2(ROUNDS) });
             }))
         }
-        // The tiles of AMX are not measured; other sets convert `bf16` on its way.
+        // Other sets convert such weights on their way.
         Arithmetic::Bf16 | Arithmetic::Int8 => None,
     }
 }

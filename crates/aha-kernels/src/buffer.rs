@@ -143,6 +143,8 @@ impl AlignedBytes {
         if huge {
             advise_huge_pages(start, bytes);
         }
+        // Owned from here on, so that it is given back when `fill` panics.
+        let filled = Self { start, layout };
         let size = size.max(1);
         let memory = Memory(start);
         for_each_task(bytes.div_ceil(size), |index| {
@@ -157,7 +159,7 @@ impl AlignedBytes {
             };
             fill(index, piece);
         });
-        Ok(Self { start, layout })
+        Ok(filled)
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {

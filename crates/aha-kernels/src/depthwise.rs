@@ -1,7 +1,7 @@
 //! Depthwise convolution along rows of channels.
 
 use crate::error::{check_len, checked_mul};
-use crate::pool::for_each_chunk;
+use crate::pool::for_each_stretch;
 use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Values below which threads cost more than they bring.
@@ -88,13 +88,12 @@ impl DepthwiseConv {
         check_len("bias", channels, bias.map_or(channels, <[f32]>::len))?;
         let rows = self.output_rows(x.len() / channels);
         check_len("out", checked_mul(rows, channels)?, out.len())?;
-        let per_task = CHUNK.div_ceil(channels);
-        let task = |index: usize, out: &mut [f32]| {
+        let task = |start: usize, out: &mut [f32]| {
             for (row, out) in out.chunks_exact_mut(channels).enumerate() {
-                let x = &x[(index * per_task + row) * self.stride * channels..];
+                let x = &x[(start / channels + row) * self.stride * channels..];
                 match set {
                     #[cfg(target_arch = "x86_64")]
-                    InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
+                    set if set.has_avx2() => {
                         // SAFETY: the instruction set is present (required above).
                         unsafe { avx2(self.dilation * channels, x, weight, bias, out) }
                     }
@@ -102,12 +101,8 @@ impl DepthwiseConv {
                 }
             }
         };
-        let size = if out.len() < PARALLEL_FROM {
-            out.len()
-        } else {
-            per_task * channels
-        };
-        for_each_chunk(out, size, task);
+        let size = CHUNK.div_ceil(channels) * channels;
+        for_each_stretch(out, PARALLEL_FROM, size, task);
         Ok(())
     }
 }

@@ -68,9 +68,19 @@ impl InstructionSet {
         }
     }
 
+    /// Whether it includes AVX2, FMA and F16C.
+    pub(crate) fn has_avx2(self) -> bool {
+        self != Self::Scalar
+    }
+
+    /// Whether it includes AVX-512 as [`InstructionSet::Avx512`] means it.
+    pub(crate) fn has_avx512(self) -> bool {
+        matches!(self, Self::Avx512 | Self::Amx)
+    }
+
     /// Whether products with `bf16` weights round the activations to `bf16`, which its dot products take.
     pub fn rounds_to_bf16(self) -> bool {
-        matches!(self, Self::Avx512 | Self::Amx)
+        self.has_avx512()
     }
 
     /// `self`, or an error when this processor lacks it. Every public function that takes an

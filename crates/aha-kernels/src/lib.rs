@@ -34,7 +34,7 @@ mod recurrent;
 mod rotary;
 mod snake;
 
-pub use activation::{Activation, add, add_bias_and};
+pub use activation::Activation;
 pub use arithmetic::{Arithmetic, measure_multiply_add_rate};
 pub use attention::{
     GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows, WindowAttention,
@@ -42,7 +42,7 @@ pub use attention::{
 pub use bandwidth::measure_read_bandwidth;
 pub use depthwise::DepthwiseConv;
 pub use elementwise::{
-    add_bias, gelu, gelu_on, layer_norm, layer_norm_on, rms_norm, rms_norm_on, silu_mul,
+    add, add_bias, add_bias_and, layer_norm, layer_norm_on, rms_norm, rms_norm_on, silu_mul,
     silu_mul_on,
 };
 pub use error::KernelError;

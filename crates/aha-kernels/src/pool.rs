@@ -119,8 +119,12 @@ impl Shared {
 thread_local! {
     /// Whether this thread is running a task of a job.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
-    /// The pool that tests put in place of the process's.
-    static OWN: Cell<Option<Arc<Pool>>> = const { Cell::new(None) };
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The pool that a test put in place of the process's.
+    static OWN: std::cell::RefCell<Option<Arc<Pool>>> = const { std::cell::RefCell::new(None) };
 }
 
 /// Threads that run the tasks of one job at a time, the caller's among them.
@@ -213,16 +217,14 @@ impl Drop for Pool {
     }
 }
 
-/// Runs `work` with the pool of this thread: the process's, or a test's own.
+/// Runs `work` with the process's pool, or with a test's own.
 fn with_pool<R>(work: impl FnOnce(&Pool) -> R) -> R {
     static POOL: OnceLock<Pool> = OnceLock::new();
-    match OWN.take() {
-        Some(own) => {
-            OWN.set(Some(Arc::clone(&own)));
-            work(&own)
-        }
-        None => work(POOL.get_or_init(|| Pool::new(rayon::current_num_threads()))),
+    #[cfg(test)]
+    if let Some(own) = OWN.with_borrow(Clone::clone) {
+        return work(&own);
     }
+    work(POOL.get_or_init(|| Pool::new(rayon::current_num_threads())))
 }
 
 /// Threads that a job may run on.
@@ -257,6 +259,23 @@ pub(crate) fn for_each_chunk<T: Send>(
             unsafe { std::slice::from_raw_parts_mut(start.get().add(from), size.min(len - from)) };
         task(index, chunk);
     });
+}
+
+/// Runs `task` for each stretch of `size` values of `out` (the last may be shorter), with the place of its first
+/// value; in one stretch on this thread where `out` has fewer than `parallel_from`, and threads would cost more
+/// than they bring.
+pub(crate) fn for_each_stretch<T: Send>(
+    out: &mut [T],
+    parallel_from: usize,
+    size: usize,
+    task: impl Fn(usize, &mut [T]) + Sync,
+) {
+    let size = if out.len() < parallel_from {
+        out.len()
+    } else {
+        size
+    };
+    for_each_chunk(out, size, |index, stretch| task(index * size, stretch));
 }
 
 /// Runs `task` for each piece `starts[index]..starts[index + 1]` of `out`, on all threads where

@@ -2,13 +2,10 @@
 //! give each head.
 
 use crate::attention::Rows;
-use crate::elementwise::rms_norm_row;
+use crate::elementwise::{PARALLEL_FROM, rms_norm_row};
 use crate::error::{check_len, checked_mul};
-use crate::pool::for_each_chunk;
+use crate::pool::for_each_stretch;
 use crate::{InstructionSet, KernelError, instruction_set};
-
-/// Values below which threads cost more than they bring.
-const PARALLEL_FROM: usize = 64 * 1024;
 
 /// Values that a task takes at least.
 const CHUNK: usize = 8192;
@@ -85,14 +82,10 @@ impl HeadRotation<'_> {
         if let Some(norm) = &self.norm {
             check_len("weight of the norm", self.head_dim, norm.weight.len())?;
         }
-        let rows = if out.len() < PARALLEL_FROM {
-            tokens
-        } else {
-            CHUNK.div_ceil(width)
-        };
-        for_each_chunk(out, rows * width, |index, out| {
+        let size = CHUNK.div_ceil(width) * width;
+        for_each_stretch(out, PARALLEL_FROM, size, |start, out| {
             for (row, out) in out.chunks_exact_mut(width).enumerate() {
-                let token = index * rows + row;
+                let token = start / width + row;
                 self.token(set, token, &x.values[token * x.stride..][..width], out);
             }
         });
@@ -127,7 +120,7 @@ impl HeadRotation<'_> {
         let x = &mut x[..2 * self.half];
         match set {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
+            set if set.has_avx2() => {
                 // SAFETY: the instruction set is present (required by the caller).
                 unsafe { rotate_avx2(self.interleaved, cos, sin, x) }
             }

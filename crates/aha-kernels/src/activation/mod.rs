@@ -6,7 +6,7 @@ mod avx2;
 use crate::elementwise::{PARALLEL_FROM, check_rows, gelu_of};
 use crate::error::check_len;
 use crate::exp::exp;
-use crate::pool::for_each_chunk;
+use crate::pool::for_each_stretch;
 use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Values that one thread takes at a time.
@@ -57,7 +57,7 @@ impl Activation {
     ) -> Result<(), KernelError> {
         let set = set.require()?;
         check_len("out", x.len(), out.len())?;
-        in_chunks(out, CHUNK, |start, out| {
+        for_each_stretch(out, PARALLEL_FROM, CHUNK, |start, out| {
             out.copy_from_slice(&x[start..start + out.len()]);
             self.run(set, None, out);
         });
@@ -70,7 +70,7 @@ impl Activation {
     /// Never so far; other functions of this kind have some.
     pub fn apply_in_place(self, x: &mut [f32]) -> Result<(), KernelError> {
         let set = instruction_set().require()?;
-        in_chunks(x, CHUNK, |_, x| self.run(set, None, x));
+        for_each_stretch(x, PARALLEL_FROM, CHUNK, |_, x| self.run(set, None, x));
         Ok(())
     }
 
@@ -94,7 +94,8 @@ impl Activation {
     ) -> Result<(), KernelError> {
         let (set, size) = (set.require()?, bias.len());
         check_rows("length of x", x.len(), "length of bias", size)?;
-        in_chunks(x, CHUNK.div_ceil(size) * size, |_, rows| {
+        let stretch = CHUNK.div_ceil(size) * size;
+        for_each_stretch(x, PARALLEL_FROM, stretch, |_, rows| {
             for row in rows.chunks_exact_mut(size) {
                 self.run(set, Some(bias), row);
             }
@@ -105,7 +106,7 @@ impl Activation {
     /// In place; `bias` is as long as `x`.
     fn run(self, set: InstructionSet, bias: Option<&[f32]>, x: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
-        if set != InstructionSet::Scalar {
+        if set.has_avx2() {
             // SAFETY: every other instruction set of this architecture includes AVX2 and FMA, and it is present.
             unsafe { avx2::run(self, bias, x) }
             return;
@@ -134,50 +135,6 @@ impl Activation {
             Self::Sigmoid => 1.0 / (1.0 + exp(-x)),
         }
     }
-}
-
-/// `x += bias + other`: a bias on every row, then what a residual stream held. `x` and `other` are `[rows, bias.len()]`.
-///
-/// # Errors
-/// When `bias` is empty, or a slice does not fit.
-pub fn add_bias_and(x: &mut [f32], bias: &[f32], other: &[f32]) -> Result<(), KernelError> {
-    let size = bias.len();
-    check_rows("length of x", x.len(), "length of bias", size)?;
-    check_len("other", x.len(), other.len())?;
-    // Two additions a value: compilers vectorise it for any processor, and every body gives the same bits.
-    in_chunks(x, CHUNK.div_ceil(size) * size, |start, rows| {
-        let other = other[start..start + rows.len()].chunks_exact(size);
-        for (row, other) in rows.chunks_exact_mut(size).zip(other) {
-            for ((x, bias), other) in row.iter_mut().zip(bias).zip(other) {
-                *x = other + (*x + bias);
-            }
-        }
-    });
-    Ok(())
-}
-
-/// `x += other`.
-///
-/// # Errors
-/// When the slices differ in length.
-pub fn add(x: &mut [f32], other: &[f32]) -> Result<(), KernelError> {
-    check_len("other", x.len(), other.len())?;
-    in_chunks(x, CHUNK, |start, x| {
-        for (x, other) in x.iter_mut().zip(&other[start..]) {
-            *x += other;
-        }
-    });
-    Ok(())
-}
-
-/// Runs `work` on pieces of `x` with their places, on all threads where that pays.
-fn in_chunks(x: &mut [f32], chunk: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
-    let size = if x.len() < PARALLEL_FROM {
-        x.len()
-    } else {
-        chunk
-    };
-    for_each_chunk(x, size, |index, piece| work(index * size, piece));
 }
 
 #[cfg(test)]

@@ -119,29 +119,74 @@ fn what_is_not_a_number_stays_so_and_large_numbers_meet_their_limits() {
 }
 
 #[test]
-fn sums_are_taken_row_by_row() {
-    for rows in [1, 3, 9000] {
-        let (x, bias, other) = (values(rows * 9, 1), values(9, 2), values(rows * 9, 3));
-        let mut out = x.clone();
-        add_bias_and(&mut out, &bias, &other).unwrap();
-        for (index, out) in out.iter().enumerate() {
-            assert_eq!(*out, other[index] + (x[index] + bias[index % 9]));
-        }
-        let mut out = x.clone();
-        add(&mut out, &other).unwrap();
-        for (index, out) in out.iter().enumerate() {
-            assert_eq!(*out, x[index] + other[index]);
-        }
-    }
-}
-
-#[test]
 fn misfits_are_refused() {
     let silu = Activation::Silu;
     assert!(silu.apply(&[0.0; 4], &mut [0.0; 3]).is_err());
     assert!(silu.apply_to_biased(&mut [0.0; 4], &[]).is_err());
     assert!(silu.apply_to_biased(&mut [0.0; 4], &[0.0; 3]).is_err());
-    assert!(add_bias_and(&mut [0.0; 4], &[0.0; 2], &[0.0; 3]).is_err());
-    assert!(add_bias_and(&mut [0.0; 4], &[], &[0.0; 4]).is_err());
-    assert!(add(&mut [0.0; 4], &[0.0; 3]).is_err());
+}
+
+/// Φ(x) = erfc(-x / √2) / 2, by the series for small and the continued fraction for large arguments.
+fn normal_distribution(x: f64) -> f64 {
+    let a = x.abs();
+    let density = (-a * a / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    let beyond = if a < 3.0 {
+        let (mut term, mut sum) = (a, a);
+        for n in 1..200 {
+            term *= a * a / f64::from(2 * n + 1);
+            sum += term;
+        }
+        0.5 - density * sum
+    } else {
+        let fraction = (1..200).rev().fold(a, |below, n| a + f64::from(n) / below);
+        density / fraction
+    };
+    if x < 0.0 { beyond } else { 1.0 - beyond }
+}
+
+#[test]
+fn gelu_agrees_with_double_precision() {
+    let x: Vec<f32> = (-90_000..=90_001)
+        .map(|step| step as f32 / 10_000.0)
+        .collect();
+    for set in InstructionSet::available() {
+        let mut out = vec![f32::NAN; x.len()];
+        Activation::Gelu.apply_on(set, &x, &mut out).unwrap();
+        for (&x, &out) in x.iter().zip(&out) {
+            let want = f64::from(x) * normal_distribution(f64::from(x));
+            let error = (f64::from(out) - want).abs();
+            assert!(
+                error <= 2.5e-7 * f64::from(x.abs()).max(0.1),
+                "{x}: {out} {want}"
+            );
+            // The tail is small, and still right relative to its size.
+            assert!(x > -8.0 || error <= 1e-5 * want.abs() + 1e-37, "{x}");
+        }
+    }
+}
+
+#[test]
+fn gelu_meets_its_limits() {
+    for set in InstructionSet::available() {
+        let x = [
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            0.0,
+            1e30,
+            -1e30,
+            -50.0,
+            50.0,
+            f32::NAN,
+        ];
+        let mut out = [7.0; 9];
+        Activation::Gelu.apply_on(set, &x, &mut out).unwrap();
+        assert!(out[0].is_nan() && out[8].is_nan());
+        assert_eq!((out[1], out[4], out[7]), (f32::INFINITY, 1e30, 50.0));
+        assert!(
+            [out[2], out[3], out[5], out[6]]
+                .iter()
+                .all(|x| x.abs() < 1e-30)
+        );
+    }
 }

@@ -354,7 +354,7 @@ fn score(
 fn interleave(set: InstructionSet, rows: [&[f32]; LANES], first_lane: usize, lines: &mut [Line]) {
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
+        set if set.has_avx2() => {
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { super::avx2::interleave(rows, first_lane, lines) }
         }
@@ -381,7 +381,7 @@ fn softmax(
 ) -> Step {
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
+        set if set.has_avx2() => {
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { super::avx2::softmax(tile, scale, largest, out) }
         }

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use super::work;
 use crate::buffer::{Line, flat_mut, with_scratch};
-use crate::matmul::{Job, PARALLEL_FROM, cut, tasks};
-use crate::pool::{for_each_chunk, for_each_task};
+use crate::matmul::{Job, PARALLEL_FROM, for_each_job_piece, tasks};
+use crate::pool::for_each_stretch;
 
 /// Rows of a tile, and lines of sixteen pairs.
 const TILE: usize = 16;
@@ -36,9 +36,8 @@ pub(super) fn matmul(jobs: &[Job<'_>], x: &[f32], m: usize) {
     let pairs = cols / 2;
     with_scratch((m * pairs).div_ceil(16), |scratch| {
         let words = &mut flat_mut(scratch)[..m * pairs];
-        let rows = if m * cols < PARALLEL_FROM { m } else { TILE };
-        for_each_chunk(words, rows * pairs, |index, words| {
-            let x = &x[index * rows * cols..][..2 * words.len()];
+        for_each_stretch(words, PARALLEL_FROM / 2, TILE * pairs, |start, words| {
+            let x = &x[2 * start..][..2 * words.len()];
             for (x, words) in x.chunks_exact(cols).zip(words.chunks_exact_mut(pairs)) {
                 // SAFETY: the instruction set includes AVX-512 with BF16.
                 unsafe { super::avx512::round(cols, x, 1, words) }
@@ -46,23 +45,16 @@ pub(super) fn matmul(jobs: &[Job<'_>], x: &[f32], m: usize) {
         });
         let x = &*words;
         let groups = |job: &Job<'_>| job.w.panels().div_ceil(GROUP);
-        let all: usize = jobs.iter().map(groups).sum();
+        let groups: Vec<_> = jobs.iter().map(groups).collect();
+        let all = groups.iter().sum();
         let count = if m <= MOST_ROWS {
             tasks(all, work(jobs, m))
         } else {
             all
         };
-        for_each_task(count, |task| {
-            let mut skipped = 0;
-            for job in jobs {
-                let own = cut(all, count, task)..cut(all, count, task + 1);
-                let inside = |group: usize| group.clamp(skipped, skipped + groups(job)) - skipped;
-                for group in inside(own.start)..inside(own.end) {
-                    let panels = group * GROUP..job.w.panels().min((group + 1) * GROUP);
-                    multiply(job, panels, x, m);
-                }
-                skipped += groups(job);
-            }
+        for_each_job_piece(&groups, count, |job, group| {
+            let panels = group * GROUP..jobs[job].w.panels().min((group + 1) * GROUP);
+            multiply(&jobs[job], panels, x, m);
         });
     });
 }
@@ -256,3 +248,37 @@ unsafe fn tiles(
         }
     }
 }
+
+/// Multiplies tiles of zeros, `4 * rounds` times [`TILE_OPERATIONS`]: what the processor can do at most.
+///
+/// # Safety
+/// AMX with BF16 must be granted.
+pub(crate) unsafe fn multiply_zeros(rounds: usize) {
+    let config = Config::new([TILE; 2], false);
+    // SAFETY: all tiles are configured and zeroed, and released before anything else runs.
+    unsafe {
+        asm!(
+            "ldtilecfg [{config}]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "tilezero tmm4",
+            "tilezero tmm6",
+            "2:",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm6",
+            "tdpbf16ps tmm2, tmm4, tmm6",
+            "tdpbf16ps tmm3, tmm4, tmm6",
+            "dec {rounds}",
+            "jnz 2b",
+            "tilerelease",
+            config = in(reg) &config,
+            rounds = inout(reg) rounds.max(1) => _,
+            options(nostack),
+        );
+    }
+}
+
+/// Multiplications and additions of two whole tiles.
+pub(crate) const TILE_OPERATIONS: usize = 2 * TILE * TILE * DEPTH;

@@ -35,6 +35,7 @@ unsafe fn kernel<const ROWS: usize, const PANELS: usize, const STREAMS: bool>(ti
     let panel_bytes = tile.pairs * LINE;
     // SAFETY: the caller's promise; all offsets are those of the layouts.
     unsafe {
+        let out = tile.sums.as_mut_ptr();
         let mut x = tile.x.as_ptr();
         let mut w = tile.panels.as_ptr();
         let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
@@ -58,8 +59,7 @@ unsafe fn kernel<const ROWS: usize, const PANELS: usize, const STREAMS: bool>(ti
         }
         for (row, sums) in sums.iter().enumerate() {
             for (panel, sum) in sums.iter().enumerate() {
-                let line = tile.sums.as_ptr().add(panel * ROWS + row);
-                _mm512_storeu_ps(line.cast_mut().cast(), *sum);
+                _mm512_storeu_ps(out.add(panel * ROWS + row).cast(), *sum);
             }
         }
     }

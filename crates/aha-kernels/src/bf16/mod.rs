@@ -5,14 +5,14 @@
 //! in ascending order, two at a time.
 
 #[cfg(target_os = "linux")]
-mod amx;
+pub(crate) mod amx;
 mod avx512;
 
 use std::ops::Range;
 
 use crate::InstructionSet;
 use crate::buffer::{Line, flat_mut, with_scratch};
-use crate::matmul::{Job, PARALLEL_FROM, cut, tasks};
+use crate::matmul::{Job, PARALLEL_FROM, cut, for_each_job_piece, tasks};
 use crate::pool::{for_each_piece, for_each_task, threads};
 
 /// Rows of `x` and panels of a tile: their sums fill 24 of 32 registers.
@@ -80,18 +80,10 @@ fn work(jobs: &[Job<'_>], m: usize) -> usize {
 /// A single tile of rows: the weights stream through once, a group of panels at a time.
 fn narrow(jobs: &[Job<'_>], x: &[u32], m: usize) {
     let groups = |job: &Job<'_>| job.w.panels().div_ceil(TILE_PANELS);
-    let all = jobs.iter().map(groups).sum();
-    let tasks = tasks(all, work(jobs, m));
-    for_each_task(tasks, |task| {
-        let mut skipped = 0;
-        for job in jobs {
-            let own = cut(all, tasks, task)..cut(all, tasks, task + 1);
-            let inside = |group: usize| group.clamp(skipped, skipped + groups(job)) - skipped;
-            for group in inside(own.start)..inside(own.end) {
-                multiply_group(job, group, x, 0..m, true);
-            }
-            skipped += groups(job);
-        }
+    let groups: Vec<_> = jobs.iter().map(groups).collect();
+    let tasks = tasks(groups.iter().sum(), work(jobs, m));
+    for_each_job_piece(&groups, tasks, |job, group| {
+        multiply_group(&jobs[job], group, x, 0..m, true);
     });
 }
 

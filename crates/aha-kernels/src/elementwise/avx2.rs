@@ -53,23 +53,7 @@ pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, 
     super::scalar::layer_norm(x, weight, bias, epsilon, out);
 }
 
-/// See [`super::gelu`].
-#[target_feature(enable = "avx2,fma")]
-pub(super) fn gelu(x: &[f32], out: &mut [f32]) {
-    let mut outs = out.chunks_exact_mut(8);
-    for (x, out) in x.chunks_exact(8).zip(&mut outs) {
-        // SAFETY: the chunks hold eight values each.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), gelu_of(_mm256_loadu_ps(x.as_ptr()))) }
-    }
-    let rest = outs.into_remainder();
-    let whole = x.len() - rest.len();
-    let (mut last_x, mut last) = ([0.0; 8], [0.0; 8]);
-    last_x[..rest.len()].copy_from_slice(&x[whole..]);
-    // SAFETY: the arrays hold eight values each.
-    unsafe { _mm256_storeu_ps(last.as_mut_ptr(), gelu_of(_mm256_loadu_ps(last_x.as_ptr()))) }
-    rest.copy_from_slice(&last[..rest.len()]);
-}
-
+/// `x * Φ(x)`; see [`super::gelu_of`].
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 pub(crate) fn gelu_of(x: __m256) -> __m256 {

@@ -7,7 +7,7 @@ mod scalar;
 pub(crate) use scalar::gelu_of;
 
 use crate::error::check_len;
-use crate::pool::for_each_chunk;
+use crate::pool::for_each_stretch;
 use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Values below which threads cost more than they bring.
@@ -84,7 +84,7 @@ pub(crate) fn rms_norm_row(
 ) {
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
+        set if set.has_avx2() => {
             // SAFETY: the instruction set is present (required by the callers).
             unsafe { avx2::rms_norm(x, weight, epsilon, out) }
         }
@@ -115,15 +115,14 @@ pub fn silu_mul_on(
     check_len("out", gate.len(), out.len())?;
     let piece = |gate: &[f32], up: &[f32], out: &mut [f32]| match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
+        set if set.has_avx2() => {
             // SAFETY: the instruction set is present (required above).
             unsafe { avx2::silu_mul(gate, up, out) }
         }
         _ => scalar::silu_mul(gate, up, out),
     };
-    let chunk = chunk_of(out.len(), 1);
-    for_each_chunk(out, chunk, |index, out| {
-        let part = index * chunk..index * chunk + out.len();
+    for_each_stretch(out, PARALLEL_FROM, CHUNK, |start, out| {
+        let part = start..start + out.len();
         piece(&gate[part.clone()], &up[part], out);
     });
     Ok(())
@@ -163,7 +162,7 @@ pub fn layer_norm_on(
     check_len("out", x.len(), out.len())?;
     let row = |x: &[f32], out: &mut [f32]| match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
+        set if set.has_avx2() => {
             // SAFETY: the instruction set is present (required above).
             unsafe { avx2::layer_norm(x, weight, bias, epsilon, out) }
         }
@@ -185,57 +184,55 @@ pub fn add_bias(x: &mut [f32], bias: &[f32]) -> Result<(), KernelError> {
             *x += bias;
         }
     };
-    for_each_chunk(x, chunk_of(x.len(), bias.len()), |_, rows| {
+    for_each_stretch(x, PARALLEL_FROM, stretch_of(bias.len()), |_, rows| {
         rows.chunks_exact_mut(bias.len()).for_each(row);
     });
     Ok(())
 }
 
-/// The Gaussian error linear unit: `out = x * Φ(x)` with the normal distribution function Φ, exact to the last
-/// places of `f32`.
+/// `x += bias + other`: a bias on every row, then what a residual stream held. `x` and `other` are `[rows, bias.len()]`.
 ///
 /// # Errors
-/// When the slices differ in length.
-pub fn gelu(x: &[f32], out: &mut [f32]) -> Result<(), KernelError> {
-    gelu_on(instruction_set(), x, out)
-}
-
-/// [`gelu`] on a given instruction set, for tests and measurements.
-///
-/// # Errors
-/// As [`gelu`], and when the processor lacks the instruction set.
-pub fn gelu_on(set: InstructionSet, x: &[f32], out: &mut [f32]) -> Result<(), KernelError> {
-    let set = set.require()?;
-    check_len("out", x.len(), out.len())?;
-    let piece = |x: &[f32], out: &mut [f32]| match set {
-        #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
-            // SAFETY: the instruction set is present (required above).
-            unsafe { avx2::gelu(x, out) }
+/// When `bias` is empty, or a slice does not fit.
+pub fn add_bias_and(x: &mut [f32], bias: &[f32], other: &[f32]) -> Result<(), KernelError> {
+    let size = bias.len();
+    check_rows("length of x", x.len(), "length of bias", size)?;
+    check_len("other", x.len(), other.len())?;
+    // Two additions a value: compilers vectorise it for any processor, and every body gives the same bits.
+    for_each_stretch(x, PARALLEL_FROM, stretch_of(size), |start, rows| {
+        let other = other[start..start + rows.len()].chunks_exact(size);
+        for (row, other) in rows.chunks_exact_mut(size).zip(other) {
+            for ((x, bias), other) in row.iter_mut().zip(bias).zip(other) {
+                *x = other + (*x + bias);
+            }
         }
-        _ => scalar::gelu(x, out),
-    };
-    let chunk = chunk_of(x.len(), 1);
-    for_each_chunk(out, chunk, |index, out| {
-        piece(&x[index * chunk..][..out.len()], out);
     });
     Ok(())
 }
 
-/// Values a task takes, in whole rows of `size`: all of them where threads would not pay.
-fn chunk_of(len: usize, size: usize) -> usize {
-    if len < PARALLEL_FROM {
-        len
-    } else {
-        CHUNK.div_ceil(size) * size
-    }
+/// `x += other`.
+///
+/// # Errors
+/// When the slices differ in length.
+pub fn add(x: &mut [f32], other: &[f32]) -> Result<(), KernelError> {
+    check_len("other", x.len(), other.len())?;
+    for_each_stretch(x, PARALLEL_FROM, CHUNK, |start, x| {
+        for (x, other) in x.iter_mut().zip(&other[start..]) {
+            *x += other;
+        }
+    });
+    Ok(())
+}
+
+/// The size of the stretches that tasks take, in whole rows of `size` values.
+fn stretch_of(size: usize) -> usize {
+    CHUNK.div_ceil(size) * size
 }
 
 /// Runs `row` for each row of `size` values of `x` and `out`.
 fn for_each_row(x: &[f32], out: &mut [f32], size: usize, row: impl Fn(&[f32], &mut [f32]) + Sync) {
-    let chunk = chunk_of(x.len(), size);
-    for_each_chunk(out, chunk, |index, out| {
-        let x = &x[index * chunk..][..out.len()];
+    for_each_stretch(out, PARALLEL_FROM, stretch_of(size), |start, out| {
+        let x = &x[start..start + out.len()];
         for (x, out) in x.chunks_exact(size).zip(out.chunks_exact_mut(size)) {
             row(x, out);
         }
@@ -319,71 +316,6 @@ mod tests {
         }
     }
 
-    /// Φ(x) = erfc(-x / √2) / 2, by the series for small and the continued fraction for large arguments.
-    fn normal_distribution(x: f64) -> f64 {
-        let a = x.abs();
-        let density = (-a * a / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
-        let beyond = if a < 3.0 {
-            let (mut term, mut sum) = (a, a);
-            for n in 1..200 {
-                term *= a * a / f64::from(2 * n + 1);
-                sum += term;
-            }
-            0.5 - density * sum
-        } else {
-            let fraction = (1..200).rev().fold(a, |below, n| a + f64::from(n) / below);
-            density / fraction
-        };
-        if x < 0.0 { beyond } else { 1.0 - beyond }
-    }
-
-    #[test]
-    fn gelu_agrees_with_double_precision() {
-        let x: Vec<f32> = (-90_000..=90_001)
-            .map(|step| step as f32 / 10_000.0)
-            .collect();
-        for set in InstructionSet::available() {
-            let mut out = vec![f32::NAN; x.len()];
-            gelu_on(set, &x, &mut out).unwrap();
-            for (&x, &out) in x.iter().zip(&out) {
-                let want = f64::from(x) * normal_distribution(f64::from(x));
-                let error = (f64::from(out) - want).abs();
-                assert!(
-                    error <= 2.5e-7 * f64::from(x.abs()).max(0.1),
-                    "{x}: {out} {want}"
-                );
-                // The tail is small, and still right relative to its size.
-                assert!(x > -8.0 || error <= 1e-5 * want.abs() + 1e-37, "{x}");
-            }
-        }
-    }
-
-    #[test]
-    fn gelu_meets_its_limits() {
-        for set in InstructionSet::available() {
-            let x = [
-                f32::NAN,
-                f32::INFINITY,
-                f32::NEG_INFINITY,
-                0.0,
-                1e30,
-                -1e30,
-                -50.0,
-                50.0,
-                f32::NAN,
-            ];
-            let mut out = [7.0; 9];
-            gelu_on(set, &x, &mut out).unwrap();
-            assert!(out[0].is_nan() && out[8].is_nan());
-            assert_eq!((out[1], out[4], out[7]), (f32::INFINITY, 1e30, 50.0));
-            assert!(
-                [out[2], out[3], out[5], out[6]]
-                    .iter()
-                    .all(|x| x.abs() < 1e-30)
-            );
-        }
-    }
-
     #[test]
     fn a_bias_is_added_to_every_row() {
         for rows in [0, 1, 3, 9000] {
@@ -392,6 +324,23 @@ mod tests {
             add_bias(&mut out, &bias).unwrap();
             for (index, out) in out.iter().enumerate() {
                 assert_eq!(*out, x[index] + bias[index % 9]);
+            }
+        }
+    }
+
+    #[test]
+    fn sums_are_taken_row_by_row() {
+        for rows in [1, 3, 9000] {
+            let (x, bias, other) = (values(rows * 9, 1), values(9, 2), values(rows * 9, 3));
+            let mut out = x.clone();
+            add_bias_and(&mut out, &bias, &other).unwrap();
+            for (index, out) in out.iter().enumerate() {
+                assert_eq!(*out, other[index] + (x[index] + bias[index % 9]));
+            }
+            let mut out = x.clone();
+            add(&mut out, &other).unwrap();
+            for (index, out) in out.iter().enumerate() {
+                assert_eq!(*out, x[index] + other[index]);
             }
         }
     }
@@ -452,8 +401,10 @@ mod tests {
         assert!(layer_norm(&[0.0; 4], &[], &[], 0.0, &mut [0.0; 4]).is_err());
         assert!(layer_norm(&[0.0; 4], &[0.0; 2], &[0.0; 3], 0.0, &mut [0.0; 4]).is_err());
         assert!(layer_norm(&[0.0; 4], &[0.0; 2], &[0.0; 2], 0.0, &mut [0.0; 2]).is_err());
-        assert!(gelu(&[0.0; 4], &mut [0.0; 3]).is_err());
         assert!(add_bias(&mut [0.0; 4], &[]).is_err());
         assert!(add_bias(&mut [0.0; 4], &[0.0; 3]).is_err());
+        assert!(add_bias_and(&mut [0.0; 4], &[0.0; 2], &[0.0; 3]).is_err());
+        assert!(add_bias_and(&mut [0.0; 4], &[], &[0.0; 4]).is_err());
+        assert!(add(&mut [0.0; 4], &[0.0; 3]).is_err());
     }
 }

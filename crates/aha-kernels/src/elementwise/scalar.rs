@@ -49,13 +49,6 @@ pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, 
     }
 }
 
-/// See [`super::gelu`].
-pub(super) fn gelu(x: &[f32], out: &mut [f32]) {
-    for (out, &x) in out.iter_mut().zip(x) {
-        *out = gelu_of(x);
-    }
-}
-
 /// `x * Φ(x)`.
 pub(crate) fn gelu_of(x: f32) -> f32 {
     let size = if x.abs() > FARTHEST {

@@ -101,7 +101,7 @@ pub(crate) fn tile(
     }
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
+        set if set.has_avx2() => {
             // SAFETY: the lengths were checked above, the instruction set when it was chosen.
             unsafe { avx2::tile(x, rows, w, depth, sums) }
         }
@@ -114,7 +114,7 @@ pub(crate) fn tile(
 fn decode(set: InstructionSet, kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
+        set if set.has_avx2() => {
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { avx2::decode(kind, panel, start, out) }
         }
@@ -237,6 +237,25 @@ pub(crate) fn tasks(pieces: usize, work: usize) -> usize {
     pieces.min(4 * threads()).min(work / (PARALLEL_FROM / 2))
 }
 
+/// Runs `piece` for every piece of every one of `counts.len()` jobs, which are laid end to end and cut into
+/// `tasks` tasks.
+pub(crate) fn for_each_job_piece(
+    counts: &[usize],
+    tasks: usize,
+    piece: impl Fn(usize, usize) + Sync,
+) {
+    let all: usize = counts.iter().sum();
+    for_each_task(tasks, |task| {
+        let own = cut(all, tasks, task)..cut(all, tasks, task + 1);
+        let mut skipped = 0;
+        for (job, &count) in counts.iter().enumerate() {
+            let inside = |place: usize| place.clamp(skipped, skipped + count) - skipped;
+            (inside(own.start)..inside(own.end)).for_each(|index| piece(job, index));
+            skipped += count;
+        }
+    });
+}
+
 /// Up to six rows: the weights stream through once, each value used as it arrives.
 fn narrow(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Output) {
     let panels = w.panels();
@@ -327,7 +346,7 @@ fn narrow_group(
 fn reads_directly(set: InstructionSet, kind: WeightKind, rows: usize) -> bool {
     match kind {
         WeightKind::F32 => true,
-        WeightKind::F16 | WeightKind::Bf16 => set != InstructionSet::Scalar && rows <= 4,
+        WeightKind::F16 | WeightKind::Bf16 => set.has_avx2() && rows <= 4,
         _ => false,
     }
 }

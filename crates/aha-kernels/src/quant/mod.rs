@@ -179,6 +179,11 @@ impl Format {
         4 * PANEL * self.bits
     }
 
+    /// Lines of a unit whose codes are whole bytes: scales and minima of each group, then the codes.
+    pub(crate) const fn unpacked_lines(&self) -> usize {
+        self.groups() * if self.minima { 2 } else { 1 } + UNIT / 4
+    }
+
     /// Blocks of the file that a packed block holds.
     pub(crate) const fn parts(&self) -> usize {
         if self.factor_bytes() < 64 && self.values == UNIT {

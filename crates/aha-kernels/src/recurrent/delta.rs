@@ -190,7 +190,7 @@ impl GatedDelta<'_> {
             };
             match set {
                 #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
+                set if set.has_avx2() => {
                     // SAFETY: the instruction set is present (required on entry).
                     unsafe { slice.walk_avx2(input, &mut columns, &mut out) }
                 }

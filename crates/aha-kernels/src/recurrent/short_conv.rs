@@ -3,7 +3,7 @@
 use super::{RecurrentSequence, lend_states};
 use crate::KernelError;
 use crate::error::check_len;
-use crate::pool::for_each_chunk;
+use crate::pool::for_each_stretch;
 
 /// Values below which threads cost more than they bring.
 const PARALLEL_FROM: usize = 64 * 1024;
@@ -50,9 +50,9 @@ impl ShortConv<'_> {
             let rows = sequence.query_start * channels
                 ..(sequence.query_start + sequence.query_len) * channels;
             let (x, out) = (&x[rows.clone()], &mut out[rows]);
-            let piece = |index: usize, out: &mut [f32]| {
+            let stretch = |start: usize, out: &mut [f32]| {
                 for (row, out) in out.chunks_exact_mut(channels).enumerate() {
-                    let token = index * ROWS + row;
+                    let token = start / channels + row;
                     match bias {
                         Some(bias) => out.copy_from_slice(bias),
                         None => out.fill(0.0),
@@ -69,12 +69,7 @@ impl ShortConv<'_> {
                     }
                 }
             };
-            let size = if out.len() < PARALLEL_FROM {
-                out.len()
-            } else {
-                ROWS * channels
-            };
-            for_each_chunk(out, size, piece);
+            for_each_stretch(out, PARALLEL_FROM, ROWS * channels, stretch);
             if x.len() >= past {
                 state.copy_from_slice(&x[x.len() - past..]);
             } else {

@@ -7,7 +7,7 @@
 mod avx2;
 
 use crate::error::check_len;
-use crate::pool::for_each_chunk;
+use crate::pool::for_each_stretch;
 use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Values below which threads cost more than they bring.
@@ -72,7 +72,7 @@ pub fn snake_on(
         for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
             match set {
                 #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => {
+                set if set.has_avx2() => {
                     // SAFETY: the instruction set is present (required above).
                     unsafe { avx2::snake(x, alpha, scale, out) }
                 }
@@ -80,13 +80,9 @@ pub fn snake_on(
             }
         }
     };
-    let piece = if x.len() < PARALLEL_FROM {
-        x.len()
-    } else {
-        CHUNK.div_ceil(channels) * channels
-    };
-    for_each_chunk(out, piece, |index, out| {
-        rows(&x[index * piece..][..out.len()], out)
+    let size = CHUNK.div_ceil(channels) * channels;
+    for_each_stretch(out, PARALLEL_FROM, size, |start, out| {
+        rows(&x[start..start + out.len()], out);
     });
     Ok(())
 }

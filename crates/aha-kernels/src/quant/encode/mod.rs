@@ -63,9 +63,7 @@ fn quantize_gguf_on(
     match set.require()? {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `require` found AVX2.
-        InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Amx => unsafe {
-            encode_avx2(kind, &format, data, out)
-        },
+        set if set.has_avx2() => unsafe { encode_avx2(kind, &format, data, out) },
         _ => encode(kind, &format, data, out),
     }
 }

@@ -77,8 +77,8 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn codes<const WIDE: bool>(words: Self::Words) -> Self::Codes {
-        if !WIDE {
+    unsafe fn codes(words: Self::Words, wide: bool) -> Self::Codes {
+        if !wide {
             return Codes {
                 unsigned: words,
                 signed: words,
@@ -97,7 +97,7 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn dot<const WIDE: bool>(sums: Self::Int, codes: Self::Codes, x: u32) -> Self::Int {
+    unsafe fn dot(sums: Self::Int, codes: Self::Codes, x: u32, wide: bool) -> Self::Int {
         // SAFETY: the caller's promise.
         unsafe {
             let (x, ones) = (_mm256_set1_epi32(x.cast_signed()), _mm256_set1_epi16(1));
@@ -105,7 +105,7 @@ impl Lanes for Avx2 {
             for (half, sums) in sums.iter_mut().enumerate() {
                 // Two products are added in 16 bits: 2 * 63 * 127 fits, and so does 2 * 128 * 127.
                 // Only a size with the sign on the other side makes that possible for eight bits.
-                let x = if WIDE {
+                let x = if wide {
                     _mm256_sign_epi8(x, codes.signed[half])
                 } else {
                     x
@@ -213,42 +213,24 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn run<
-        S: Source<Self>,
-        const ROWS: usize,
-        const PANELS: usize,
-        const GROUPS: usize,
-        const MINIMA: bool,
-        const WIDE: bool,
-    >(
+    unsafe fn run<S: Source<Self>, const ROWS: usize, const PANELS: usize>(
         x: *const u32,
         units: usize,
         panels: [S; PANELS],
         out: *mut Line,
     ) {
         #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn with_features<
-            S: Source<Avx2>,
-            const ROWS: usize,
-            const PANELS: usize,
-            const GROUPS: usize,
-            const MINIMA: bool,
-            const WIDE: bool,
-        >(
+        unsafe fn with_features<S: Source<Avx2>, const ROWS: usize, const PANELS: usize>(
             x: *const u32,
             units: usize,
             panels: [S; PANELS],
             out: *mut Line,
         ) {
             // SAFETY: the caller's promise.
-            unsafe {
-                kernel::kernel::<Avx2, S, ROWS, PANELS, GROUPS, MINIMA, WIDE>(
-                    x, units, panels, out,
-                );
-            }
+            unsafe { kernel::kernel::<Avx2, S, ROWS, PANELS>(x, units, panels, out) }
         }
         // SAFETY: the caller's promise.
-        unsafe { with_features::<S, ROWS, PANELS, GROUPS, MINIMA, WIDE>(x, units, panels, out) }
+        unsafe { with_features::<S, ROWS, PANELS>(x, units, panels, out) }
     }
 }
 

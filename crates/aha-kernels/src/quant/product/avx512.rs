@@ -53,12 +53,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn codes<const WIDE: bool>(words: Self::Words) -> Self::Codes {
+    unsafe fn codes(words: Self::Words, _wide: bool) -> Self::Codes {
         words
     }
 
     #[inline(always)]
-    unsafe fn dot<const WIDE: bool>(sums: Self::Int, codes: Self::Codes, x: u32) -> Self::Int {
+    unsafe fn dot(sums: Self::Int, codes: Self::Codes, x: u32, _wide: bool) -> Self::Int {
         // SAFETY: the caller's promise.
         unsafe { _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(x.cast_signed())) }
     }
@@ -133,42 +133,24 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn run<
-        S: Source<Self>,
-        const ROWS: usize,
-        const PANELS: usize,
-        const GROUPS: usize,
-        const MINIMA: bool,
-        const WIDE: bool,
-    >(
+    unsafe fn run<S: Source<Self>, const ROWS: usize, const PANELS: usize>(
         x: *const u32,
         units: usize,
         panels: [S; PANELS],
         out: *mut Line,
     ) {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-        unsafe fn with_features<
-            S: Source<Avx512>,
-            const ROWS: usize,
-            const PANELS: usize,
-            const GROUPS: usize,
-            const MINIMA: bool,
-            const WIDE: bool,
-        >(
+        unsafe fn with_features<S: Source<Avx512>, const ROWS: usize, const PANELS: usize>(
             x: *const u32,
             units: usize,
             panels: [S; PANELS],
             out: *mut Line,
         ) {
             // SAFETY: the caller's promise.
-            unsafe {
-                kernel::kernel::<Avx512, S, ROWS, PANELS, GROUPS, MINIMA, WIDE>(
-                    x, units, panels, out,
-                );
-            }
+            unsafe { kernel::kernel::<Avx512, S, ROWS, PANELS>(x, units, panels, out) }
         }
         // SAFETY: the caller's promise.
-        unsafe { with_features::<S, ROWS, PANELS, GROUPS, MINIMA, WIDE>(x, units, panels, out) }
+        unsafe { with_features::<S, ROWS, PANELS>(x, units, panels, out) }
     }
 }
 

@@ -4,7 +4,7 @@
 //! Everything here is inlined into functions that have the instruction set. Closures are not: a call
 //! inside `array::map` would be made without it, an instruction at a time.
 
-use super::{Panels, Shape, Tile};
+use super::{Panels, Tile};
 use crate::buffer::{Line, prefetch_at};
 use crate::pack::PANEL;
 use crate::quant::{Format, Scales, UNIT};
@@ -33,10 +33,10 @@ pub(super) trait Lanes {
     /// `low | high << up`.
     unsafe fn join(low: Self::Words, high: Self::Words, up: usize) -> Self::Words;
     unsafe fn store_words(words: Self::Words, at: *mut u8);
-    /// `WIDE`: codes may have all eight bits.
-    unsafe fn codes<const WIDE: bool>(words: Self::Words) -> Self::Codes;
+    /// `wide`, a constant: codes may have all eight bits.
+    unsafe fn codes(words: Self::Words, wide: bool) -> Self::Codes;
     /// Adds the dot product of four codes with the four signed bytes of `x`.
-    unsafe fn dot<const WIDE: bool>(sums: Self::Int, codes: Self::Codes, x: u32) -> Self::Int;
+    unsafe fn dot(sums: Self::Int, codes: Self::Codes, x: u32, wide: bool) -> Self::Int;
     unsafe fn zeros() -> Self::Float;
     unsafe fn load(at: *const f32) -> Self::Float;
     unsafe fn store(values: Self::Float, at: *mut f32);
@@ -56,14 +56,7 @@ pub(super) trait Lanes {
     /// Sixteen signed bytes as numbers: of each, `bits` bits from `shift` on.
     unsafe fn bytes(at: *const u8, shift: usize, bits: usize) -> Self::Float;
     /// [`kernel`] in a function of its own, compiled for the instruction set.
-    unsafe fn run<
-        S: Source<Self>,
-        const ROWS: usize,
-        const PANELS: usize,
-        const GROUPS: usize,
-        const MINIMA: bool,
-        const WIDE: bool,
-    >(
+    unsafe fn run<S: Source<Self>, const ROWS: usize, const PANELS: usize>(
         x: *const u32,
         units: usize,
         panels: [S; PANELS],
@@ -77,6 +70,13 @@ pub(super) trait Lanes {
 /// # Safety
 /// The panel must hold the unit, and the instruction set of `V` be present.
 pub(super) trait Source<V: Lanes>: Copy {
+    /// Groups of a unit with a scale of their own: one or two.
+    const GROUPS: usize;
+    /// Whether groups have minima.
+    const MINIMA: bool;
+    /// Whether codes have all eight bits.
+    const WIDE: bool;
+
     /// Scale and minimum of a group (any number where the format has no minima).
     unsafe fn factors<const GROUP: usize>(self, unit: usize) -> (V::Float, V::Float);
     /// The codes of columns `4 * STEP..4 * STEP + 4`, a byte each.
@@ -85,16 +85,22 @@ pub(super) trait Source<V: Lanes>: Copy {
 
 /// A panel as [`unpack`] leaves it.
 #[derive(Clone, Copy)]
-pub(super) struct Unpacked<const GROUPS: usize, const MINIMA: bool> {
+pub(super) struct Unpacked<const GROUPS: usize, const MINIMA: bool, const WIDE: bool> {
     panel: *const Line,
 }
 
-impl<const GROUPS: usize, const MINIMA: bool> Unpacked<GROUPS, MINIMA> {
+impl<const GROUPS: usize, const MINIMA: bool, const WIDE: bool> Unpacked<GROUPS, MINIMA, WIDE> {
     const FACTORS: usize = GROUPS * (1 + MINIMA as usize);
     const LINES: usize = Self::FACTORS + STEPS;
 }
 
-impl<V: Lanes, const GROUPS: usize, const MINIMA: bool> Source<V> for Unpacked<GROUPS, MINIMA> {
+impl<V: Lanes, const GROUPS: usize, const MINIMA: bool, const WIDE: bool> Source<V>
+    for Unpacked<GROUPS, MINIMA, WIDE>
+{
+    const GROUPS: usize = GROUPS;
+    const MINIMA: bool = MINIMA;
+    const WIDE: bool = WIDE;
+
     #[inline(always)]
     unsafe fn factors<const GROUP: usize>(self, unit: usize) -> (V::Float, V::Float) {
         // SAFETY: the caller's promise.
@@ -152,6 +158,10 @@ const PREFETCH: usize = 2048;
 impl<V: Lanes, const BITS: usize, const MINIMA: bool, const NESTED: bool> Source<V>
     for Packed<BITS, MINIMA, NESTED>
 {
+    const GROUPS: usize = Self::FORMAT.groups();
+    const MINIMA: bool = MINIMA;
+    const WIDE: bool = BITS == 8;
+
     #[inline(always)]
     unsafe fn factors<const GROUP: usize>(self, unit: usize) -> (V::Float, V::Float) {
         // SAFETY: the caller's promise; the places are those of the layout.
@@ -268,36 +278,33 @@ macro_rules! with_layout {
 /// The lengths must be as asserted there, and the instruction set of `V` present. `MOST` is the number
 /// of rows that one panel may have, `PAIR` the number that two may have.
 pub(super) unsafe fn multiply<V: Lanes, const MOST: usize, const PAIR: usize>(tile: Tile<'_>) {
-    let shape = Shape::of(tile.format);
     match tile.panels {
         Panels::Packed(panel) => {
             let panel = panel.as_ptr();
             macro_rules! packed {
                 ($bits:literal, $minima:literal, $nested:literal) => {{
-                    const GROUPS: usize = Format::laid_out($bits, $minima, $nested).groups();
                     let panel = Packed::<$bits, $minima, $nested> { panel };
                     // SAFETY: the caller's promises.
-                    unsafe {
-                        rows::<V, _, MOST, 0, GROUPS, $minima, { $bits == 8 }>(tile, [panel; 2]);
-                    }
+                    unsafe { rows::<V, _, MOST, PAIR>(tile, [panel; 2]) }
                 }};
             }
             with_layout!(tile.format, packed)
         }
         Panels::Unpacked(lines) => {
+            let format = tile.format;
+            let first = lines.as_ptr();
+            let second = first.wrapping_add(tile.row_units * format.unpacked_lines());
             macro_rules! unpacked {
                 ($groups:literal, $minima:literal, $wide:literal) => {{
-                    let panel = lines.as_ptr();
-                    let second = panel.wrapping_add(tile.row_units * shape.unit_lines());
                     let panels =
-                        [panel, second].map(|panel| Unpacked::<$groups, $minima> { panel });
+                        [first, second].map(|panel| Unpacked::<$groups, $minima, $wide> { panel });
                     // SAFETY: the caller's promises.
-                    unsafe { rows::<V, _, MOST, PAIR, $groups, $minima, $wide>(tile, panels) }
+                    unsafe { rows::<V, _, MOST, PAIR>(tile, panels) }
                 }};
             }
-            match (shape.groups, shape.minima, shape.wide) {
-                (1, false, true) => unpacked!(1, false, true),
-                (1, false, false) => unpacked!(1, false, false),
+            match (format.groups(), format.minima, format.bits) {
+                (1, false, 8) => unpacked!(1, false, true),
+                (1, false, _) => unpacked!(1, false, false),
                 (1, true, _) => unpacked!(1, true, false),
                 (_, false, _) => unpacked!(2, false, false),
                 (_, true, _) => unpacked!(2, true, false),
@@ -306,15 +313,7 @@ pub(super) unsafe fn multiply<V: Lanes, const MOST: usize, const PAIR: usize>(ti
     }
 }
 
-unsafe fn rows<
-    V: Lanes,
-    S: Source<V>,
-    const MOST: usize,
-    const PAIR: usize,
-    const GROUPS: usize,
-    const MINIMA: bool,
-    const WIDE: bool,
->(
+unsafe fn rows<V: Lanes, S: Source<V>, const MOST: usize, const PAIR: usize>(
     tile: Tile<'_>,
     panels: [S; 2],
 ) {
@@ -326,14 +325,13 @@ unsafe fn rows<
                 $(
                     ($rows, 2) if const { $rows <= PAIR } => {
                         // SAFETY: the caller's promises.
-                        unsafe { V::run::<S, $rows, 2, GROUPS, MINIMA, WIDE>(x, units, panels, sums) }
+                        unsafe { V::run::<S, $rows, 2>(x, units, panels, sums) }
                     }
                     ($rows, count) if const { $rows <= MOST } => {
                         for (index, panel) in panels.into_iter().take(count).enumerate() {
                             // SAFETY: the caller's promises; each panel has `rows` sums.
                             unsafe {
-                                let sums = sums.add(index * $rows);
-                                V::run::<S, $rows, 1, GROUPS, MINIMA, WIDE>(x, units, [panel], sums);
+                                V::run::<S, $rows, 1>(x, units, [panel], sums.add(index * $rows));
                             }
                         }
                     }
@@ -350,15 +348,7 @@ unsafe fn rows<
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-pub(super) unsafe fn kernel<
-    V: Lanes,
-    S: Source<V>,
-    const ROWS: usize,
-    const PANELS: usize,
-    const GROUPS: usize,
-    const MINIMA: bool,
-    const WIDE: bool,
->(
+pub(super) unsafe fn kernel<V: Lanes, S: Source<V>, const ROWS: usize, const PANELS: usize>(
     x: *const u32,
     units: usize,
     panels: [S; PANELS],
@@ -372,27 +362,27 @@ pub(super) unsafe fn kernel<
         for unit in 0..units {
             let x = x.add(unit * STEPS * ROWS);
             let scales = scales.add(unit * ROWS);
-            let row_sums = row_sums.add(unit * GROUPS * ROWS);
+            let row_sums = row_sums.add(unit * S::GROUPS * ROWS);
             macro_rules! group {
                 ($group:literal: $($step:literal)*) => {{
                     let row_sums = row_sums.add($group * ROWS);
                     let mut integers = [[V::integers(0); PANELS]; ROWS];
-                    if !MINIMA {
+                    if !S::MINIMA {
                         for row in 0..ROWS {
                             let start = row_sums.add(row).cast::<i32>().read();
                             integers[row] = [V::integers(start); PANELS];
                         }
                     }
                     $(
-                        let mut codes = [V::codes::<WIDE>(panels[0].words::<$step>(unit)); PANELS];
+                        let mut codes = [V::codes(panels[0].words::<$step>(unit), S::WIDE); PANELS];
                         for panel in 1..PANELS {
-                            codes[panel] = V::codes::<WIDE>(panels[panel].words::<$step>(unit));
+                            codes[panel] = V::codes(panels[panel].words::<$step>(unit), S::WIDE);
                         }
                         for row in 0..ROWS {
                             let x = x.add($step * ROWS + row).read();
                             for panel in 0..PANELS {
                                 let sums = &mut integers[row][panel];
-                                *sums = V::dot::<WIDE>(*sums, codes[panel], x);
+                                *sums = V::dot(*sums, codes[panel], x, S::WIDE);
                             }
                         }
                     )*
@@ -402,14 +392,14 @@ pub(super) unsafe fn kernel<
                             let factor = scales.add(row).read();
                             let sums = &mut sums[row][panel];
                             *sums = V::add_scaled(*sums, integers[row][panel], scale, factor);
-                            if MINIMA {
+                            if S::MINIMA {
                                 *sums = V::subtract(*sums, minimum, row_sums.add(row).read());
                             }
                         }
                     }
                 }};
             }
-            if GROUPS == 1 {
+            if S::GROUPS == 1 {
                 group!(0: 0 1 2 3 4 5 6 7);
             } else {
                 group!(0: 0 1 2 3);
@@ -440,20 +430,14 @@ pub(super) unsafe fn unpack<V: Lanes>(
         ($bits:literal, $minima:literal, $nested:literal) => {{
             let source = Packed::<$bits, $minima, $nested> { panel };
             // SAFETY: the caller's promises.
-            unsafe { unpack_units::<V, _>(source, units, format.groups(), $minima, out) }
+            unsafe { unpack_units::<V, _>(source, units, out) }
         }};
     }
     with_layout!(format, units)
 }
 
 #[inline(always)]
-unsafe fn unpack_units<V: Lanes, S: Source<V>>(
-    source: S,
-    units: usize,
-    groups: usize,
-    minima: bool,
-    mut out: *mut Line,
-) {
+unsafe fn unpack_units<V: Lanes, S: Source<V>>(source: S, units: usize, mut out: *mut Line) {
     for unit in 0..units {
         // SAFETY: the caller's promises.
         unsafe {
@@ -461,16 +445,16 @@ unsafe fn unpack_units<V: Lanes, S: Source<V>>(
                 ($group:literal) => {
                     let (scale, minimum) = source.factors::<$group>(unit);
                     V::store(scale, out.add($group).cast());
-                    if minima {
-                        V::store(minimum, out.add(groups + $group).cast());
+                    if S::MINIMA {
+                        V::store(minimum, out.add(S::GROUPS + $group).cast());
                     }
                 };
             }
             factors!(0);
-            if groups == 2 {
+            if S::GROUPS == 2 {
                 factors!(1);
             }
-            out = out.add(groups * if minima { 2 } else { 1 });
+            out = out.add(S::GROUPS * if S::MINIMA { 2 } else { 1 });
             macro_rules! steps {
                 ($($step:literal)*) => {
                     $(V::store_words(source.words::<$step>(unit), out.add($step).cast());)*

@@ -21,44 +21,19 @@ use super::activations::{Layout, Sums};
 use super::{Format, UNIT};
 use crate::InstructionSet;
 use crate::buffer::{Line, flat_mut, with_scratch};
-use crate::matmul::{Job, Output, PARALLEL_FROM, cut, tasks};
+use crate::matmul::{Job, Output, PARALLEL_FROM, cut, for_each_job_piece, tasks};
 use crate::pack::PackedMatrix;
 use crate::pool::{for_each_piece, for_each_task, threads};
 
 /// Lines of output sums that the largest tile has.
 const MOST_SUMS: usize = 12;
 
-/// What differs between formats once codes are whole bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shape {
-    /// Groups of columns with a scale of their own in a unit: one or two.
-    groups: usize,
-    minima: bool,
-    /// Whether codes have all eight bits.
-    wide: bool,
-}
-
-impl Shape {
-    fn of(format: &Format) -> Self {
-        Self {
-            groups: format.groups(),
-            minima: format.minima,
-            wide: format.bits == 8,
-        }
-    }
-
-    /// Lines of an unpacked unit: scales and minima of each group, then eight of codes.
-    fn unit_lines(self) -> usize {
-        self.groups * if self.minima { 2 } else { 1 } + UNIT / 4
-    }
-}
-
-/// How many rows of `x` and panels a tile takes at most, by instruction set.
+/// How many rows of `x` a tile takes at most: as many as have room for their sums in the registers.
 fn most_rows(set: InstructionSet) -> usize {
     match set {
-        InstructionSet::Avx512 | InstructionSet::Amx => 6,
-        InstructionSet::Avx2 => 3,
-        InstructionSet::Scalar => 1,
+        set if set.has_avx512() => 6,
+        set if set.has_avx2() => 3,
+        _ => 1,
     }
 }
 
@@ -88,8 +63,7 @@ struct Tile<'a> {
 impl Tile<'_> {
     fn multiply(self, set: InstructionSet) {
         // The kernels index without further checks.
-        let shape = Shape::of(self.format);
-        let words = self.row_units * (UNIT / 4 + 1 + shape.groups);
+        let words = self.row_units * (UNIT / 4 + 1 + self.format.groups());
         assert!(self.rows >= 1 && self.rows <= most_rows(set) && matches!(self.count, 1 | 2));
         assert!(self.x.len() >= self.rows * words);
         assert!(self.sums.len() >= self.count * self.rows);
@@ -100,17 +74,17 @@ impl Tile<'_> {
                 assert!(bytes.is_some_and(|bytes| panel.len() >= bytes));
             }
             Panels::Unpacked(lines) => {
-                assert!(lines.len() >= self.count * self.row_units * shape.unit_lines());
+                assert!(lines.len() >= self.count * self.row_units * self.format.unpacked_lines());
             }
         }
         match set {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 | InstructionSet::Amx => {
+            set if set.has_avx512() => {
                 // SAFETY: lengths were checked above, the instruction set when it was chosen.
                 unsafe { avx512::multiply(self) }
             }
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => {
+            set if set.has_avx2() => {
                 // SAFETY: as above.
                 unsafe { avx2::multiply(self) }
             }
@@ -124,15 +98,15 @@ impl Tile<'_> {
 fn unpack(set: InstructionSet, format: &Format, panel: &[u8], units: usize, out: &mut [Line]) {
     let bytes = format.panel_bytes(units * UNIT);
     assert!(bytes.is_some_and(|bytes| panel.len() >= bytes));
-    assert!(out.len() >= units * Shape::of(format).unit_lines());
+    assert!(out.len() >= units * format.unpacked_lines());
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 | InstructionSet::Amx => {
+        set if set.has_avx512() => {
             // SAFETY: lengths were checked above, the instruction set when it was chosen.
             unsafe { avx512::unpack(format, panel, units, out) }
         }
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 => {
+        set if set.has_avx2() => {
             // SAFETY: as above.
             unsafe { avx2::unpack(format, panel, units, out) }
         }
@@ -143,17 +117,16 @@ fn unpack(set: InstructionSet, format: &Format, panel: &[u8], units: usize, out:
 
 /// The activations of a product with `format`.
 fn layout(set: InstructionSet, format: &Format, cols: usize) -> Layout {
-    let shape = Shape::of(format);
     // AVX2 multiplies codes of eight bits with their sign.
-    let offset = if shape.wide && set == InstructionSet::Avx2 {
+    let offset = if format.bits == 8 && set == InstructionSet::Avx2 {
         0
     } else {
         format.offset()
     };
     Layout {
         cols,
-        groups: shape.groups,
-        sums: if shape.minima {
+        groups: format.groups(),
+        sums: if format.minima {
             Sums::Minima
         } else {
             Sums::Offset(offset)
@@ -164,12 +137,12 @@ fn layout(set: InstructionSet, format: &Format, cols: usize) -> Layout {
 fn quantise(set: InstructionSet, layout: &Layout, x: &[f32], rows: usize, words: &mut [u32]) {
     match set {
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 | InstructionSet::Amx => {
+        set if set.has_avx512() => {
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { avx512::quantise(layout, x, rows, words) }
         }
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 => {
+        set if set.has_avx2() => {
             // SAFETY: as above.
             unsafe { avx2::quantise(layout, x, rows, words) }
         }
@@ -219,19 +192,13 @@ pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize)
 /// A single tile of rows: the weights stream through once, panel by panel, which is the order that they
 /// lie in.
 fn narrow(products: &[Product<'_>], x: &[u32]) {
-    let panels = products.iter().map(|product| product.w.panels()).sum();
-    let work = products.iter().map(Product::work).sum();
-    // A few tasks a thread, so that a thread that is held up elsewhere does not hold up the rest.
-    let tasks = tasks(panels, work);
-    for_each_task(tasks, |task| {
-        let mut skipped = 0;
-        for product in products {
-            let own = cut(panels, tasks, task)..cut(panels, tasks, task + 1);
-            let inside =
-                |panel: usize| panel.clamp(skipped, skipped + product.w.panels()) - skipped;
-            (inside(own.start)..inside(own.end)).for_each(|panel| product.narrow(panel, x));
-            skipped += product.w.panels();
-        }
+    let panels: Vec<_> = products.iter().map(|product| product.w.panels()).collect();
+    let tasks = tasks(
+        panels.iter().sum(),
+        products.iter().map(Product::work).sum(),
+    );
+    for_each_job_piece(&panels, tasks, |product, panel| {
+        products[product].narrow(panel, x)
     });
 }
 
@@ -283,14 +250,13 @@ impl Product<'_> {
             self.layout.row_words(),
         );
         let pairs = panels.div_ceil(2);
-        let shape = Shape::of(&self.format);
         // Rows are cut, too, where panels alone do not keep the threads busy.
         let blocks = (4 * threads()).div_ceil(pairs).min(tiles);
         for_each_task(pairs * blocks, |task| {
             let (pair, block) = (task / blocks, task % blocks);
             let first = 2 * pair;
             let count = 2.min(panels - first);
-            with_scratch(count * units * shape.unit_lines(), |unpacked| {
+            with_scratch(count * units * self.format.unpacked_lines(), |unpacked| {
                 self.unpack(first, count, unpacked);
                 for tile in cut(tiles, blocks, block)..cut(tiles, blocks, block + 1) {
                     let rows = cut(self.m, tiles, tile)..cut(self.m, tiles, tile + 1);
@@ -314,7 +280,7 @@ impl Product<'_> {
     /// Unpacks `count` panels, one after another.
     fn unpack(&self, first: usize, count: usize, out: &mut [Line]) {
         let units = self.layout.units();
-        let lines = units * Shape::of(&self.format).unit_lines();
+        let lines = units * self.format.unpacked_lines();
         for (panel, out) in (first..first + count).zip(out.chunks_exact_mut(lines.max(1))) {
             unpack(self.set, &self.format, self.w.panel(panel), units, out);
         }

@@ -42,11 +42,11 @@ impl Lanes for Scalar {
         unsafe { at.cast::<Self::Words>().write(words) }
     }
 
-    unsafe fn codes<const WIDE: bool>(words: Self::Words) -> Self::Codes {
+    unsafe fn codes(words: Self::Words, _wide: bool) -> Self::Codes {
         words
     }
 
-    unsafe fn dot<const WIDE: bool>(mut sums: Self::Int, codes: Self::Codes, x: u32) -> Self::Int {
+    unsafe fn dot(mut sums: Self::Int, codes: Self::Codes, x: u32, _wide: bool) -> Self::Int {
         let x = x.to_ne_bytes().map(u8::cast_signed);
         for (sum, codes) in sums.iter_mut().zip(codes) {
             for (code, x) in codes.into_iter().zip(x) {
@@ -112,23 +112,14 @@ impl Lanes for Scalar {
         bytes.map(|byte| f32::from(if bits == 8 { byte } else { byte >> shift & 15 }))
     }
 
-    unsafe fn run<
-        S: Source<Self>,
-        const ROWS: usize,
-        const PANELS: usize,
-        const GROUPS: usize,
-        const MINIMA: bool,
-        const WIDE: bool,
-    >(
+    unsafe fn run<S: Source<Self>, const ROWS: usize, const PANELS: usize>(
         x: *const u32,
         units: usize,
         panels: [S; PANELS],
         out: *mut Line,
     ) {
         // SAFETY: the caller's promise.
-        unsafe {
-            kernel::kernel::<Self, S, ROWS, PANELS, GROUPS, MINIMA, WIDE>(x, units, panels, out)
-        }
+        unsafe { kernel::kernel::<Self, S, ROWS, PANELS>(x, units, panels, out) }
     }
 }
 
