@@ -336,7 +336,8 @@ impl Checkpoint {
     /// The weights where and in the precision that `options` ask for.
     fn place(&self, weights: Weights, options: &LoadOptions) -> Result<Weights, LoadError> {
         let stored = weights.catalog().main_type();
-        let (placement, explanation) = Placement::resolve(options.dtype, &options.device, stored);
+        let (placement, explanation) =
+            Placement::resolve(options.dtype, &options.device, stored, options.quant);
         tracing::info!("{explanation}");
         let mut weights = weights.with_placement(placement);
         if let Some(recipe) = options.quant {

@@ -118,28 +118,6 @@ impl CustomOp3 for LayerNorm {
     }
 }
 
-/// Adds the second tensor to every row of the first.
-pub(crate) struct AddBias;
-
-impl CustomOp2 for AddBias {
-    fn name(&self) -> &'static str {
-        "add-bias"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let mut out = contiguous_f32(x, x_layout)?.to_vec();
-        aha_kernels::add_bias(&mut out, contiguous_f32(bias, bias_layout)?)
-            .map_err(candle_core::Error::wrap)?;
-        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
-    }
-}
-
 /// An activation function.
 pub(crate) struct Activate(pub(crate) aha_kernels::Activation);
 

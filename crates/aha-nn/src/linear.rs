@@ -1,6 +1,6 @@
 //! Products with weight matrices: the one place that knows how they are stored.
 
-use crate::cpu::{self, contiguous_f32, is_f32_on_cpu};
+use crate::cpu::{contiguous_f32, is_f32_on_cpu, with_f32};
 use crate::mlp::Activation;
 use crate::weights::{LoadedTensor, Precision, Result, StoredType, Weights, WeightsError};
 use aha_kernels::{PackedMatrix, WeightKind};
@@ -85,7 +85,7 @@ impl Matrix {
     /// `x · Wᵀ` for `x` of `[tokens, in_features]`.
     fn matmul(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match self {
-            Self::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&PackedMatmul([packed])),
+            Self::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&PackedMatmul(packed)),
             Self::Dense(weight) => x.matmul(&weight.t()?),
             // Candle's quantised kernels take and give f32.
             Self::Quantized(weight) => weight
@@ -262,26 +262,22 @@ impl Linear {
     ) -> candle_core::Result<[Tensor; N]> {
         let mut packed = Vec::with_capacity(N);
         for map in maps {
-            if let Matrix::Packed(weight) = &map.weight {
-                packed.push(weight.as_ref());
+            if let Matrix::Packed(matrix) = &map.weight {
+                packed.push((matrix.as_ref(), map.bias.as_ref()));
             }
         }
-        let outputs = if let Ok(packed) = <[&PackedMatrix; N]>::try_from(packed) {
+        let outputs = if packed.len() == N {
             let tokens = x.dim(0)?;
-            let all = x.contiguous()?.apply_op1_no_bwd(&PackedMatmul(packed))?;
-            let all = all.flatten_all()?;
+            let all = x.contiguous()?.apply_op1_no_bwd(&PackedMatmuls(&packed))?;
             let mut start = 0;
             let mut outputs = Vec::with_capacity(N);
-            for (map, weight) in maps.into_iter().zip(packed) {
-                let len = tokens * weight.rows();
-                let output = all
-                    .narrow(0, start, len)?
-                    .reshape((tokens, weight.rows()))?;
+            for (matrix, _) in packed {
+                let len = tokens * matrix.rows();
+                outputs.push(
+                    all.narrow(0, start, len)?
+                        .reshape((tokens, matrix.rows()))?,
+                );
                 start += len;
-                outputs.push(match &map.bias {
-                    Some(bias) => output.apply_op2_no_bwd(bias, &cpu::AddBias)?,
-                    None => output,
-                });
             }
             outputs
         } else {
@@ -384,10 +380,10 @@ impl Module for Embedding {
     }
 }
 
-/// `x · Wᵀ` on the CPU for some matrices: the results one after another.
-struct PackedMatmul<'a, const N: usize>([&'a PackedMatrix; N]);
+/// `x · Wᵀ` on the CPU.
+struct PackedMatmul<'a>(&'a PackedMatrix);
 
-impl<const N: usize> CustomOp1 for PackedMatmul<'_, N> {
+impl CustomOp1 for PackedMatmul<'_> {
     fn name(&self) -> &'static str {
         "packed-matmul"
     }
@@ -397,7 +393,36 @@ impl<const N: usize> CustomOp1 for PackedMatmul<'_, N> {
         storage: &CpuStorage,
         layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (y, shape) = product(&self.0, storage, layout)?;
+        let (y, shape) = product(self.0, storage, layout)?;
+        Ok((CpuStorage::F32(y), shape))
+    }
+}
+
+/// The same for some matrices, each with its bias: `[tokens, rows]` after `[tokens, rows]`.
+struct PackedMatmuls<'a>(&'a [(&'a PackedMatrix, Option<&'a Tensor>)]);
+
+impl CustomOp1 for PackedMatmuls<'_> {
+    fn name(&self) -> &'static str {
+        "packed-matmuls"
+    }
+
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let matrices: Vec<_> = self.0.iter().map(|(matrix, _)| *matrix).collect();
+        let (mut y, tokens) = products(&matrices, storage, layout)?;
+        let mut rest = y.as_mut_slice();
+        for (matrix, bias) in self.0 {
+            let (own, others) = rest.split_at_mut(tokens * matrix.rows());
+            if let Some(bias) = bias {
+                with_f32(bias, |bias| aha_kernels::add_bias(own, bias))?
+                    .map_err(candle_core::Error::wrap)?;
+            }
+            rest = others;
+        }
+        let shape = Shape::from(y.len());
         Ok((CpuStorage::F32(y), shape))
     }
 }
@@ -417,7 +442,7 @@ impl CustomOp2 for AddedMatmul<'_> {
         residual: &CpuStorage,
         residual_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (mut y, shape) = product(&[self.0], storage, layout)?;
+        let (mut y, shape) = product(self.0, storage, layout)?;
         aha_kernels::add(&mut y, contiguous_f32(residual, residual_layout)?)
             .map_err(candle_core::Error::wrap)?;
         Ok((CpuStorage::F32(y), shape))
@@ -442,7 +467,7 @@ impl CustomOp2 for BiasedMatmul<'_> {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (mut y, shape) = product(&[self.matrix], storage, layout)?;
+        let (mut y, shape) = product(self.matrix, storage, layout)?;
         let bias = contiguous_f32(bias, bias_layout)?;
         match self.activation {
             Some(activation) => activation.kernel().apply_to_biased(&mut y, bias),
@@ -468,7 +493,7 @@ impl CustomOp3 for BiasedMatmul<'_> {
         residual: &CpuStorage,
         residual_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (mut y, shape) = product(&[self.matrix], storage, layout)?;
+        let (mut y, shape) = product(self.matrix, storage, layout)?;
         let bias = contiguous_f32(bias, bias_layout)?;
         aha_kernels::add_bias_and(&mut y, bias, contiguous_f32(residual, residual_layout)?)
             .map_err(candle_core::Error::wrap)?;
@@ -476,21 +501,25 @@ impl CustomOp3 for BiasedMatmul<'_> {
     }
 }
 
-/// The results of all matrices, one after another.
 fn product(
-    matrices: &[&PackedMatrix],
+    matrix: &PackedMatrix,
     storage: &CpuStorage,
     layout: &Layout,
 ) -> candle_core::Result<(Vec<f32>, Shape)> {
+    let (y, tokens) = products(&[matrix], storage, layout)?;
+    Ok((y, Shape::from((tokens, matrix.rows()))))
+}
+
+/// The results of all matrices, one after another, and the number of tokens.
+fn products(
+    matrices: &[&PackedMatrix],
+    storage: &CpuStorage,
+    layout: &Layout,
+) -> candle_core::Result<(Vec<f32>, usize)> {
     let (tokens, _) = layout.shape().dims2()?;
     let x = contiguous_f32(storage, layout)?;
     let y = PackedMatrix::matmul_together(matrices, x, tokens);
-    let y = y.map_err(candle_core::Error::wrap)?;
-    let shape = match matrices {
-        [one] => Shape::from((tokens, one.rows())),
-        _ => Shape::from(y.len()),
-    };
-    Ok((y, shape))
+    Ok((y.map_err(candle_core::Error::wrap)?, tokens))
 }
 
 /// Rows of a packed matrix by token id.

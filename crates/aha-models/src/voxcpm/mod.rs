@@ -80,8 +80,12 @@ impl VoxCpmSpeaker {
         let config: VoxCpmConfig = checkpoint.config_keys()?;
         config.validate()?;
         let weights = checkpoint.weights(NameMap::identity(), options)?;
-        let (placement, explanation) =
-            Placement::resolve(options.dtype, &options.device, Some(config.compute_type()?));
+        let (placement, explanation) = Placement::resolve(
+            options.dtype,
+            &options.device,
+            Some(config.compute_type()?),
+            options.quant,
+        );
         tracing::info!("{explanation}");
         let model = VoxCpm::load(&weights.with_placement(placement), &config)?;
         weights.finish(&["*.rotary_emb.inv_freq"])?;

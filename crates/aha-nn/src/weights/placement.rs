@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use candle_core::{DType, Device};
 
+use super::quantize::Quantization;
 use super::stored::StoredType;
 
 /// How matrix weights are kept in memory.
@@ -101,10 +102,15 @@ impl Placement {
         requested: DtypeRequest,
         device: &Device,
         stored: Option<StoredType>,
+        quantization: Option<Quantization>,
     ) -> (Self, String) {
         let name = device_name(device);
         let (dtype, weights, why) = if device.is_cpu() {
             let (weights, kept) = match requested {
+                DtypeRequest::Auto if let Some(recipe) = quantization => (
+                    Precision::Stored,
+                    format!("quantised ({recipe}) in language models, others kept as stored"),
+                ),
                 DtypeRequest::Auto => (Precision::Stored, "kept as stored".to_owned()),
                 DtypeRequest::F32 => (Precision::F32, "converted to f32 as asked".to_owned()),
                 DtypeRequest::Bf16 => (Precision::Bf16, "converted to bf16 as asked".to_owned()),
@@ -115,7 +121,10 @@ impl Placement {
                 weights,
                 format!(
                     "weights are {kept}; activations are f32, as always there{}",
-                    rounding(weights, stored)
+                    rounding(
+                        weights,
+                        quantization.map(Quantization::main_type).or(stored)
+                    )
                 ),
             )
         } else {
@@ -204,14 +213,23 @@ mod tests {
             let requested: DtypeRequest = word.parse().unwrap();
             assert_eq!(requested.to_string(), word);
             let stored = Some(StoredType::Bf16);
-            let (placement, why) = Placement::resolve(requested, &Device::Cpu, stored);
+            let (placement, why) = Placement::resolve(requested, &Device::Cpu, stored, None);
             assert_eq!((placement.dtype, placement.weights), (DType::F32, weights));
             assert!(why.contains("CPU") && why.contains("f32"), "{why}");
         }
-        let (_, why) = Placement::resolve(DtypeRequest::Auto, &Device::Cpu, Some(StoredType::Q4K));
-        assert!(why.contains("eight bits"), "{why}");
-        let (_, why) = Placement::resolve(DtypeRequest::F32, &Device::Cpu, Some(StoredType::Q4K));
-        assert!(!why.contains("rounded"), "{why}");
+        let why = |requested, stored, quantization| {
+            Placement::resolve(requested, &Device::Cpu, Some(stored), quantization).1
+        };
+        let quantised = why(DtypeRequest::Auto, StoredType::Q4K, None);
+        assert!(quantised.contains("eight bits"), "{quantised}");
+        let exact = why(DtypeRequest::F32, StoredType::Q4K, None);
+        assert!(!exact.contains("rounded"), "{exact}");
+        let recipe = Some(Quantization::Q6K);
+        let loading = why(DtypeRequest::Auto, StoredType::Bf16, recipe);
+        assert!(
+            loading.contains("q6_k") && loading.contains("eight bits"),
+            "{loading}"
+        );
         let error = "int8".parse::<DtypeRequest>().unwrap_err().to_string();
         assert!(error.contains("int8") && error.contains("bf16"), "{error}");
     }

@@ -120,6 +120,30 @@ pub(crate) struct ModelArgs {
     pub(crate) task: Option<Task>,
 }
 
+/// A model whose name may also stand alone.
+#[derive(Debug, Clone, Args)]
+#[group(skip)]
+pub(crate) struct NamedModelArgs {
+    /// Hub id (Qwen/Qwen3-0.6B), alias (qwen3-0.6b) or path
+    #[arg(
+        value_name = "MODEL",
+        group = "which",
+        conflicts_with_all = ["model", "weight_path", "gguf_path"]
+    )]
+    name: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+impl NamedModelArgs {
+    /// The model, by whichever name was given.
+    pub(crate) fn into_model(self) -> ModelArgs {
+        let mut model = self.model;
+        model.place.model = self.name.or(model.place.model);
+        model
+    }
+}
+
 impl ModelArgs {
     /// The path, where one is given.
     pub(crate) fn path(&self) -> Option<&PathBuf> {

@@ -1,7 +1,7 @@
 //! `aha quantize`: a checkpoint as a quantised GGUF file.
 
 use super::Context;
-use super::args::ModelArgs;
+use super::args::NamedModelArgs;
 use super::console::{self, byte_bar, note};
 use super::download::{DownloadArgs, provide};
 use super::failure::{Failure, Outcome};
@@ -26,15 +26,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Quantize {
-    /// Hub id (Qwen/Qwen3-0.6B), alias (qwen3-0.6b) or path
-    #[arg(
-        value_name = "MODEL",
-        group = "which",
-        conflicts_with_all = ["model", "weight_path", "gguf_path"]
-    )]
-    name: Option<String>,
     #[command(flatten)]
-    model: ModelArgs,
+    model: NamedModelArgs,
     /// GGUF file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -47,8 +40,7 @@ impl Quantize {
     pub(crate) fn execute(self, context: &Context) -> Outcome {
         let recipe = recipe(context)?;
         self.check_output()?;
-        let mut model = self.model;
-        model.place.model = self.name.or(model.place.model);
+        let mut model = self.model.into_model();
         provide(&mut model, &DownloadArgs::default(), context)?;
         let loader = model.loader();
         let source = loader.locate()?.path;

@@ -1,6 +1,6 @@
 //! `aha show`: what a checkpoint holds and needs, without loading it.
 
-use super::args::ModelArgs;
+use super::args::NamedModelArgs;
 use super::console;
 use super::failure::{Failure, Outcome};
 use super::markdown::columns;
@@ -31,15 +31,8 @@ const DEEPEST: usize = 4;
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Show {
-    /// Hub id (Qwen/Qwen3-0.6B), alias (qwen3-0.6b) or path
-    #[arg(
-        value_name = "MODEL",
-        group = "which",
-        conflicts_with_all = ["model", "weight_path", "gguf_path"]
-    )]
-    name: Option<String>,
     #[command(flatten)]
-    model: ModelArgs,
+    model: NamedModelArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -77,9 +70,7 @@ struct File {
 
 impl Show {
     pub(crate) fn execute(self) -> Outcome {
-        let mut model = self.model;
-        model.place.model = self.name.or(model.place.model);
-        let loader = model.loader();
+        let loader = self.model.into_model().loader();
         let found = loader.locate()?;
         let description = Description::of(found, loader.family().ok())?;
         if self.json {
