@@ -91,6 +91,9 @@ pub(crate) fn prefetch_at(address: *const u8) {
 /// part of its time looking up addresses.
 const HUGE_PAGE: usize = 2 << 20;
 
+/// Size of a small page, or of several where a system has smaller ones.
+const PAGE: usize = 1 << 12;
+
 /// Asks Linux to back untouched memory by large pages. A wish only: a refusal changes nothing.
 fn advise_huge_pages(start: NonNull<u8>, bytes: usize) {
     #[cfg(target_os = "linux")]
@@ -132,7 +135,9 @@ impl AlignedBytes {
     ) -> Result<Self, KernelError> {
         let error = KernelError::Memory { bytes };
         let huge = bytes >= 2 * HUGE_PAGE;
-        let align = if huge { HUGE_PAGE } else { align_of::<Line>() };
+        // On small pages: places for whole large ones would leave up to one empty before each matrix, and the
+        // system fills those, too.
+        let align = if huge { PAGE } else { align_of::<Line>() };
         let layout = Layout::from_size_align(bytes, align).map_err(|_| error.clone())?;
         let start = if bytes == 0 {
             NonNull::<Line>::dangling().cast()
