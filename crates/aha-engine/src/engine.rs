@@ -9,6 +9,7 @@ use crate::processor::TextProcessor;
 use crate::request::GenerationRequest;
 use crate::transcription::Transcriber;
 use crate::worker::{CacheSize, Command, Worker};
+use aha_nn::cache::Cache;
 use candle_core::Device;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
@@ -81,6 +82,12 @@ impl EngineOptions {
                     format!("`{name}` must be at least 1"),
                 ));
             }
+        }
+        if !self.block_size.is_multiple_of(Cache::PAGE) {
+            return Err(EngineError::invalid(
+                "block_size",
+                format!("`block_size` must be a multiple of {}", Cache::PAGE),
+            ));
         }
         Ok(())
     }

@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use aha_kernels::{
-    Activation, PackedMatrix, PagedAttention, PagedSequence, RaggedAttention, Rows, WeightKind,
-    layer_norm, rms_norm, silu_mul,
+    Activation, PackedMatrix, PagedAttention, PagedCache, PagedSequence, RaggedAttention, Rows,
+    WeightKind, layer_norm, rms_norm, silu_mul,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
@@ -58,8 +58,15 @@ fn attention(criterion: &mut Criterion) {
     let (num_heads, num_kv_heads, head_dim, block_size) = (16, 8, 128, 16);
     let context_len = 1024;
     let blocks: Vec<u32> = (0..(context_len / block_size) as u32).rev().collect();
-    let k = ramp(context_len * num_kv_heads * head_dim);
-    let v = ramp(context_len * num_kv_heads * head_dim);
+    let rows = ramp(context_len * num_kv_heads * head_dim);
+    let slots: Vec<u32> = (0..context_len as u32).collect();
+    let filled = PagedCache::new(WeightKind::F16, context_len, num_kv_heads, head_dim).and_then(
+        |mut cache| {
+            cache.write(&slots, &rows, &rows)?;
+            Ok(cache)
+        },
+    );
+    let Ok(cache) = filled else { return };
     let mut group = criterion.benchmark_group("attention/context 1024");
     for query_len in [1, 512] {
         let window = None;
@@ -72,8 +79,6 @@ fn attention(criterion: &mut Criterion) {
         }];
         let attention = PagedAttention {
             num_heads,
-            num_kv_heads,
-            head_dim,
             block_size,
             scale: 0.088,
             sequences: &sequences,
@@ -81,7 +86,7 @@ fn attention(criterion: &mut Criterion) {
         let q = ramp(query_len * num_heads * head_dim);
         let mut out = vec![0.0; q.len()];
         group.bench_function(BenchmarkId::new("queries", query_len), |bencher| {
-            bencher.iter(|| attention.forward(black_box(&q), &k, &v, black_box(&mut out)));
+            bencher.iter(|| attention.forward(black_box(&q), &cache, black_box(&mut out)));
         });
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use aha_kernels::{
     Activation, Arithmetic, DepthwiseConv, HeadRotation, KernelError, PackedMatrix, PagedAttention,
-    PagedSequence, RaggedAttention, Rows, WeightKind, instruction_set, layer_norm,
+    PagedCache, PagedSequence, RaggedAttention, Rows, WeightKind, instruction_set, layer_norm,
     measure_multiply_add_rate, measure_read_bandwidth, snake,
 };
 use half::{bf16, f16};
@@ -88,8 +88,9 @@ fn attention(bandwidth: f64, rate: f64) -> Result<(), KernelError> {
     ] {
         let blocks: Vec<u32> = (0..(context_len * count).div_ceil(block_size) as u32).collect();
         let slots = blocks.len() * block_size;
-        let k = ramp(slots * num_kv_heads * head_dim);
-        let v = ramp(slots * num_kv_heads * head_dim);
+        let rows = ramp(slots * num_kv_heads * head_dim);
+        let mut cache = PagedCache::new(WeightKind::F16, slots, num_kv_heads, head_dim)?;
+        cache.write(&(0..slots as u32).collect::<Vec<_>>(), &rows, &rows)?;
         let q = ramp(query_len * count * num_heads * head_dim);
         let mut out = vec![0.0; q.len()];
         let sequences: Vec<_> = (0..count)
@@ -104,14 +105,12 @@ fn attention(bandwidth: f64, rate: f64) -> Result<(), KernelError> {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let attention = PagedAttention {
             num_heads,
-            num_kv_heads,
-            head_dim,
             block_size,
             scale,
             sequences: &sequences,
         };
-        let seconds = fastest(10, || attention.forward(&q, &k, &v, &mut out))?;
-        let bytes = 8.0 * (slots * num_kv_heads * head_dim) as f64 / seconds / 1e9;
+        let seconds = fastest(10, || attention.forward(&q, &cache, &mut out))?;
+        let bytes = 4.0 * (slots * num_kv_heads * head_dim) as f64 / seconds / 1e9;
         let seen = (query_len * context_len - query_len * (query_len - 1) / 2) * count;
         let flops = 4.0 * (seen * num_heads * head_dim) as f64 / seconds / 1e9;
         println!(

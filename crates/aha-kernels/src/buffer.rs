@@ -1,6 +1,6 @@
 //! Memory in cache lines: packed weights and scratch space.
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::cell::Cell;
 use std::ptr::NonNull;
 
@@ -110,7 +110,7 @@ fn advise_huge_pages(start: NonNull<u8>, bytes: usize) {
     let _ = (start, bytes);
 }
 
-/// Zeroed bytes that start on a cache line. Unlike `Vec`, running out of memory is an error.
+/// Bytes that start on a cache line, zeroed at first. Unlike `Vec`, running out of memory is an error.
 pub(crate) struct AlignedBytes {
     start: NonNull<u8>,
     layout: Layout,
@@ -124,6 +124,20 @@ unsafe impl Sync for AlignedBytes {}
 impl AlignedBytes {
     pub(crate) fn zeroed(bytes: usize) -> Result<Self, KernelError> {
         Self::filled(bytes, 8 * HUGE_PAGE, |_, _| {})
+    }
+
+    /// Zeroed memory that the system gives page by page as it is first written.
+    pub(crate) fn untouched(bytes: usize) -> Result<Self, KernelError> {
+        let error = KernelError::Memory { bytes };
+        let layout =
+            Layout::from_size_align(bytes, align_of::<Line>()).map_err(|_| error.clone())?;
+        let start = if bytes == 0 {
+            NonNull::<Line>::dangling().cast()
+        } else {
+            // SAFETY: the layout's size is not zero.
+            NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(error)?
+        };
+        Ok(Self { start, layout })
     }
 
     /// Memory whose pieces of `size` bytes (the last may be shorter) `fill` writes, on all threads: they are zero
@@ -181,7 +195,7 @@ impl AlignedBytes {
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
         if self.layout.size() > 0 {
-            // SAFETY: allocated in `zeroed` with this very layout.
+            // SAFETY: allocated by one of the constructors with this very layout.
             unsafe { dealloc(self.start.as_ptr(), self.layout) }
         }
     }

@@ -37,7 +37,7 @@ mod snake;
 pub use activation::Activation;
 pub use arithmetic::{Arithmetic, measure_multiply_add_rate};
 pub use attention::{
-    GridBias, PagedAttention, PagedSequence, RaggedAttention, Rows, WindowAttention,
+    GridBias, PagedAttention, PagedCache, PagedSequence, RaggedAttention, Rows, WindowAttention,
 };
 pub use bandwidth::measure_read_bandwidth;
 pub use depthwise::DepthwiseConv;

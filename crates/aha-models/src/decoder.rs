@@ -297,6 +297,7 @@ pub struct Stack<M> {
     norm: RmsNorm,
     rotary: RotaryEmbedding,
     dtype: DType,
+    kv_cache_dtype: DType,
     device: Device,
 }
 
@@ -332,6 +333,7 @@ impl<M> Stack<M> {
             )?
             .with_pairing(config.attention.rope_pairing),
             dtype: weights.dtype(),
+            kv_cache_dtype: weights.kv_cache_dtype(),
             device: weights.device().clone(),
         })
     }
@@ -368,7 +370,7 @@ impl DecoderStack {
                 .iter()
                 .map(|layer| layer.mixer.cache_spec())
                 .collect(),
-            dtype: self.dtype,
+            dtype: self.kv_cache_dtype,
             shareable_prompt_len: self.rotary.length_independent_up_to(),
         }
     }

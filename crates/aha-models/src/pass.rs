@@ -6,10 +6,8 @@ use aha_nn::batch::{Batch, SequenceSlice};
 use aha_nn::cache::Cache;
 use candle_core::{Result, Tensor};
 
-/// Shorter common beginnings are computed with each sequence: a sequence of its own costs more.
-const SHORTEST_SHARED: usize = 8;
-/// Blocks of a single token let sequences part after any one.
-const BLOCK_SIZE: usize = 1;
+/// Sequences share whole blocks only.
+const BLOCK_SIZE: usize = Cache::PAGE;
 
 /// Hidden states after the final norm of each sequence's last token, `[sequences, hidden_size]`.
 ///
@@ -34,8 +32,7 @@ pub fn last_hidden(decoder: &Decoder, batch: &PooledBatch<'_>) -> Result<Tensor>
     }
     spec.layers.truncate(1);
     let device = decoder.device();
-    let num_slots = layout.token_ids.len();
-    let mut cache = Cache::new(&spec, num_slots, BLOCK_SIZE, 0, device)?;
+    let mut cache = Cache::new(&spec, layout.num_blocks as usize, BLOCK_SIZE, 0, device)?;
     let Some(scratch) = cache.layers_mut().first_mut() else {
         candle_core::bail!("the decoder has no layers");
     };
@@ -54,7 +51,7 @@ pub fn last_hidden(decoder: &Decoder, batch: &PooledBatch<'_>) -> Result<Tensor>
     decoder.final_norm(&batch.select_logit_rows(&hidden)?)
 }
 
-/// Tokens that all sequences begin with, where sharing them pays; each keeps at least one of its own.
+/// Tokens of whole blocks that all sequences begin with; each keeps at least one of its own.
 fn common_beginning(sequences: &[&[u32]]) -> usize {
     let Some((first, others)) = sequences
         .split_first()
@@ -66,16 +63,16 @@ fn common_beginning(sequences: &[&[u32]]) -> usize {
         let same = first.iter().zip(*other).take_while(|(a, b)| a == b);
         common.min(same.count()).min(other.len().saturating_sub(1))
     });
-    let common = common.min(first.len().saturating_sub(1));
-    if common < SHORTEST_SHARED { 0 } else { common }
+    common.min(first.len().saturating_sub(1)) / BLOCK_SIZE * BLOCK_SIZE
 }
 
-/// A batch in the making. The slot of a token is its row.
+/// A batch in the making.
 #[derive(Default)]
 struct Layout {
     token_ids: Vec<u32>,
     slices: Vec<SequenceSlice>,
     last_rows: Vec<u32>,
+    num_blocks: u32,
 }
 
 impl Layout {
@@ -92,16 +89,19 @@ impl Layout {
         }
     }
 
-    /// Adds tokens behind those of `blocks`, and returns the blocks of all.
+    /// Adds tokens behind those that fill `blocks`, and returns the blocks of all.
     fn push(&mut self, tokens: &[u32], mut blocks: Vec<u32>) -> Vec<u32> {
-        let start = self.token_ids.len();
+        let query_start = self.token_ids.len();
+        let context_len = blocks.len() * BLOCK_SIZE + tokens.len();
         self.token_ids.extend_from_slice(tokens);
-        blocks.extend(start as u32..self.token_ids.len() as u32);
+        let end = self.num_blocks + tokens.len().div_ceil(BLOCK_SIZE) as u32;
+        blocks.extend(self.num_blocks..end);
+        self.num_blocks = end;
         self.slices.push(SequenceSlice {
-            query_start: start,
+            query_start,
             query_len: tokens.len(),
-            context_len: blocks.len(),
-            prompt_len: blocks.len(),
+            context_len,
+            prompt_len: context_len,
             blocks: blocks.clone(),
             state_slot: 0,
             axes: None,
@@ -115,32 +115,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_beginning_is_shared_where_it_pays_and_somebody_shares_it() {
-        let long: Vec<u32> = (0..20).collect();
-        let other: Vec<u32> = (0..12).chain([99, 98]).collect();
-        assert_eq!(common_beginning(&[&long, &other]), 12);
+    fn a_beginning_of_whole_blocks_is_shared_by_all() {
+        let long: Vec<u32> = (0..40).collect();
+        let other: Vec<u32> = (0..35).chain([99, 98]).collect();
+        assert_eq!(common_beginning(&[&long, &other]), 32);
         assert_eq!(common_beginning(&[&long]), 0);
         assert_eq!(common_beginning(&[]), 0);
         assert_eq!(common_beginning(&[&long, &long[1..]]), 0);
         // Equal sequences keep their last token, and so does one that is another's beginning.
-        assert_eq!(common_beginning(&[&long, &long]), 19);
-        assert_eq!(common_beginning(&[&long, &long[..10]]), 9);
-        assert_eq!(common_beginning(&[&long[..10], &long]), 9);
-        assert_eq!(common_beginning(&[&long, &long[..8]]), 0);
+        assert_eq!(common_beginning(&[&long[..33], &long[..33]]), 32);
+        assert_eq!(common_beginning(&[&long[..32], &long[..32]]), 16);
+        assert_eq!(common_beginning(&[&long, &long[..32]]), 16);
+        assert_eq!(common_beginning(&[&long[..17], &long]), 16);
+        assert_eq!(common_beginning(&[&long, &long[..16]]), 0);
     }
 
     #[test]
     fn sequences_point_at_the_blocks_of_their_beginning() {
         let mut layout = Layout::default();
+        let long: Vec<u32> = (0..40).collect();
         layout.add(&[&[5, 6]], 0);
-        layout.add(&[&[1, 2, 3], &[1, 2, 4, 7]], 2);
-        assert_eq!(layout.token_ids, [5, 6, 1, 2, 3, 4, 7]);
-        assert_eq!(layout.last_rows, [1, 4, 6]);
+        layout.add(&[&long[..18], &long], 16);
+        assert_eq!(layout.token_ids.len(), 2 + 16 + 2 + 24);
+        assert_eq!(layout.last_rows, [1, 19, 43]);
         let blocks: Vec<&[u32]> = layout.slices.iter().map(|s| s.blocks.as_slice()).collect();
-        assert_eq!(
-            blocks,
-            [&[0_u32, 1][..], &[2, 3], &[2, 3, 4], &[2, 3, 5, 6]]
-        );
-        assert_eq!(layout.slices[3].positions(), 2..4);
+        assert_eq!(blocks, [&[0_u32][..], &[1], &[1, 2], &[1, 3, 4]]);
+        assert_eq!(layout.num_blocks, 5);
+        assert_eq!(layout.slices[3].positions(), 16..40);
     }
 }

@@ -2,14 +2,14 @@
 
 use crate::batch::{Batch, SequenceSlice};
 use crate::cache::KvCache;
-use crate::cpu::contiguous_f32;
+use crate::cpu::with_f32;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::ragged::{RaggedAttention, SequenceBounds};
 use crate::rope::{RopePairing, Rotation};
 use crate::weights::{Result, Weights};
-use aha_kernels::{PagedAttention, PagedSequence};
-use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Module, Shape, Tensor};
+use aha_kernels::{PagedAttention, PagedCache, PagedSequence};
+use candle_core::{D, DType, Module, Tensor};
 
 /// Shape and options of a self-attention block; keys of config.json in brackets.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -230,16 +230,42 @@ struct CausalAttention<'a> {
 impl CausalAttention<'_> {
     /// `q` is `[tokens, num_heads, head_dim]`; the result `[tokens, num_heads * head_dim]`.
     fn forward(&self, q: &Tensor, cache: &KvCache) -> candle_core::Result<Tensor> {
-        if q.device().is_cpu() && q.dtype() == DType::F32 {
-            return q
-                .contiguous()?
-                .apply_op3_no_bwd(cache.keys(), cache.values(), self);
-        }
+        let (keys, values) = match cache {
+            KvCache::Host(cache) => return self.forward_paged(q, cache),
+            KvCache::Device { keys, values } => (keys, values),
+        };
         #[cfg(feature = "flash-attn")]
         if q.device().is_cuda() && matches!(q.dtype(), DType::F16 | DType::BF16) {
-            return self.forward_flash(q, cache);
+            return self.forward_flash(q, keys, values);
         }
-        self.forward_gathered(q, cache)
+        self.forward_gathered(q, keys, values)
+    }
+
+    /// The CPU's kernel, which reads keys and values where they lie.
+    fn forward_paged(&self, q: &Tensor, cache: &PagedCache) -> candle_core::Result<Tensor> {
+        let sequences: Vec<PagedSequence<'_>> = self
+            .batch
+            .sequences()
+            .iter()
+            .map(|sequence| PagedSequence {
+                query_start: sequence.query_start,
+                query_len: sequence.query_len,
+                context_len: sequence.context_len,
+                blocks: &sequence.blocks,
+                window: self.window,
+            })
+            .collect();
+        let kernel = PagedAttention {
+            num_heads: self.num_heads,
+            block_size: self.batch.block_size(),
+            scale: self.scale as f32,
+            sequences: &sequences,
+        };
+        let (tokens, width) = (self.batch.num_tokens(), self.num_heads * self.head_dim);
+        let mut output = vec![0f32; tokens * width];
+        with_f32(&q.contiguous()?, |q| kernel.forward(q, cache, &mut output))?
+            .map_err(candle_core::Error::wrap)?;
+        Tensor::from_vec(output, (tokens, width), q.device())
     }
 
     /// Cache slots of a sequence's tokens in order.
@@ -252,7 +278,12 @@ impl CausalAttention<'_> {
 
     /// FlashAttention-2 over the gathered keys and values of all sequences at once.
     #[cfg(feature = "flash-attn")]
-    fn forward_flash(&self, q: &Tensor, cache: &KvCache) -> candle_core::Result<Tensor> {
+    fn forward_flash(
+        &self,
+        q: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> candle_core::Result<Tensor> {
         let sequences = self.batch.sequences();
         let slots: Vec<u32> = sequences
             .iter()
@@ -277,8 +308,8 @@ impl CausalAttention<'_> {
             |length: fn(&SequenceSlice) -> usize| sequences.iter().map(length).max().unwrap_or(0);
         let output = candle_flash_attn::flash_attn_varlen_windowed(
             &q.contiguous()?,
-            &gathered(cache.keys())?,
-            &gathered(cache.values())?,
+            &gathered(keys)?,
+            &gathered(values)?,
             &bounds(|sequence| sequence.query_len)?,
             &bounds(|sequence| sequence.context_len)?,
             longest(|sequence| sequence.query_len),
@@ -292,7 +323,12 @@ impl CausalAttention<'_> {
 
     /// The same by Candle's own operations, for devices without a kernel of ours: keys and values of each sequence
     /// are gathered, scores are materialised in f32.
-    fn forward_gathered(&self, q: &Tensor, cache: &KvCache) -> candle_core::Result<Tensor> {
+    fn forward_gathered(
+        &self,
+        q: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> candle_core::Result<Tensor> {
         let device = q.device();
         let groups = self.num_heads / self.num_kv_heads;
         let mut outputs = Vec::with_capacity(self.batch.sequences().len());
@@ -304,7 +340,7 @@ impl CausalAttention<'_> {
                     .transpose(0, 1)?
                     .contiguous()
             };
-            let (keys, values) = (gathered(cache.keys())?, gathered(cache.values())?);
+            let (keys, values) = (gathered(keys)?, gathered(values)?);
             // [kv_heads, groups * queries, head_dim]: each key/value head is read once for its group of query heads.
             let queries = q
                 .narrow(0, sequence.query_start, sequence.query_len)?
@@ -368,55 +404,6 @@ impl CausalAttention<'_> {
     }
 }
 
-impl CustomOp3 for CausalAttention<'_> {
-    fn name(&self) -> &'static str {
-        "paged-attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        q_layout: &Layout,
-        keys: &CpuStorage,
-        keys_layout: &Layout,
-        values: &CpuStorage,
-        values_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let tokens = self.batch.num_tokens();
-        let width = self.num_heads * self.head_dim;
-        let sequences: Vec<PagedSequence<'_>> = self
-            .batch
-            .sequences()
-            .iter()
-            .map(|sequence| PagedSequence {
-                query_start: sequence.query_start,
-                query_len: sequence.query_len,
-                context_len: sequence.context_len,
-                blocks: &sequence.blocks,
-                window: self.window,
-            })
-            .collect();
-        let kernel = PagedAttention {
-            num_heads: self.num_heads,
-            num_kv_heads: self.num_kv_heads,
-            head_dim: self.head_dim,
-            block_size: self.batch.block_size(),
-            scale: self.scale as f32,
-            sequences: &sequences,
-        };
-        let mut output = vec![0f32; tokens * width];
-        kernel
-            .forward(
-                contiguous_f32(q, q_layout)?,
-                contiguous_f32(keys, keys_layout)?,
-                contiguous_f32(values, values_layout)?,
-                &mut output,
-            )
-            .map_err(candle_core::Error::wrap)?;
-        Ok((CpuStorage::F32(output), Shape::from((tokens, width))))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -426,7 +413,9 @@ mod tests {
     /// Two sequences with scattered blocks, one in mid-prompt and one decoding, after their history was cached.
     #[test]
     fn the_kernel_equals_the_gathered_computation() {
-        let (num_heads, num_kv_heads, head_dim, block_size) = (6, 2, 10, 4);
+        let (num_heads, num_kv_heads, head_dim, block_size) = (6, 2, 10, 16);
+        let width = num_kv_heads * head_dim;
+        let slots = 16 * block_size;
         let spec = CacheSpec {
             layers: vec![LayerSpec::Attention {
                 num_kv_heads,
@@ -436,6 +425,8 @@ mod tests {
             shareable_prompt_len: None,
         };
         let mut cache = Cache::new(&spec, 16, block_size, 0, &Device::Cpu).unwrap();
+        let paged = cache.layers_mut()[0].attention().unwrap();
+        let mut plain = KvCache::tensors(slots, width, DType::F32, &Device::Cpu).unwrap();
         let slice = |query_start, query_len, context_len, blocks: &[u32]| SequenceSlice {
             query_start,
             query_len,
@@ -452,22 +443,21 @@ mod tests {
             let tokens: usize = sequences.iter().map(|s| s.query_len).sum();
             Batch::new(&vec![0; tokens], sequences, &[0], block_size, &Device::Cpu).unwrap()
         };
-        let layer = cache.layers_mut()[0].attention().unwrap();
-        let width = num_kv_heads * head_dim;
-        let history = batch(vec![
-            slice(0, 9, 9, &[7, 2, 11]),
-            slice(9, 12, 12, &[0, 5, 3]),
-        ]);
-        layer
-            .append(&random(21, width), &random(21, width), &history)
-            .unwrap();
+        let mut append = |batch: &Batch| {
+            let tokens = batch.num_tokens();
+            let (keys, values) = (random(tokens, width), random(tokens, width));
+            paged.append(&keys, &values, batch).unwrap();
+            plain.append(&keys, &values, batch).unwrap();
+        };
+        append(&batch(vec![
+            slice(0, 33, 33, &[7, 2, 11]),
+            slice(33, 48, 48, &[0, 5, 3]),
+        ]));
         let step = batch(vec![
-            slice(0, 3, 12, &[7, 2, 11]),
-            slice(3, 1, 13, &[0, 5, 3, 9]),
+            slice(0, 3, 36, &[7, 2, 11]),
+            slice(3, 1, 49, &[0, 5, 3, 9]),
         ]);
-        layer
-            .append(&random(4, width), &random(4, width), &step)
-            .unwrap();
+        append(&step);
 
         let q = random(4, num_heads * head_dim)
             .reshape((4, num_heads, head_dim))
@@ -481,15 +471,10 @@ mod tests {
                 window,
                 scale: 0.3,
             };
-            let kernel: Vec<f32> = attention
-                .forward(&q, layer)
-                .unwrap()
-                .flatten_all()
-                .unwrap()
-                .to_vec1()
-                .unwrap();
-            let gathered = attention.forward_gathered(&q, layer).unwrap();
-            let gathered: Vec<f32> = gathered.flatten_all().unwrap().to_vec1().unwrap();
+            let [kernel, gathered] = [&*paged, &plain].map(|cache| {
+                let output = attention.forward(&q, cache).unwrap();
+                output.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            });
             let worst = kernel
                 .iter()
                 .zip(&gathered)

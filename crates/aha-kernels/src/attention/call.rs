@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
+use super::cache::PagedCache;
 use super::grid::GridBias;
-use super::task::{KEYS, ROWS, Task};
+use super::task::{KEY_PANELS, KEYS, ROWS, Task};
 use super::windows::WindowBias;
 use crate::InstructionSet;
 use crate::matmul::PARALLEL_FROM;
+use crate::pack::PANEL;
 use crate::pool::{for_each_task, threads};
 
 /// Rows of queries, keys or values; heads lie side by side in a row.
@@ -33,13 +35,21 @@ pub(super) struct Sequence<'a> {
     pub(super) seen: Seen,
 }
 
-/// Where the key of a position lies.
+/// Where the keys and values of a sequence lie.
 #[derive(Clone, Copy)]
 pub(super) enum Places<'a> {
-    /// In blocks of this many rows.
-    Blocks(&'a [u32], usize),
-    /// In rows that follow one another from this one on.
-    From(usize),
+    /// In blocks of a cache, of so many positions each.
+    Blocks {
+        cache: &'a PagedCache,
+        blocks: &'a [u32],
+        block_size: usize,
+    },
+    /// In rows that follow one another from row `start` on.
+    Rows {
+        k: Rows<'a>,
+        v: Rows<'a>,
+        start: usize,
+    },
 }
 
 /// Which positions a query sees.
@@ -67,14 +77,20 @@ impl Sequence<'_> {
         }
     }
 
-    /// The row of keys and values that holds `position`.
-    pub(super) fn row(&self, position: usize) -> usize {
-        match self.places {
-            Places::Blocks(blocks, block_size) => {
-                blocks[position / block_size] as usize * block_size + position % block_size
+    /// The pages of a cache that hold some panels of the tile at position `tile`; zero in the place of others.
+    pub(super) fn pages(&self, tile: usize, panels: &Range<usize>) -> [usize; KEY_PANELS] {
+        let mut pages = [0; KEY_PANELS];
+        if let Places::Blocks {
+            blocks, block_size, ..
+        } = self.places
+        {
+            for panel in panels.clone() {
+                let position = tile + panel * PANEL;
+                let slot = blocks[position / block_size] as usize * block_size;
+                pages[panel] = (slot + position % block_size) / PagedCache::PAGE;
             }
-            Places::From(start) => start + position,
         }
+        pages
     }
 }
 
@@ -89,8 +105,6 @@ pub(super) struct Call<'a> {
     pub(super) scale: f32,
     pub(super) sequences: &'a [Sequence<'a>],
     pub(super) q: Rows<'a>,
-    pub(super) k: Rows<'a>,
-    pub(super) v: Rows<'a>,
     pub(super) bias: Option<Bias<'a>>,
     pub(super) out: Output,
 }

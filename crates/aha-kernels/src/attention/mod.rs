@@ -2,16 +2,19 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod cache;
 mod call;
 mod grid;
 mod ragged;
 mod scalar;
+mod source;
 mod task;
 mod windows;
 
 use crate::error::{check_len, checked_mul};
 use crate::{InstructionSet, KernelError, instruction_set};
 
+pub use cache::PagedCache;
 pub use call::Rows;
 use call::{Call, Output, Places, Seen, Sequence};
 pub use grid::GridBias;
@@ -29,13 +32,9 @@ pub use windows::WindowAttention;
 /// positions of the sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct PagedAttention<'a> {
-    /// Query heads; a multiple of `num_kv_heads`.
+    /// Query heads; a multiple of the cache's key and value heads.
     pub num_heads: usize,
-    /// Key and value heads.
-    pub num_kv_heads: usize,
-    /// Values a head, in queries, keys and values alike.
-    pub head_dim: usize,
-    /// Positions a block of the cache holds.
+    /// Positions a block of the cache holds; a multiple of [`PagedCache::PAGE`].
     pub block_size: usize,
     /// Factor of the scores before the softmax, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
@@ -61,10 +60,9 @@ pub struct PagedSequence<'a> {
 impl PagedAttention<'_> {
     /// Computes the attention of all queries.
     ///
-    /// `q` and `out` are `[tokens, num_heads * head_dim]`; the caches are
-    /// `[num_slots, num_kv_heads * head_dim]` with slot = block number * `block_size` + offset, and
-    /// already hold the keys and values of the queries' own tokens. Rows of `out` that belong to no
-    /// sequence keep their content.
+    /// `q` and `out` are `[tokens, num_heads * head_dim]`; the cache already holds the keys and values of the
+    /// queries' own tokens, position `p` of a sequence in slot `blocks[p / block_size] * block_size +
+    /// p % block_size`. Rows of `out` that belong to no sequence keep their content.
     ///
     /// # Errors
     /// When a slice does not fit the shapes, a sequence points outside `q` or the cache, or two
@@ -72,11 +70,10 @@ impl PagedAttention<'_> {
     pub fn forward(
         &self,
         q: &[f32],
-        k_cache: &[f32],
-        v_cache: &[f32],
+        cache: &PagedCache,
         out: &mut [f32],
     ) -> Result<(), KernelError> {
-        self.forward_on(instruction_set(), q, k_cache, v_cache, out)
+        self.forward_on(instruction_set(), q, cache, out)
     }
 
     /// [`PagedAttention::forward`] on a given instruction set, for tests and measurements.
@@ -87,12 +84,11 @@ impl PagedAttention<'_> {
         &self,
         set: InstructionSet,
         q: &[f32],
-        k_cache: &[f32],
-        v_cache: &[f32],
+        cache: &PagedCache,
         out: &mut [f32],
     ) -> Result<(), KernelError> {
         let set = set.require()?;
-        self.check(q, k_cache, v_cache, out)?;
+        self.check(q, cache, out)?;
         let sequences: Vec<Sequence<'_>> = self
             .sequences
             .iter()
@@ -100,24 +96,26 @@ impl PagedAttention<'_> {
                 query_start: sequence.query_start,
                 query_len: sequence.query_len,
                 context_len: sequence.context_len,
-                places: Places::Blocks(sequence.blocks, self.block_size),
+                places: Places::Blocks {
+                    cache,
+                    blocks: sequence.blocks,
+                    block_size: self.block_size,
+                },
                 seen: Seen::Causal(sequence.window),
             })
             .collect();
-        let rows = |values, heads: usize| Rows {
-            values,
-            stride: heads * self.head_dim,
-        };
+        let head_dim = cache.head_dim();
         Call {
             set,
             num_heads: self.num_heads,
-            group: self.num_heads / self.num_kv_heads,
-            head_dim: self.head_dim,
+            group: self.num_heads / cache.num_kv_heads(),
+            head_dim,
             scale: self.scale,
             sequences: &sequences,
-            q: rows(q, self.num_heads),
-            k: rows(k_cache, self.num_kv_heads),
-            v: rows(v_cache, self.num_kv_heads),
+            q: Rows {
+                values: q,
+                stride: self.num_heads * head_dim,
+            },
             bias: None,
             out: Output::new(out),
         }
@@ -125,17 +123,9 @@ impl PagedAttention<'_> {
         Ok(())
     }
 
-    fn check(
-        &self,
-        q: &[f32],
-        k_cache: &[f32],
-        v_cache: &[f32],
-        out: &[f32],
-    ) -> Result<(), KernelError> {
+    fn check(&self, q: &[f32], cache: &PagedCache, out: &[f32]) -> Result<(), KernelError> {
         for (argument, value) in [
             ("num_heads", self.num_heads),
-            ("num_kv_heads", self.num_kv_heads),
-            ("head_dim", self.head_dim),
             ("block_size", self.block_size),
         ] {
             if value == 0 {
@@ -154,14 +144,12 @@ impl PagedAttention<'_> {
                 })
             }
         };
-        multiple("num_heads", self.num_heads, self.num_kv_heads)?;
-        let row = checked_mul(self.num_heads, self.head_dim)?;
-        let slot = checked_mul(self.num_kv_heads, self.head_dim)?;
+        multiple("num_heads", self.num_heads, cache.num_kv_heads())?;
+        multiple("block_size", self.block_size, PagedCache::PAGE)?;
+        let row = checked_mul(self.num_heads, cache.head_dim())?;
         multiple("length of q", q.len(), row)?;
-        multiple("length of k_cache", k_cache.len(), slot)?;
-        check_len("v_cache", k_cache.len(), v_cache.len())?;
         check_len("out", q.len(), out.len())?;
-        let (tokens, slots) = (q.len() / row, k_cache.len() / slot);
+        let (tokens, slots) = (q.len() / row, cache.slots());
         for sequence in self.sequences {
             sequence.check(tokens, slots, self.block_size)?;
         }

@@ -78,7 +78,7 @@ impl RaggedAttention<'_> {
                     query_start: start,
                     query_len: len,
                     context_len: len,
-                    places: Places::From(start),
+                    places: Places::Rows { k, v, start },
                     seen,
                 }
             })
@@ -91,8 +91,6 @@ impl RaggedAttention<'_> {
             scale: self.scale,
             sequences: &sequences,
             q,
-            k,
-            v,
             bias: self.bias.map(Bias::Grid),
             out: Output::new(out),
         }

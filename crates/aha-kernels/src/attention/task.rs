@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use super::call::{Bias, Call, Rows};
+use super::call::{Bias, Call};
+use super::source::{Room, Source, Wanted};
 use crate::InstructionSet;
-use crate::buffer::{Line, bytes_of, flat, flat_mut, prefetch, with_scratch};
-use crate::matmul::{Activations, Panels, Sums, TILE_ROWS, tile, tile_panels};
-use crate::pack::{PANEL, WeightKind};
+use crate::buffer::{Line, flat, flat_mut, with_scratch};
+use crate::matmul::{Activations, Sums, TILE_ROWS, tile, tile_panels};
+use crate::pack::PANEL;
 
 /// Rows (queries times heads of a group) that a task holds at most, if a group is not larger; twice as many where all
 /// queries see the same keys.
@@ -51,14 +52,6 @@ pub(super) struct Step {
 /// Keys that are interleaved at once.
 pub(super) const LANES: usize = 8;
 
-/// Where a tile of keys and values is loaded to.
-struct Loaded<'a> {
-    keys: &'a mut [Line],
-    values: &'a mut [Line],
-    /// `head_dim` zeros.
-    zeros: &'a [f32],
-}
-
 /// What one key head of a task carries from tile to tile.
 struct Head<'a> {
     kv_head: usize,
@@ -66,6 +59,10 @@ struct Head<'a> {
     running: &'a mut [Running],
     /// `[panel of dims][row]`.
     sums: &'a mut [Line],
+    /// Of the tile at work, `[panel][row]`.
+    scores: &'a mut [Line],
+    /// Of the tile at work, `[row][key]`.
+    probabilities: &'a mut [Line],
 }
 
 impl Task {
@@ -73,10 +70,16 @@ impl Task {
         let (dim, heads) = (call.head_dim, self.kv_heads.len());
         let rows = (self.end - self.start) * call.group;
         let dim_panels = dim.div_ceil(PANEL);
-        let (keys, values) = (KEY_PANELS * dim, dim_panels * KEYS);
+        let sequence = &call.sequences[self.sequence];
+        let in_place = sequence.read_in_place(call.set, rows);
+        let (keys, values) = match in_place {
+            Some(_) => (0, 0),
+            None => (KEY_PANELS * dim, dim_panels * KEYS),
+        };
         let (queries, sums) = ((rows * dim).div_ceil(PANEL), dim_panels * rows);
         let scores = KEY_PANELS * rows;
-        let lines = dim_panels + keys + values + 2 * scores + heads * (queries + sums);
+        let own = queries + sums + 2 * scores;
+        let lines = dim_panels + keys + values + heads * own;
         let start = Running {
             largest: f32::NEG_INFINITY,
             sum: 0.0,
@@ -86,19 +89,19 @@ impl Task {
             let (zeros, scratch) = scratch.split_at_mut(dim_panels);
             let (keys, scratch) = scratch.split_at_mut(keys);
             let (values, scratch) = scratch.split_at_mut(values);
-            let (scores, scratch) = scratch.split_at_mut(scores);
-            let (probabilities, scratch) = scratch.split_at_mut(scores.len());
             zeros.fill(Line::ZERO);
-            let zeros = &flat(zeros)[..dim];
-            let (all_queries, all_sums) = scratch.split_at_mut(heads * queries);
+            let mut room = Room {
+                keys,
+                values,
+                zeros: &flat(zeros)[..dim],
+            };
             let mut states: Vec<Head<'_>> = (self.kv_heads.clone())
-                .zip(all_queries.chunks_exact_mut(queries))
-                .zip(
-                    all_sums
-                        .chunks_exact_mut(sums)
-                        .zip(running.chunks_exact_mut(rows)),
-                )
-                .map(|((kv_head, queries), (sums, running))| {
+                .zip(scratch.chunks_exact_mut(own))
+                .zip(running.chunks_exact_mut(rows))
+                .map(|((kv_head, own), running)| {
+                    let (queries, own) = own.split_at_mut(queries);
+                    let (sums, own) = own.split_at_mut(sums);
+                    let (scores, probabilities) = own.split_at_mut(scores);
                     self.pack_queries(call, kv_head, flat_mut(queries));
                     sums.fill(Line::ZERO);
                     Head {
@@ -106,10 +109,11 @@ impl Task {
                         queries,
                         running,
                         sums,
+                        scores,
+                        probabilities,
                     }
                 })
                 .collect();
-            let sequence = &call.sequences[self.sequence];
             let first = sequence.visible(self.start).start;
             let last = sequence.visible(self.end - 1).end;
             // Heads inside, tiles outside: the heads of a position are neighbours in the cache.
@@ -122,27 +126,46 @@ impl Task {
                     let inside = |position: usize| position.clamp(tile, tile + KEYS) - tile;
                     inside(seen.start)..inside(seen.end)
                 };
-                for head in &mut states {
-                    let loaded = Loaded {
-                        keys,
-                        values,
-                        zeros,
+                let wanted = Wanted {
+                    tile,
+                    panels,
+                    positions: first..last,
+                };
+                // In a cache heads lie beside each other, page after page: all walk through a page together, as
+                // memory likes it.
+                let (together, step) = match in_place {
+                    Some(_) => (heads, 1),
+                    None => (1, KEY_PANELS),
+                };
+                for heads in states.chunks_mut(together) {
+                    let source = match in_place {
+                        Some(cache) => Source::Cached {
+                            cache,
+                            pages: sequence.pages(tile, &wanted.panels),
+                        },
+                        None => {
+                            room.load(call, sequence, heads[0].kv_head, &wanted);
+                            room.source()
+                        }
                     };
-                    let at = (tile, panels.clone());
-                    self.load(call, head.kv_head, at, first..last, loaded);
-                    score(call, rows, flat(head.queries), keys, panels.clone(), scores);
-                    if let Some(bias) = &call.bias {
-                        self.add_bias(call, bias, head.kv_head, tile, scores);
+                    for panel in wanted.panels.clone().step_by(step) {
+                        let panels = panel..wanted.panels.end.min(panel + step);
+                        for head in &mut *heads {
+                            head.score(call, source, panels.clone());
+                        }
                     }
-                    head.advance(call, visible, &panels, scores, probabilities);
-                    weigh(
-                        call.set,
-                        rows,
-                        visible,
-                        flat(probabilities),
-                        values,
-                        head.sums,
-                    );
+                    for head in &mut *heads {
+                        if let Some(bias) = &call.bias {
+                            self.add_bias(call, bias, head.kv_head, tile, head.scores);
+                        }
+                        head.advance(call, visible, &wanted.panels);
+                    }
+                    for panel in wanted.panels.clone().step_by(step) {
+                        let keys = panel * PANEL..(panel + step) * PANEL;
+                        for head in &mut *heads {
+                            head.weigh(call.set, visible, source, keys.clone());
+                        }
+                    }
                 }
             }
             for head in &states {
@@ -169,59 +192,6 @@ impl Task {
                 let source = &call.q.values[token * call.q.stride + head * dim..][..dim];
                 for (&value, place) in source.iter().zip(target[row..].iter_mut().step_by(count)) {
                     *place = value;
-                }
-            }
-        }
-    }
-
-    /// Loads the keys of some panels of the tile at position `tile` as `[dim][16 keys]` and their values as
-    /// panels `[KEYS][16 dims]`. Places of positions outside `wanted` are zero.
-    fn load(
-        &self,
-        call: &Call<'_>,
-        kv_head: usize,
-        (tile, panels): (usize, Range<usize>),
-        wanted: Range<usize>,
-        into: Loaded<'_>,
-    ) {
-        let sequence = &call.sequences[self.sequence];
-        let dim = call.head_dim;
-        let place = |position: usize| {
-            let row = sequence.row(position);
-            let part = |rows: Rows<'_>| row * rows.stride + kv_head * dim;
-            let (key, value) = (part(call.k), part(call.v));
-            (
-                &call.k.values[key..key + dim],
-                &call.v.values[value..value + dim],
-            )
-        };
-        for first in (panels.start * PANEL..panels.end * PANEL).step_by(LANES) {
-            let rows: [_; LANES] = std::array::from_fn(|lane| {
-                let position = tile + first + lane;
-                if position + KEYS < wanted.end {
-                    // Rows of a cache lie too far apart for the processor to guess the next one.
-                    let (key, value) = place(position + KEYS);
-                    prefetch(key);
-                    prefetch(value);
-                }
-                if wanted.contains(&position) {
-                    place(position)
-                } else {
-                    (into.zeros, into.zeros)
-                }
-            });
-            let target = &mut into.keys[first / PANEL * dim..][..dim];
-            interleave(call.set, rows.map(|(key, _)| key), first % PANEL, target);
-            for (lane, (_, value)) in rows.into_iter().enumerate() {
-                let lines = into.values[first + lane..].iter_mut().step_by(KEYS);
-                for (line, piece) in lines.zip(value.chunks(PANEL)) {
-                    match <&[f32; PANEL]>::try_from(piece) {
-                        Ok(whole) => line.0 = *whole,
-                        Err(_) => {
-                            *line = Line::ZERO;
-                            line.0[..piece.len()].copy_from_slice(piece);
-                        }
-                    }
                 }
             }
         }
@@ -272,24 +242,43 @@ impl Task {
 }
 
 impl Head<'_> {
+    /// `scores[panel][row] = query · key`, for some panels of the tile.
+    fn score(&mut self, call: &Call<'_>, source: Source<'_>, panels: Range<usize>) {
+        let (dim, rows) = (call.head_dim, self.running.len());
+        for from in (0..rows).step_by(TILE_ROWS) {
+            let count = TILE_ROWS.min(rows - from);
+            let x = Activations::Packed(&flat(self.queries)[from * dim..(from + count) * dim]);
+            let mut panel = panels.start;
+            while panel < panels.end {
+                let w = source.keys((self.kv_head, dim), count, panel..panels.end);
+                let together = w.count;
+                let sums = Sums {
+                    lines: &mut self.scores[panel * rows + from..],
+                    stride: rows,
+                    accumulate: false,
+                };
+                tile(call.set, x, count, w, dim, sums);
+                panel += together;
+            }
+        }
+    }
+
     /// The softmax over one more tile: scores `[panel][row]` to probabilities `[row][key]`.
     fn advance(
         &mut self,
         call: &Call<'_>,
         visible: impl Fn(usize) -> Range<usize>,
         panels: &Range<usize>,
-        scores: &[Line],
-        probabilities: &mut [Line],
     ) {
         let rows = self.running.len();
-        let (probabilities, _) = probabilities.as_chunks_mut::<KEY_PANELS>();
+        let (probabilities, _) = self.probabilities.as_chunks_mut::<KEY_PANELS>();
         for ((row, running), target) in self.running.iter_mut().enumerate().zip(probabilities) {
             let seen = visible(row);
             if seen.is_empty() {
                 continue;
             }
             let scores: [&Line; KEY_PANELS] =
-                std::array::from_fn(|panel| &scores[panel * rows + row]);
+                std::array::from_fn(|panel| &self.scores[panel * rows + row]);
             let tile = Tile {
                 scores,
                 panels: panels.clone(),
@@ -305,53 +294,59 @@ impl Head<'_> {
             running.largest = step.largest;
         }
     }
-}
 
-/// `scores[panel][row] = query · key`, for some panels of one tile of keys.
-fn score(
-    call: &Call<'_>,
-    rows: usize,
-    queries: &[f32],
-    keys: &[Line],
-    panels: Range<usize>,
-    scores: &mut [Line],
-) {
-    let dim = call.head_dim;
-    let stride = dim * size_of::<Line>();
-    for from in (0..rows).step_by(TILE_ROWS) {
-        let count = TILE_ROWS.min(rows - from);
-        let x = Activations::Packed(&queries[from * dim..(from + count) * dim]);
-        let mut panel = panels.start;
-        while panel < panels.end {
-            let together = tile_panels(count, panels.end - panel);
-            let data = &bytes_of(keys)[panel * stride..];
-            let w = Panels {
-                data,
-                kind: WeightKind::F32,
-                stride,
-                count: together,
-                ahead: &[],
-            };
-            let lines = &mut scores[panel * rows + from..];
-            tile(
-                call.set,
-                x,
-                count,
-                w,
-                dim,
-                Sums {
-                    lines,
-                    stride: rows,
-                    accumulate: false,
-                },
-            );
-            panel += together;
+    /// Adds `probabilities · values` of those of the tile's `keys` that are visible to the sums.
+    ///
+    /// Rows see different keys at the edges of their context. A key that a row does not see must not
+    /// reach it even with probability zero, since its value may be infinite: so the rows of a tile are
+    /// those neighbours that see the same keys.
+    fn weigh(
+        &mut self,
+        set: InstructionSet,
+        visible: impl Fn(usize) -> Range<usize>,
+        source: Source<'_>,
+        keys: Range<usize>,
+    ) {
+        let rows = self.running.len();
+        let panels = self.sums.len() / rows;
+        let probabilities = flat(self.probabilities);
+        let visible = |row: usize| {
+            let seen = visible(row);
+            seen.start.max(keys.start)..seen.end.min(keys.end)
+        };
+        let mut from = 0;
+        while from < rows {
+            let seen = visible(from);
+            let same =
+                (from + 1..rows.min(from + TILE_ROWS)).take_while(|&row| visible(row) == seen);
+            let count = 1 + same.count();
+            if !seen.is_empty() {
+                let x = Activations::Rows(&probabilities[from * KEYS + seen.start..], KEYS);
+                let mut panel = 0;
+                while panel < panels {
+                    let together = tile_panels(count, panels - panel);
+                    let w = source.values(self.kv_head, seen.start, panel, together);
+                    let sums = Sums {
+                        lines: &mut self.sums[panel * rows + from..],
+                        stride: rows,
+                        accumulate: true,
+                    };
+                    tile(set, x, count, w, seen.len(), sums);
+                    panel += together;
+                }
+            }
+            from += count;
         }
     }
 }
 
 /// Writes eight rows of `dim` values as lanes `first_lane..first_lane + 8` of `dim` lines.
-fn interleave(set: InstructionSet, rows: [&[f32]; LANES], first_lane: usize, lines: &mut [Line]) {
+pub(super) fn interleave(
+    set: InstructionSet,
+    rows: [&[f32]; LANES],
+    first_lane: usize,
+    lines: &mut [Line],
+) {
     match set {
         #[cfg(target_arch = "x86_64")]
         set if set.has_avx2() => {
@@ -386,50 +381,5 @@ fn softmax(
             unsafe { super::avx2::softmax(tile, scale, largest, out) }
         }
         _ => super::scalar::softmax(tile, scale, largest, out),
-    }
-}
-
-/// Adds `probabilities · values` of the visible keys to the sums.
-///
-/// Rows see different keys at the edges of their context. A key that a row does not see must not
-/// reach it even with probability zero, since its value may be infinite: so the rows of a tile are
-/// those neighbours that see the same keys.
-fn weigh(
-    set: InstructionSet,
-    rows: usize,
-    visible: impl Fn(usize) -> Range<usize>,
-    probabilities: &[f32],
-    values: &[Line],
-    sums: &mut [Line],
-) {
-    let panels = values.len() / KEYS;
-    let mut from = 0;
-    while from < rows {
-        let seen = visible(from);
-        let same = (from + 1..rows.min(from + TILE_ROWS)).take_while(|&row| visible(row) == seen);
-        let count = 1 + same.count();
-        if !seen.is_empty() {
-            let x = Activations::Rows(&probabilities[from * KEYS + seen.start..], KEYS);
-            let mut panel = 0;
-            while panel < panels {
-                let together = tile_panels(count, panels - panel);
-                let w = Panels {
-                    data: bytes_of(&values[panel * KEYS + seen.start..]),
-                    kind: WeightKind::F32,
-                    stride: KEYS * size_of::<Line>(),
-                    count: together,
-                    ahead: &[],
-                };
-                let lines = &mut sums[panel * rows + from..];
-                let sums = Sums {
-                    lines,
-                    stride: rows,
-                    accumulate: true,
-                };
-                tile(set, x, count, w, seen.len(), sums);
-                panel += together;
-            }
-        }
-        from += count;
     }
 }

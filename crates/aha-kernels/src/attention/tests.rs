@@ -1,8 +1,11 @@
 use crate::matmul::tests::values;
 use crate::pool::with_threads;
-use crate::{InstructionSet, KernelError, PagedAttention, PagedSequence};
+use crate::{InstructionSet, KernelError, PagedAttention, PagedCache, PagedSequence, WeightKind};
+use half::f16;
 
-const BLOCK: usize = 8;
+const BLOCK: usize = 32;
+
+const KINDS: [WeightKind; 2] = [WeightKind::F32, WeightKind::F16];
 
 #[derive(Clone, Copy, Debug)]
 struct Shape {
@@ -16,13 +19,19 @@ struct Shape {
 struct Cached {
     shape: Shape,
     q: Vec<f32>,
+    /// A row a slot, as are the values.
     k: Vec<f32>,
     v: Vec<f32>,
+    cache: PagedCache,
     blocks: Vec<u32>,
 }
 
 impl Cached {
     fn new(shape: Shape, len: usize) -> Self {
+        Self::of_kind(shape, len, WeightKind::F32)
+    }
+
+    fn of_kind(shape: Shape, len: usize, kind: WeightKind) -> Self {
         let count = len.div_ceil(BLOCK);
         let blocks = (0..count)
             .map(|block| ((block * 7 + 3) % (7 * count)) as u32)
@@ -30,15 +39,30 @@ impl Cached {
         let slots = 7 * count * BLOCK + BLOCK;
         let mut q = values(len * shape.heads * shape.dim, 1);
         q.iter_mut().for_each(|value| *value *= 4.0);
-        let k = values(slots * shape.kv_heads * shape.dim, 2);
-        let v = values(slots * shape.kv_heads * shape.dim, 3);
-        Self {
+        let mut k = values(slots * shape.kv_heads * shape.dim, 2);
+        let mut v = values(slots * shape.kv_heads * shape.dim, 3);
+        if kind == WeightKind::F16 {
+            for value in k.iter_mut().chain(&mut v) {
+                *value = f16::from_f32(*value).to_f32();
+            }
+        }
+        let cache = PagedCache::new(kind, slots, shape.kv_heads, shape.dim).unwrap();
+        let mut cached = Self {
             shape,
             q,
             k,
             v,
+            cache,
             blocks,
-        }
+        };
+        cached.write();
+        cached
+    }
+
+    /// Writes all rows to the cache.
+    fn write(&mut self) {
+        let slots: Vec<u32> = (0..self.cache.slots() as u32).collect();
+        self.cache.write(&slots, &self.k, &self.v).unwrap();
     }
 
     fn slot(&self, position: usize) -> usize {
@@ -58,7 +82,7 @@ impl Cached {
         let q = &self.q[start * row..end * row];
         let mut out = vec![f32::NAN; q.len()];
         self.attention(&[sequence])
-            .forward_on(set, q, &self.k, &self.v, &mut out)
+            .forward_on(set, q, &self.cache, &mut out)
             .unwrap();
         out
     }
@@ -66,8 +90,6 @@ impl Cached {
     fn attention<'a>(&self, sequences: &'a [PagedSequence<'a>]) -> PagedAttention<'a> {
         PagedAttention {
             num_heads: self.shape.heads,
-            num_kv_heads: self.shape.kv_heads,
-            head_dim: self.shape.dim,
             block_size: BLOCK,
             scale: 1.0 / (self.shape.dim as f32).sqrt(),
             sequences,
@@ -162,8 +184,11 @@ pub(super) fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn attention_agrees_with_the_definition() {
     for shape in shapes() {
-        for len in [1, 5, 31, 32, 33, 100, 150] {
-            let cached = Cached::new(shape, len);
+        for (len, kind) in [1, 5, 31, 32, 33, 100, 150]
+            .into_iter()
+            .flat_map(|len| KINDS.map(|kind| (len, kind)))
+        {
+            let cached = Cached::of_kind(shape, len, kind);
             for set in available() {
                 let out = cached.chunk(set, 0, len);
                 for (index, out) in out.chunks(shape.dim).enumerate() {
@@ -183,9 +208,12 @@ fn attention_agrees_with_the_definition() {
 
 #[test]
 fn chunks_of_a_prompt_change_no_bit() {
-    for shape in shapes() {
+    for (shape, kind) in shapes()
+        .into_iter()
+        .flat_map(|shape| KINDS.map(|kind| (shape, kind)))
+    {
         let len = 130;
-        let cached = Cached::new(shape, len);
+        let cached = Cached::of_kind(shape, len, kind);
         let row = shape.heads * shape.dim;
         for set in available() {
             let whole = cached.chunk(set, 0, len);
@@ -238,7 +266,7 @@ fn sequences_of_a_batch_do_not_meet() {
         let mut out = vec![7.0; q.len()];
         let attention = cached.attention(&sequences);
         attention
-            .forward_on(set, &q, &cached.k, &cached.v, &mut out)
+            .forward_on(set, &q, &cached.cache, &mut out)
             .unwrap();
         let whole = cached.chunk(set, 0, 90);
         for (index, out) in out.chunks(row).enumerate() {
@@ -267,6 +295,7 @@ fn a_query_is_blind_to_later_and_to_forgotten_tokens() {
     let start = cached.slot(40) * shape.dim;
     cached.k[start] = f32::NAN;
     cached.v[start..start + shape.dim].fill(f32::INFINITY);
+    cached.write();
     for (set, before) in available().into_iter().zip(before) {
         let after = cached.chunk(set, 0, 70);
         for (query, (after, before)) in after.chunks(32).zip(before.chunks(32)).enumerate() {
@@ -305,12 +334,12 @@ fn sequences_that_point_outside_are_errors() {
             dim: 4,
             window: None,
         },
-        16,
+        64,
     );
     let good = PagedSequence {
         query_start: 0,
         query_len: 2,
-        context_len: 16,
+        context_len: 40,
         blocks: &cached.blocks,
         window: None,
     };
@@ -319,7 +348,7 @@ fn sequences_that_point_outside_are_errors() {
         let mut out = vec![0.0; 4 * 8];
         cached
             .attention(sequences)
-            .forward(&q, &cached.k, &cached.v, &mut out)
+            .forward(&q, &cached.cache, &mut out)
     };
     assert_eq!(run(&[good]), Ok(()));
     let bad = [
@@ -336,7 +365,7 @@ fn sequences_that_point_outside_are_errors() {
             ..good
         },
         PagedSequence {
-            context_len: 17,
+            context_len: 65,
             ..good
         },
         PagedSequence {
@@ -379,11 +408,56 @@ fn sequences_that_point_outside_are_errors() {
     );
     let sequences = [good];
     let mut attention = cached.attention(&sequences);
-    attention.num_kv_heads = 0;
+    attention.block_size = 24;
     assert_eq!(
-        attention.forward(&[], &[], &[], &mut []),
-        Err(KernelError::Zero {
-            argument: "num_kv_heads"
+        attention.forward(&[], &cached.cache, &mut []),
+        Err(KernelError::NotMultiple {
+            argument: "block_size",
+            value: 24,
+            of: 16
         })
     );
+}
+
+#[test]
+fn caches_refuse_what_does_not_fit() {
+    let new = |kind, slots, heads, dim| PagedCache::new(kind, slots, heads, dim).map(|_| ());
+    assert_eq!(new(WeightKind::F16, 32, 2, 8), Ok(()));
+    assert!(new(WeightKind::Bf16, 32, 2, 8).is_err());
+    assert!(new(WeightKind::F32, 20, 2, 8).is_err());
+    assert!(new(WeightKind::F32, 32, 0, 8).is_err());
+    assert!(new(WeightKind::F32, 32, 2, 0).is_err());
+    assert!(new(WeightKind::F32, usize::MAX / 16 * 16, 2, 8).is_err());
+    let mut cache = PagedCache::new(WeightKind::F32, 32, 2, 8).unwrap();
+    assert!(cache.write(&[31], &[0.0; 16], &[0.0; 16]).is_ok());
+    assert!(cache.write(&[32], &[0.0; 16], &[0.0; 16]).is_err());
+    assert!(cache.write(&[0, 1], &[0.0; 16], &[0.0; 16]).is_err());
+    assert!(cache.write(&[0], &[0.0; 16], &[0.0; 8]).is_err());
+}
+
+#[test]
+fn finite_values_stay_finite_in_half_precision() {
+    let mut cache = PagedCache::new(WeightKind::F16, 16, 1, 4).unwrap();
+    let (key, value) = ([0.0; 4], [1e6, -1e6, 1.5, f32::INFINITY]);
+    cache.write(&[0], &key, &value).unwrap();
+    let sequences = [PagedSequence {
+        query_start: 0,
+        query_len: 1,
+        context_len: 1,
+        blocks: &[0],
+        window: None,
+    }];
+    let attention = PagedAttention {
+        num_heads: 1,
+        block_size: 16,
+        scale: 1.0,
+        sequences: &sequences,
+    };
+    for set in available() {
+        let mut out = [0.0; 4];
+        attention
+            .forward_on(set, &[1.0; 4], &cache, &mut out)
+            .unwrap();
+        assert_eq!(out, [65504.0, -65504.0, 1.5, f32::INFINITY], "{set:?}");
+    }
 }

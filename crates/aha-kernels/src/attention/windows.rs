@@ -95,7 +95,11 @@ impl WindowAttention<'_> {
                 query_start: window * self.len,
                 query_len: self.len,
                 context_len: self.len,
-                places: Places::From(window * self.len),
+                places: Places::Rows {
+                    k,
+                    v,
+                    start: window * self.len,
+                },
                 seen: Seen::All,
             })
             .collect();
@@ -107,8 +111,6 @@ impl WindowAttention<'_> {
             scale: self.scale,
             sequences: &sequences,
             q,
-            k,
-            v,
             bias: Some(Bias::Windows(WindowBias {
                 heads: self.bias,
                 masks: self.masks,

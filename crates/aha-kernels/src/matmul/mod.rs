@@ -111,7 +111,13 @@ pub(crate) fn tile(
 
 /// Writes columns `start..start + out.len()` of `panel` as `f32`, sixteen rows a line. `start` must be
 /// a multiple of 32.
-fn decode(set: InstructionSet, kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
+pub(crate) fn decode(
+    set: InstructionSet,
+    kind: WeightKind,
+    panel: &[u8],
+    start: usize,
+    out: &mut [Line],
+) {
     match set {
         #[cfg(target_arch = "x86_64")]
         set if set.has_avx2() => {
@@ -343,7 +349,7 @@ fn narrow_group(
 
 /// Whether tiles of `rows` rows read panels of this kind as they are. From five rows on, the registers
 /// that unpacking takes are missing for the sums, and decoding first is faster.
-fn reads_directly(set: InstructionSet, kind: WeightKind, rows: usize) -> bool {
+pub(crate) fn reads_directly(set: InstructionSet, kind: WeightKind, rows: usize) -> bool {
     match kind {
         WeightKind::F32 => true,
         WeightKind::F16 | WeightKind::Bf16 => set.has_avx2() && rows <= 4,

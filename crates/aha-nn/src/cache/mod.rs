@@ -3,6 +3,7 @@
 mod kv;
 mod recurrent;
 
+use aha_kernels::PagedCache;
 use candle_core::{DType, Device, Result};
 pub use kv::KvCache;
 pub use recurrent::{RecurrentCache, StateRows};
@@ -76,7 +77,7 @@ impl LayerSpec {
 pub struct CacheSpec {
     /// One entry a decoder layer.
     pub layers: Vec<LayerSpec>,
-    /// Type of the cached keys and values; recurrent states are f32.
+    /// Type of the cached keys and values, on the CPU f32 or f16; recurrent states are f32.
     pub dtype: DType,
     /// Prompts up to this length may share cached blocks with others: beyond it some rope scalings make a key
     /// depend on the length of its whole prompt. `None`: always.
@@ -142,6 +143,9 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// Tokens that blocks of attention layers' caches are multiples of on the CPU.
+    pub const PAGE: usize = PagedCache::PAGE;
+
     /// Allocates `num_blocks` blocks of `block_size` tokens for every attention layer of `spec`, and `num_states`
     /// slots for every recurrent one.
     ///
@@ -159,7 +163,8 @@ impl Cache {
                 head_dim,
             } => KvCache::new(
                 num_blocks * block_size,
-                num_kv_heads * head_dim,
+                num_kv_heads,
+                head_dim,
                 spec.dtype,
                 device,
             )

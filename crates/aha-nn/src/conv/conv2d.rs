@@ -536,6 +536,7 @@ mod tests {
             device: Device::Cpu,
             dtype: DType::F32,
             weights: Precision::Stored,
+            kv_cache: DType::F32,
         }
     }
 

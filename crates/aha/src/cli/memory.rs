@@ -35,10 +35,8 @@ pub(crate) struct Need {
     /// What `--dtype` takes; `auto` is as stored.
     pub(crate) dtype: &'static str,
     pub(crate) weight_bytes: u64,
-    /// Cache of 1000 tokens on the CPU, which keeps it in f32.
-    pub(crate) cache_bytes_cpu: Option<u64>,
-    /// The same on an accelerator, in the type of the activations.
-    pub(crate) cache_bytes_gpu: Option<u64>,
+    /// Cache of 1000 tokens: f32 where the weights are, else 16 bits a value.
+    pub(crate) cache_bytes: Option<u64>,
 }
 
 impl Shape {
@@ -164,8 +162,7 @@ impl Shape {
         let need = |dtype, weight_bytes, size: u64| Need {
             dtype,
             weight_bytes,
-            cache_bytes_cpu: self.cache_bytes(4),
-            cache_bytes_gpu: self.cache_bytes(size),
+            cache_bytes: self.cache_bytes(size),
         };
         vec![
             need("auto", stored, stored_size),
@@ -227,8 +224,8 @@ mod tests {
         let needs = shape.needs(600, 1200, 2);
         assert_eq!(needs[0].weight_bytes, 1200);
         assert_eq!(needs[1].weight_bytes, 2400);
-        assert_eq!(needs[1].cache_bytes_cpu, Some(229_376_000));
-        assert_eq!(needs[2].cache_bytes_gpu, Some(114_688_000));
+        assert_eq!(needs[1].cache_bytes, Some(229_376_000));
+        assert_eq!(needs[2].cache_bytes, Some(114_688_000));
 
         // Without head_dim it is the share of a head.
         let shared = json!({"num_hidden_layers": 3, "num_key_value_heads": 2,

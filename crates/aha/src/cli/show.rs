@@ -262,17 +262,11 @@ fn memory(needs: &[Need]) -> String {
         vec![
             need.dtype.to_owned(),
             bytes(need.weight_bytes),
-            size(need.cache_bytes_cpu),
-            size(need.cache_bytes_gpu),
+            size(need.cache_bytes),
         ]
     };
     let rows: Vec<_> = needs.iter().map(row).collect();
-    let headings = [
-        "MEMORY AT --dtype",
-        "WEIGHTS",
-        "1000 TOKENS ON THE CPU",
-        "ON A GPU",
-    ];
+    let headings = ["MEMORY AT --dtype", "WEIGHTS", "1000 TOKENS"];
     columns(&headings, &rows)
 }
 

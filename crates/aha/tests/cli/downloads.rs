@@ -357,7 +357,7 @@ fn the_documented_shapes_of_json_hold() {
     );
     assert_eq!(
         fields(&shown["memory"][0]).join(" "),
-        "dtype weight_bytes cache_bytes_cpu cache_bytes_gpu"
+        "dtype weight_bytes cache_bytes"
     );
     let verified = json(&["verify", ID, "--json"]);
     assert_eq!(fields(&verified).join(" "), "model path ok files golden");
