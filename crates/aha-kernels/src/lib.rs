@@ -33,6 +33,7 @@ mod quant;
 mod recurrent;
 mod rotary;
 mod snake;
+mod transpose;
 
 pub use activation::Activation;
 pub use arithmetic::{Arithmetic, measure_multiply_add_rate};

@@ -5,7 +5,7 @@ use aha_nn::attention::{AttentionConfig, SelfAttention};
 use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, CacheSpec, LayerCache, LayerSpec};
 use aha_nn::linear::{Embedding, Linear};
-use aha_nn::mlp::{Activation, GatedMlp};
+use aha_nn::mlp::{Activation, GatedMlp, Residual, add_residual};
 use aha_nn::moe::MoeMlp;
 use aha_nn::norm::RmsNorm;
 use aha_nn::ragged::SequenceBounds;
@@ -218,6 +218,15 @@ impl Module for FeedForward {
     }
 }
 
+impl Residual for FeedForward {
+    fn forward_added(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(mlp) => mlp.forward_added(x, residual),
+            Self::Experts(experts) => add_residual(&experts.forward(x)?, residual),
+        }
+    }
+}
+
 /// Token mixer and MLP, each behind a norm (or between two) and beside a residual.
 #[derive(Debug)]
 pub struct TransformerLayer<M> {
@@ -266,12 +275,14 @@ impl<M> TransformerLayer<M> {
         let normed = self.input_layernorm.forward(hidden)?;
         let mixed = mix(&self.mixer, &normed)?;
         let mixed = self.post_mixer_norm.as_ref().forward(&mixed)?;
-        let hidden = (hidden + scaled(mixed, self.residual_scale)?)?;
-        let fed = self
-            .mlp
-            .forward(&self.post_attention_layernorm.forward(&hidden)?)?;
+        let hidden = add_residual(&scaled(mixed, self.residual_scale)?, hidden)?;
+        let normed = self.post_attention_layernorm.forward(&hidden)?;
+        if self.post_mlp_norm.is_none() && self.residual_scale == 1.0 {
+            return self.mlp.forward_added(&normed, &hidden);
+        }
+        let fed = self.mlp.forward(&normed)?;
         let fed = self.post_mlp_norm.as_ref().forward(&fed)?;
-        hidden + scaled(fed, self.residual_scale)?
+        add_residual(&scaled(fed, self.residual_scale)?, &hidden)
     }
 }
 

@@ -180,8 +180,9 @@ impl Projections {
                 let part = |index: usize| qkv.narrow(1, index, 1)?.squeeze(1);
                 [part(0)?, part(1)?, part(2)?]
             }
-            Self::Separate([q, k, v]) => {
-                let part = |layer: &Linear| layer.forward(x)?.reshape((tokens, heads, head_dim));
+            Self::Separate(layers) => {
+                let [q, k, v] = Linear::forward_together(layers.each_ref(), x)?;
+                let part = |x: Tensor| x.reshape((tokens, heads, head_dim));
                 [part(q)?, part(k)?, part(v)?]
             }
         })

@@ -136,6 +136,28 @@ impl CustomOp1 for Activate {
     }
 }
 
+/// The sum of two tensors.
+pub(crate) struct Add;
+
+impl CustomOp2 for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        other: &CpuStorage,
+        other_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let mut out = contiguous_f32(x, x_layout)?.to_vec();
+        aha_kernels::add(&mut out, contiguous_f32(other, other_layout)?)
+            .map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+}
+
 /// `silu(gate) * up`.
 pub(crate) struct SiluMul;
 

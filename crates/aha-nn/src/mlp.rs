@@ -72,6 +72,19 @@ pub trait Residual: Module {
     fn forward_added(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor>;
 }
 
+/// `residual + x`, of one shape. On the CPU it takes the kernels' threads; Candle has its own, and while some look out
+/// for work the others lack a core.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn add_residual(x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
+    if cpu::is_f32_on_cpu(x) && cpu::is_f32_on_cpu(residual) && x.dims() == residual.dims() {
+        let residual = residual.contiguous()?;
+        return x.contiguous()?.apply_op2_no_bwd(&residual, &cpu::Add);
+    }
+    residual + x
+}
+
 /// `activation(gate) * x`, of one shape.
 pub fn gated(activation: Activation, gate: &Tensor, x: &Tensor) -> candle_core::Result<Tensor> {
     if activation == Activation::Silu && cpu::is_f32_on_cpu(gate) {

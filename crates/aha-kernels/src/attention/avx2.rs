@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use super::task::{KEYS, LANES, Probabilities, Step, Tile};
 use crate::buffer::{Line, flat_mut};
 use crate::exp::avx2::exp_of_negative;
+use crate::transpose::avx2::transposed;
 
 /// Vectors of a tile.
 const VECTORS: usize = KEYS / 8;
@@ -138,33 +139,4 @@ pub(super) fn interleave(rows: [&[f32]; LANES], first_lane: usize, lines: &mut [
         first_lane,
         &mut lines[whole..],
     );
-}
-
-/// The transpose of an 8 x 8 matrix.
-#[target_feature(enable = "avx2,fma")]
-fn transposed(rows: [__m256; 8]) -> [__m256; 8] {
-    let pair = |a, b| (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-    let [r0, r1, r2, r3, r4, r5, r6, r7] = rows;
-    let ((a0, a1), (a2, a3)) = (pair(r0, r1), pair(r2, r3));
-    let ((a4, a5), (a6, a7)) = (pair(r4, r5), pair(r6, r7));
-    let quad = |a, b| {
-        (
-            _mm256_shuffle_ps::<0x44>(a, b),
-            _mm256_shuffle_ps::<0xee>(a, b),
-        )
-    };
-    let ((b0, b1), (b2, b3)) = (quad(a0, a2), quad(a1, a3));
-    let ((b4, b5), (b6, b7)) = (quad(a4, a6), quad(a5, a7));
-    let low = |a, b| _mm256_permute2f128_ps::<0x20>(a, b);
-    let high = |a, b| _mm256_permute2f128_ps::<0x31>(a, b);
-    [
-        low(b0, b4),
-        low(b1, b5),
-        low(b2, b6),
-        low(b3, b7),
-        high(b0, b4),
-        high(b1, b5),
-        high(b2, b6),
-        high(b3, b7),
-    ]
 }

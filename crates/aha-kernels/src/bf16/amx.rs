@@ -8,9 +8,8 @@ use std::arch::asm;
 use std::ops::Range;
 
 use super::work;
-use crate::buffer::{Line, flat_mut, with_scratch};
-use crate::matmul::{Job, PARALLEL_FROM, for_each_job_piece, tasks};
-use crate::pool::for_each_stretch;
+use crate::buffer::Line;
+use crate::matmul::{Job, for_each_job_piece, tasks};
 
 /// Rows of a tile, and lines of sixteen pairs.
 const TILE: usize = 16;
@@ -27,42 +26,29 @@ pub(super) fn takes(cols: usize) -> bool {
     cols > 0 && cols.is_multiple_of(DEPTH)
 }
 
-/// See [`super::matmul`].
-pub(super) fn matmul(jobs: &[Job<'_>], x: &[f32], m: usize) {
-    let cols = jobs[0].w.cols();
-    let pairs = cols / 2;
-    with_scratch((m * pairs).div_ceil(16), |scratch| {
-        let words = &mut flat_mut(scratch)[..m * pairs];
-        for_each_stretch(words, PARALLEL_FROM / 2, TILE * pairs, |start, words| {
-            let x = &x[2 * start..][..2 * words.len()];
-            for (x, words) in x.chunks_exact(cols).zip(words.chunks_exact_mut(pairs)) {
-                // SAFETY: the instruction set includes AVX-512 with BF16.
-                unsafe { super::avx512::round(cols, x, 1, words) }
-            }
-        });
-        let x = &*words;
-        let groups = |job: &Job<'_>| job.w.panels().div_ceil(PANELS);
-        let groups: Vec<_> = jobs.iter().map(groups).collect();
-        let all = groups.iter().sum();
-        let count = if m <= TILE {
-            tasks(all, work(jobs, m))
-        } else {
-            all
-        };
-        for_each_job_piece(&groups, count, |job, group| {
-            let panels = group * PANELS..jobs[job].w.panels().min((group + 1) * PANELS);
-            multiply(&jobs[job], panels, x, m);
-        });
+/// The products with rows `x` of pairs of columns, as [`super::matmul`] has rounded them.
+pub(super) fn multiply(jobs: &[Job<'_>], x: &[u32], m: usize) {
+    let groups = |job: &Job<'_>| job.w.panels().div_ceil(PANELS);
+    let groups: Vec<_> = jobs.iter().map(groups).collect();
+    let all = groups.iter().sum();
+    let count = if m <= TILE {
+        tasks(all, work(jobs, m))
+    } else {
+        all
+    };
+    for_each_job_piece(&groups, count, |job, group| {
+        let panels = group * PANELS..jobs[job].w.panels().min((group + 1) * PANELS);
+        multiply_group(&jobs[job], panels, x, m);
     });
 }
 
 /// All rows with up to four panels, which stay in the second-level cache meanwhile.
-fn multiply(job: &Job<'_>, panels: Range<usize>, x: &[f32], m: usize) {
+fn multiply_group(job: &Job<'_>, panels: Range<usize>, x: &[u32], m: usize) {
     let pairs = job.w.cols() / 2;
     let weights = job.w.panel_range(panels.start, panels.len());
+    let mut sums = [Line::ZERO; PANELS * TILE];
     for from in (0..m).step_by(TILE) {
         let rows = from..m.min(from + TILE);
-        let mut sums = [Line::ZERO; PANELS * TILE];
         let x = &x[rows.start * pairs..rows.end * pairs];
         // SAFETY: the instruction set was checked by the caller of `matmul`.
         unsafe { tiles(x, rows.len(), pairs, weights, panels.len(), &mut sums) }
@@ -107,7 +93,7 @@ impl Config {
 /// # Safety
 /// AMX with BF16 must be granted.
 unsafe fn tiles(
-    x: &[f32],
+    x: &[u32],
     rows: usize,
     pairs: usize,
     panels: &[u8],

@@ -12,16 +12,35 @@ use std::ops::Range;
 
 use crate::InstructionSet;
 use crate::buffer::{Line, flat_mut, with_scratch};
-use crate::matmul::{Job, PARALLEL_FROM, cut, for_each_job_piece, tasks};
-use crate::pool::{for_each_piece, for_each_task, threads};
+use crate::matmul::{Job, PARALLEL_FROM, cut, for_each_job_stretch, tasks};
+use crate::pool::{for_each_stretch, threads};
 
 /// Rows of `x` and panels of a tile: their sums fill 24 of 32 registers.
 const TILE_ROWS: usize = 6;
 const TILE_PANELS: usize = 4;
 
+/// Bytes of a group of panels up to which the next one has room beside it in a second-level cache.
+const FETCHED_BYTES: usize = 400 << 10;
+
+/// Bytes that are asked for ahead of use, a panel, where panels come from memory as they are used.
+const PREFETCH: usize = 1024;
+
+/// Rows that are rounded in one go.
+const ROUNDED_ROWS: usize = 16;
+
+/// What is fetched into a cache while a tile is multiplied.
+#[derive(Clone, Copy)]
+enum Ahead {
+    Nothing,
+    /// The tile's own panels, which come from memory as they are used.
+    Own,
+    /// So many panels from one on.
+    Next(usize, usize),
+}
+
 /// A tile's operands.
 struct Tile<'a> {
-    /// Activations `[pair of columns][row]`, two in a word.
+    /// Activations `[row][pair of columns]`, two in a word.
     x: &'a [u32],
     rows: usize,
     pairs: usize,
@@ -29,8 +48,9 @@ struct Tile<'a> {
     panels: &'a [u8],
     /// One, two or four.
     count: usize,
-    /// Whether the panels come from memory rather than from a cache.
-    streams: bool,
+    /// Where as much as `fetched` panels is asked for meanwhile; none, as many as `count`, or fewer.
+    ahead: *const u8,
+    fetched: usize,
     /// `[panel][row]`.
     sums: &'a mut [Line],
 }
@@ -51,23 +71,27 @@ impl Tile<'_> {
 /// `Amx`, which the processor has.
 pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize) {
     let cols = jobs[0].w.cols();
-    #[cfg(target_os = "linux")]
-    if set == InstructionSet::Amx && amx::takes(cols) {
-        return amx::matmul(jobs, x, m);
-    }
-    let _ = set;
     let pairs = cols.div_ceil(2);
-    let tiles = m.div_ceil(TILE_ROWS);
     with_scratch((m * pairs).div_ceil(16), |scratch| {
         let words = &mut flat_mut(scratch)[..m * pairs];
-        round(cols, x, m, words);
+        for_each_stretch(
+            words,
+            PARALLEL_FROM / 2,
+            ROUNDED_ROWS * pairs,
+            |start, words| {
+                let x = &x[start / pairs * cols..][..words.len() / pairs * cols];
+                // SAFETY: the instruction set was checked by the caller.
+                unsafe { avx512::round(cols, x, words) }
+            },
+        );
         // SAFETY: `u32` has the size and alignment of `f32`, and both take every bit pattern.
         let x: &[u32] = unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) };
-        if tiles == 1 {
-            narrow(jobs, x, m);
-        } else {
-            jobs.iter().for_each(|job| wide(job, x, m));
+        #[cfg(target_os = "linux")]
+        if set == InstructionSet::Amx && amx::takes(cols) {
+            return amx::multiply(jobs, x, m);
         }
+        let _ = set;
+        multiply(jobs, x, m);
     });
 }
 
@@ -77,60 +101,91 @@ fn work(jobs: &[Job<'_>], m: usize) -> usize {
     m.saturating_mul(rows).saturating_mul(jobs[0].w.cols())
 }
 
-/// A single tile of rows: the weights stream through once, a group of panels at a time.
-fn narrow(jobs: &[Job<'_>], x: &[u32], m: usize) {
+/// Group after group of panels meets the rows tile by tile. A group stays in the second-level cache meanwhile, and
+/// the next one comes from memory.
+fn multiply(jobs: &[Job<'_>], x: &[u32], m: usize) {
+    let tiles = m.div_ceil(TILE_ROWS);
     let groups = |job: &Job<'_>| job.w.panels().div_ceil(TILE_PANELS);
-    let groups: Vec<_> = jobs.iter().map(groups).collect();
-    let tasks = tasks(groups.iter().sum(), work(jobs, m));
-    for_each_job_piece(&groups, tasks, |job, group| {
-        multiply_group(&jobs[job], group, x, 0..m, true);
+    let all: usize = jobs.iter().map(groups).sum();
+    // Rows are cut, too, where panels alone do not keep the threads busy.
+    let blocks = (4 * threads()).div_ceil(all.max(1)).min(tiles);
+    let counts: Vec<_> = jobs.iter().map(|job| groups(job) * blocks).collect();
+    let tasks = match work(jobs, m) {
+        work if tiles == 1 => tasks(all, work),
+        ..PARALLEL_FROM => 1,
+        // Long enough to fetch ahead in, short enough that no thread waits long for the last one.
+        _ => (8 * threads()).min(all * blocks),
+    };
+    for_each_job_stretch(&counts, tasks, |job, pieces| {
+        let job = &jobs[job];
+        let fetches =
+            tiles > 1 && blocks == 1 && TILE_PANELS * job.w.panel_bytes() <= FETCHED_BYTES;
+        // Each of the first tiles fetches a share of the next group.
+        let share = TILE_PANELS.div_ceil(tiles);
+        let mut sums = [Line::ZERO; TILE_ROWS * TILE_PANELS];
+        for piece in pieces.clone() {
+            let (group, block) = (piece / blocks, piece % blocks);
+            let own = cut(tiles, blocks, block)..cut(tiles, blocks, block + 1);
+            let is_fetched = fetches && piece > pieces.start;
+            let mut next = match fetches && piece + 1 < pieces.end {
+                true => panels_of(job, group + 1),
+                false => 0..0,
+            }
+            .step_by(share);
+            for tile in own.clone() {
+                let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
+                let ahead = if tile == own.start && !is_fetched {
+                    Ahead::Own
+                } else {
+                    next.next()
+                        .map_or(Ahead::Nothing, |panel| Ahead::Next(panel, share))
+                };
+                multiply_group(job, group, x, rows, ahead, &mut sums);
+            }
+        }
     });
 }
 
-/// Many rows: a group of panels stays in the second-level cache while the rows pass.
-fn wide(job: &Job<'_>, x: &[u32], m: usize) {
-    let (w, tiles) = (job.w, m.div_ceil(TILE_ROWS));
-    let pairs = w.cols().div_ceil(2);
-    let groups = w.panels().div_ceil(TILE_PANELS);
-    // Rows are cut, too, where panels alone do not keep the threads busy.
-    let blocks = (4 * threads()).div_ceil(groups.max(1)).min(tiles);
-    let task = |task: usize| {
-        let (group, block) = (task / blocks, task % blocks);
-        let own = cut(tiles, blocks, block)..cut(tiles, blocks, block + 1);
-        for tile in own.clone() {
-            let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
-            // The first rows bring the panels from memory.
-            let streams = tile == own.start;
-            multiply_group(job, group, &x[rows.start * pairs..], rows, streams);
-        }
-    };
-    if m.saturating_mul(w.rows()).saturating_mul(w.cols()) < PARALLEL_FROM {
-        (0..groups * blocks).for_each(task);
-    } else {
-        for_each_task(groups * blocks, task);
-    }
+/// The panels of a group.
+fn panels_of(job: &Job<'_>, group: usize) -> Range<usize> {
+    group * TILE_PANELS..job.w.panels().min((group + 1) * TILE_PANELS)
 }
 
 /// The panels of a group with a tile of rows.
-fn multiply_group(job: &Job<'_>, group: usize, x: &[u32], rows: Range<usize>, streams: bool) {
+fn multiply_group(
+    job: &Job<'_>,
+    group: usize,
+    x: &[u32],
+    rows: Range<usize>,
+    ahead: Ahead,
+    sums: &mut [Line],
+) {
     let pairs = job.w.cols().div_ceil(2);
-    let end = job.w.panels().min((group + 1) * TILE_PANELS);
-    let mut first = group * TILE_PANELS;
-    while first < end {
-        let count = match end - first {
+    let own = panels_of(job, group);
+    let mut first = own.start;
+    while first < own.end {
+        let count = match own.end - first {
             4.. => 4,
             2.. => 2,
             _ => 1,
         };
-        let mut sums = [Line::ZERO; TILE_ROWS * TILE_PANELS];
+        let panels = job.w.panel_range(first, count);
+        let (ahead, fetched) = match ahead {
+            Ahead::Own => (panels.as_ptr().wrapping_add(PREFETCH), count),
+            Ahead::Next(panel, share) if count == TILE_PANELS => {
+                (job.w.panel(panel).as_ptr(), share)
+            }
+            _ => (panels.as_ptr(), 0),
+        };
         Tile {
-            x,
+            x: &x[rows.start * pairs..rows.end * pairs],
             rows: rows.len(),
             pairs,
-            panels: job.w.panel_range(first, count),
+            panels,
             count,
-            streams,
-            sums: &mut sums,
+            ahead,
+            fetched,
+            sums,
         }
         .multiply();
         for (index, line) in sums[..count * rows.len()].iter().enumerate() {
@@ -140,23 +195,4 @@ fn multiply_group(job: &Job<'_>, group: usize, x: &[u32], rows: Range<usize>, st
         }
         first += count;
     }
-}
-
-/// Rounds rows to `bf16` and lays them out as `[tile][pair of columns][row of the tile]`, two in the
-/// bits of an `f32`.
-fn round(cols: usize, x: &[f32], m: usize, words: &mut [f32]) {
-    if cols == 0 {
-        return;
-    }
-    let (pairs, tiles) = (cols.div_ceil(2), m.div_ceil(TILE_ROWS));
-    let round_tile = |tile: usize, words: &mut [f32]| {
-        let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
-        let x = &x[rows.start * cols..rows.end * cols];
-        // SAFETY: the instruction set was checked by the caller of `matmul`.
-        unsafe { avx512::round(cols, x, rows.len(), words) }
-    };
-    let starts: Vec<_> = (0..=tiles)
-        .map(|tile| cut(m, tiles, tile) * pairs)
-        .collect();
-    for_each_piece(words, &starts, m * cols >= PARALLEL_FROM, round_tile);
 }

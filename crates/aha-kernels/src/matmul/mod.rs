@@ -8,6 +8,8 @@
 mod avx2;
 mod scalar;
 
+use std::ops::Range;
+
 use crate::InstructionSet;
 #[cfg(target_arch = "x86_64")]
 use crate::bf16;
@@ -18,6 +20,7 @@ use crate::pack::{
 };
 use crate::pool::{for_each_piece, for_each_task, threads};
 use crate::quant;
+use crate::transpose::transpose;
 
 /// Rows of `x` that a tile holds at most: 6 x 16 accumulators fill twelve of AVX2's registers.
 pub(crate) const TILE_ROWS: usize = 6;
@@ -229,7 +232,12 @@ impl Output {
         // SAFETY: the piece lies inside the matrix (asserted), and is this task's own.
         unsafe {
             let target = self.start.add(row * self.cols + col);
-            std::ptr::copy_nonoverlapping(line.0.as_ptr(), target, len);
+            // A length that the compiler knows is a few moves instead of a call.
+            if len == PANEL {
+                std::ptr::copy_nonoverlapping(line.0.as_ptr(), target, PANEL);
+            } else {
+                std::ptr::copy_nonoverlapping(line.0.as_ptr(), target, len);
+            }
         }
     }
 }
@@ -250,13 +258,24 @@ pub(crate) fn for_each_job_piece(
     tasks: usize,
     piece: impl Fn(usize, usize) + Sync,
 ) {
+    for_each_job_stretch(counts, tasks, |job, pieces| {
+        pieces.for_each(|index| piece(job, index));
+    });
+}
+
+/// The same for stretches of pieces: what a task has of a job.
+pub(crate) fn for_each_job_stretch(
+    counts: &[usize],
+    tasks: usize,
+    stretch: impl Fn(usize, Range<usize>) + Sync,
+) {
     let all: usize = counts.iter().sum();
     for_each_task(tasks, |task| {
         let own = cut(all, tasks, task)..cut(all, tasks, task + 1);
         let mut skipped = 0;
         for (job, &count) in counts.iter().enumerate() {
             let inside = |place: usize| place.clamp(skipped, skipped + count) - skipped;
-            (inside(own.start)..inside(own.end)).for_each(|index| piece(job, index));
+            stretch(job, inside(own.start)..inside(own.end));
             skipped += count;
         }
     });
@@ -370,7 +389,7 @@ fn wide(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Output)
     let groups = panels.div_ceil(WIDE_PANELS).max(wanted.min(panels));
     with_scratch(x.len().div_ceil(PANEL), |packed| {
         let packed = &mut flat_mut(packed)[..x.len()];
-        pack_rows(x, m, w.cols(), blocks, packed);
+        pack_rows(set, x, m, w.cols(), blocks, packed);
         let packed = &*packed;
         let parallel = m.saturating_mul(w.rows()).saturating_mul(w.cols()) >= PARALLEL_FROM;
         let task = |task: usize| {
@@ -392,8 +411,8 @@ fn wide_task(
     set: InstructionSet,
     w: &PackedMatrix,
     x: &[f32],
-    rows: std::ops::Range<usize>,
-    panels: std::ops::Range<usize>,
+    rows: Range<usize>,
+    panels: Range<usize>,
     out: Output,
 ) {
     let (kind, cols, m) = (w.kind(), w.cols(), rows.len());
@@ -447,7 +466,7 @@ fn wide_task(
 /// The bytes that follow the stretch at column `start` of `panel` in the order of `wide_task`.
 fn next_stretch<'a>(
     w: &'a PackedMatrix,
-    panels: &std::ops::Range<usize>,
+    panels: &Range<usize>,
     panel: usize,
     start: usize,
 ) -> &'a [u8] {
@@ -465,7 +484,14 @@ fn next_stretch<'a>(
 
 /// Rearranges `x[m, cols]` to `[block][stretch of columns][tile][column][row of the tile]`, the
 /// order in which `wide_task` reads it.
-fn pack_rows(x: &[f32], m: usize, cols: usize, blocks: usize, packed: &mut [f32]) {
+fn pack_rows(
+    set: InstructionSet,
+    x: &[f32],
+    m: usize,
+    cols: usize,
+    blocks: usize,
+    packed: &mut [f32],
+) {
     if cols == 0 {
         return;
     }
@@ -498,20 +524,10 @@ fn pack_rows(x: &[f32], m: usize, cols: usize, blocks: usize, packed: &mut [f32]
                 );
                 let target = &mut target[from * depth..to * depth];
                 let source = &x[(rows.start + from) * cols + start..];
-                transpose(source, cols, to - from, depth, target);
+                transpose(set, source, cols, to - from, target);
             }
         },
     );
-}
-
-/// Writes `rows` rows of `depth` values as `[depth][rows]`.
-fn transpose(source: &[f32], stride: usize, rows: usize, depth: usize, target: &mut [f32]) {
-    for row in 0..rows {
-        let source = &source[row * stride..][..depth];
-        for (&value, place) in source.iter().zip(target[row..].iter_mut().step_by(rows)) {
-            *place = value;
-        }
-    }
 }
 
 #[cfg(test)]

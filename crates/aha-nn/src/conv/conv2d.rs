@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes of input values that are laid out at once for a product, as long as that is [`LEAST_ROWS`] rows: they and the
+/// Bytes of input values and outputs that a product has at once, as long as that is [`LEAST_ROWS`] rows: they and the
 /// product's own copy shall stay in a cache.
 pub(super) const SCRATCH_BYTES: usize = 4 << 20;
 
@@ -416,7 +416,8 @@ impl HostConv<'_> {
         let conv = self.conv;
         let group_channels = conv.in_channels / self.groups.len();
         let cols = conv.kernel_size * conv.kernel_size * group_channels;
-        let block = (self.scratch_bytes / (cols * size_of::<f32>()))
+        // The outputs count, too: what comes behind the product shall find them in a cache.
+        let block = (self.scratch_bytes / ((cols + conv.out_channels) * size_of::<f32>()))
             .max(LEAST_ROWS)
             .min(rows.max(1));
         let mut columns = vec![0f32; block * cols];
