@@ -26,7 +26,10 @@ pub(super) unsafe fn multiply(tile: Tile<'_>) {
             }
         };
     }
-    shapes!(1: 1 2 4, 2: 1 2 4, 3: 1 2 4, 4: 1 2 4, 5: 1 2 4, 6: 1 2 4);
+    shapes!(
+        1: 1 2 4, 2: 1 2 4, 3: 1 2 4, 4: 1 2 4, 5: 1 2 4, 6: 1 2 4,
+        7: 1 2, 8: 1 2, 9: 1 2, 10: 1 2, 11: 1 2, 12: 1 2
+    );
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]

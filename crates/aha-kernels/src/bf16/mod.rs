@@ -15,9 +15,20 @@ use crate::buffer::{Line, flat_mut, with_scratch};
 use crate::matmul::{Job, PARALLEL_FROM, cut, for_each_job_piece, tasks};
 use crate::pool::{for_each_piece, for_each_task, threads};
 
-/// Rows of `x` and panels of a tile: their sums fill 24 of 32 registers.
-const TILE_ROWS: usize = 6;
+/// Rows of `x` in a tile at most.
+const TILE_ROWS: usize = 12;
+
+/// Panels of a group: so many meet one tile of rows after another.
 const TILE_PANELS: usize = 4;
+
+/// Sums of a tile at most: they fill 24 of 32 registers.
+const TILE_SUMS: usize = 24;
+
+/// Into how many tiles `m` rows are cut. Tiles of twelve rows and two panels read the panels least often;
+/// those of six rows and four panels read less in all, which counts once the rows fill the caches.
+fn tiles_of(m: usize) -> usize {
+    m.div_ceil(if m <= 128 { TILE_ROWS } else { TILE_ROWS / 2 })
+}
 
 /// A tile's operands.
 struct Tile<'a> {
@@ -39,6 +50,7 @@ impl Tile<'_> {
     fn multiply(self) {
         // The kernel indexes without further checks.
         assert!((1..=TILE_ROWS).contains(&self.rows) && matches!(self.count, 1 | 2 | 4));
+        assert!(self.rows * self.count <= TILE_SUMS);
         assert!(self.x.len() >= self.rows * self.pairs);
         assert!(self.panels.len() >= self.count * self.pairs * size_of::<Line>());
         assert!(self.sums.len() >= self.count * self.rows);
@@ -57,7 +69,7 @@ pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize)
     }
     let _ = set;
     let pairs = cols.div_ceil(2);
-    let tiles = m.div_ceil(TILE_ROWS);
+    let tiles = tiles_of(m);
     with_scratch((m * pairs).div_ceil(16), |scratch| {
         let words = &mut flat_mut(scratch)[..m * pairs];
         round(cols, x, m, words);
@@ -89,7 +101,7 @@ fn narrow(jobs: &[Job<'_>], x: &[u32], m: usize) {
 
 /// Many rows: a group of panels stays in the second-level cache while the rows pass.
 fn wide(job: &Job<'_>, x: &[u32], m: usize) {
-    let (w, tiles) = (job.w, m.div_ceil(TILE_ROWS));
+    let (w, tiles) = (job.w, tiles_of(m));
     let pairs = w.cols().div_ceil(2);
     let groups = w.panels().div_ceil(TILE_PANELS);
     // Rows are cut, too, where panels alone do not keep the threads busy.
@@ -117,12 +129,12 @@ fn multiply_group(job: &Job<'_>, group: usize, x: &[u32], rows: Range<usize>, st
     let end = job.w.panels().min((group + 1) * TILE_PANELS);
     let mut first = group * TILE_PANELS;
     while first < end {
-        let count = match end - first {
+        let count = match (end - first).min(TILE_SUMS / rows.len()) {
             4.. => 4,
             2.. => 2,
             _ => 1,
         };
-        let mut sums = [Line::ZERO; TILE_ROWS * TILE_PANELS];
+        let mut sums = [Line::ZERO; TILE_SUMS];
         Tile {
             x,
             rows: rows.len(),
@@ -148,7 +160,7 @@ fn round(cols: usize, x: &[f32], m: usize, words: &mut [f32]) {
     if cols == 0 {
         return;
     }
-    let (pairs, tiles) = (cols.div_ceil(2), m.div_ceil(TILE_ROWS));
+    let (pairs, tiles) = (cols.div_ceil(2), tiles_of(m));
     let round_tile = |tile: usize, words: &mut [f32]| {
         let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
         let x = &x[rows.start * cols..rows.end * cols];
