@@ -89,16 +89,18 @@ impl Unit {
         } else {
             (largest / 127.0, inverse)
         };
-        Self {
-            codes: x.map(|x| (x * inverse + ROUNDING).to_bits() as u8 as i8),
-            scale,
+        // A loop: the function behind `map` on arrays is not inlined, so that it lacks the instruction set.
+        let mut codes = [0; UNIT];
+        for (code, x) in codes.iter_mut().zip(x) {
+            *code = (x * inverse + ROUNDING).to_bits() as u8 as i8;
         }
+        Self { codes, scale }
     }
 
     #[inline(always)]
     fn words(&self) -> impl Iterator<Item = u32> {
         let words = self.codes.as_chunks::<4>().0.iter();
-        words.map(|codes| u32::from_ne_bytes(codes.map(i8::cast_unsigned)))
+        words.map(|&[a, b, c, d]| u32::from_ne_bytes([a as u8, b as u8, c as u8, d as u8]))
     }
 
     /// The sum of the first and of the last sixteen codes.

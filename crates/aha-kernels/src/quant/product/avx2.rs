@@ -26,6 +26,8 @@ impl Lanes for Avx2 {
     type Codes = Codes;
     type Float = [__m256; 2];
 
+    const UNPACKS: bool = true;
+
     #[inline(always)]
     unsafe fn integers(value: i32) -> Self::Int {
         // SAFETY: the caller's promise.
@@ -213,24 +215,24 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn run<S: Source<Self>, const ROWS: usize, const PANELS: usize>(
+    unsafe fn run<S: Source<Self>, const ROWS: usize>(
         x: *const u32,
         units: usize,
-        panels: [S; PANELS],
+        panel: S,
         out: *mut Line,
     ) {
         #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn with_features<S: Source<Avx2>, const ROWS: usize, const PANELS: usize>(
+        unsafe fn with_features<S: Source<Avx2>, const ROWS: usize>(
             x: *const u32,
             units: usize,
-            panels: [S; PANELS],
+            panel: S,
             out: *mut Line,
         ) {
             // SAFETY: the caller's promise.
-            unsafe { kernel::kernel::<Avx2, S, ROWS, PANELS>(x, units, panels, out) }
+            unsafe { kernel::kernel::<Avx2, S, ROWS>(x, units, panel, out) }
         }
         // SAFETY: the caller's promise.
-        unsafe { with_features::<S, ROWS, PANELS>(x, units, panels, out) }
+        unsafe { with_features::<S, ROWS>(x, units, panel, out) }
     }
 }
 
@@ -241,7 +243,7 @@ impl Lanes for Avx2 {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn multiply(tile: Tile<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { kernel::multiply::<Avx2, 3, 1>(tile) }
+    unsafe { kernel::multiply::<Avx2, 6>(tile) }
 }
 
 /// See [`super::unpack`].

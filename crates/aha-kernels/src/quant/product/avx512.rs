@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::kernel::{self, Lanes, Source};
-use super::{Format, Layout, Tile};
+use super::{Layout, MOST_ROWS, Tile};
 use crate::buffer::Line;
 
 struct Avx512;
@@ -18,6 +18,8 @@ impl Lanes for Avx512 {
     type Words = __m512i;
     type Codes = __m512i;
     type Float = __m512;
+
+    const UNPACKS: bool = false;
 
     #[inline(always)]
     unsafe fn integers(value: i32) -> Self::Int {
@@ -133,24 +135,24 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn run<S: Source<Self>, const ROWS: usize, const PANELS: usize>(
+    unsafe fn run<S: Source<Self>, const ROWS: usize>(
         x: *const u32,
         units: usize,
-        panels: [S; PANELS],
+        panel: S,
         out: *mut Line,
     ) {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-        unsafe fn with_features<S: Source<Avx512>, const ROWS: usize, const PANELS: usize>(
+        unsafe fn with_features<S: Source<Avx512>, const ROWS: usize>(
             x: *const u32,
             units: usize,
-            panels: [S; PANELS],
+            panel: S,
             out: *mut Line,
         ) {
             // SAFETY: the caller's promise.
-            unsafe { kernel::kernel::<Avx512, S, ROWS, PANELS>(x, units, panels, out) }
+            unsafe { kernel::kernel::<Avx512, S, ROWS>(x, units, panel, out) }
         }
         // SAFETY: the caller's promise.
-        unsafe { with_features::<S, ROWS, PANELS>(x, units, panels, out) }
+        unsafe { with_features::<S, ROWS>(x, units, panel, out) }
     }
 }
 
@@ -161,17 +163,7 @@ impl Lanes for Avx512 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn multiply(tile: Tile<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { kernel::multiply::<Avx512, 6, 6>(tile) }
-}
-
-/// See [`super::unpack`].
-///
-/// # Safety
-/// As [`multiply`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn unpack(format: &Format, panel: &[u8], units: usize, out: &mut [Line]) {
-    // SAFETY: the caller's promise.
-    unsafe { kernel::unpack::<Avx512>(format, panel, units, out) }
+    unsafe { kernel::multiply::<Avx512, MOST_ROWS>(tile) }
 }
 
 /// See [`Layout::quantise`].

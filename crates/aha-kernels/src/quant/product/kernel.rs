@@ -4,7 +4,7 @@
 //! Everything here is inlined into functions that have the instruction set. Closures are not: a call
 //! inside `array::map` would be made without it, an instruction at a time.
 
-use super::{Panels, Tile};
+use super::{Panel, Tile};
 use crate::buffer::{Line, prefetch_at};
 use crate::pack::PANEL;
 use crate::quant::{Format, Scales, UNIT};
@@ -25,6 +25,9 @@ pub(super) trait Lanes {
     /// Four codes a lane, ready for products.
     type Codes: Copy;
     type Float: Copy;
+
+    /// Whether there are tiles of panels that were unpacked first.
+    const UNPACKS: bool;
 
     unsafe fn integers(value: i32) -> Self::Int;
     unsafe fn words(at: *const u8) -> Self::Words;
@@ -56,10 +59,10 @@ pub(super) trait Lanes {
     /// Sixteen signed bytes as numbers: of each, `bits` bits from `shift` on.
     unsafe fn bytes(at: *const u8, shift: usize, bits: usize) -> Self::Float;
     /// [`kernel`] in a function of its own, compiled for the instruction set.
-    unsafe fn run<S: Source<Self>, const ROWS: usize, const PANELS: usize>(
+    unsafe fn run<S: Source<Self>, const ROWS: usize>(
         x: *const u32,
         units: usize,
-        panels: [S; PANELS],
+        panel: S,
         out: *mut Line,
     ) where
         Self: Sized;
@@ -276,32 +279,30 @@ macro_rules! with_layout {
 ///
 /// # Safety
 /// The lengths must be as asserted there, and the instruction set of `V` present. `MOST` is the number
-/// of rows that one panel may have, `PAIR` the number that two may have.
-pub(super) unsafe fn multiply<V: Lanes, const MOST: usize, const PAIR: usize>(tile: Tile<'_>) {
-    match tile.panels {
-        Panels::Packed(panel) => {
+/// of rows that a tile may have.
+pub(super) unsafe fn multiply<V: Lanes, const MOST: usize>(tile: Tile<'_>) {
+    match tile.panel {
+        Panel::Packed(panel) => {
             let panel = panel.as_ptr();
             macro_rules! packed {
                 ($bits:literal, $minima:literal, $nested:literal) => {{
                     let panel = Packed::<$bits, $minima, $nested> { panel };
                     // SAFETY: the caller's promises.
-                    unsafe { rows::<V, _, MOST, PAIR>(tile, [panel; 2]) }
+                    unsafe { rows::<V, _, MOST>(tile, panel) }
                 }};
             }
             with_layout!(tile.format, packed)
         }
-        Panels::Unpacked(lines) => {
-            let format = tile.format;
-            let first = lines.as_ptr();
-            let second = first.wrapping_add(tile.row_units * format.unpacked_lines());
+        Panel::Unpacked(lines) if const { V::UNPACKS } => {
+            let panel = lines.as_ptr();
             macro_rules! unpacked {
                 ($groups:literal, $minima:literal, $wide:literal) => {{
-                    let panels =
-                        [first, second].map(|panel| Unpacked::<$groups, $minima, $wide> { panel });
+                    let panel = Unpacked::<$groups, $minima, $wide> { panel };
                     // SAFETY: the caller's promises.
-                    unsafe { rows::<V, _, MOST, PAIR>(tile, panels) }
+                    unsafe { rows::<V, _, MOST>(tile, panel) }
                 }};
             }
+            let format = tile.format;
             match (format.groups(), format.minima, format.bits) {
                 (1, false, 8) => unpacked!(1, false, true),
                 (1, false, _) => unpacked!(1, false, false),
@@ -310,55 +311,44 @@ pub(super) unsafe fn multiply<V: Lanes, const MOST: usize, const PAIR: usize>(ti
                 (_, true, _) => unpacked!(2, true, false),
             }
         }
+        Panel::Unpacked(_) => unreachable!("panels are unpacked in registers"),
     }
 }
 
-unsafe fn rows<V: Lanes, S: Source<V>, const MOST: usize, const PAIR: usize>(
-    tile: Tile<'_>,
-    panels: [S; 2],
-) {
-    let sums = tile.sums.as_mut_ptr();
-    let (x, units) = (tile.x.as_ptr(), tile.row_units);
+unsafe fn rows<V: Lanes, S: Source<V>, const MOST: usize>(tile: Tile<'_>, panel: S) {
+    let (x, units, sums) = (tile.x.as_ptr(), tile.row_units, tile.sums.as_mut_ptr());
     macro_rules! shapes {
-        ($($rows:literal),*) => {
-            match (tile.rows, tile.count) {
+        ($($rows:literal)*) => {
+            match tile.rows {
                 $(
-                    ($rows, 2) if const { $rows <= PAIR } => {
-                        // SAFETY: the caller's promises.
-                        unsafe { V::run::<S, $rows, 2>(x, units, panels, sums) }
-                    }
-                    ($rows, count) if const { $rows <= MOST } => {
-                        for (index, panel) in panels.into_iter().take(count).enumerate() {
-                            // SAFETY: the caller's promises; each panel has `rows` sums.
-                            unsafe {
-                                V::run::<S, $rows, 1>(x, units, [panel], sums.add(index * $rows));
-                            }
-                        }
-                    }
+                    // SAFETY: the caller's promises.
+                    $rows if const { $rows <= MOST } => unsafe {
+                        V::run::<S, $rows>(x, units, panel, sums);
+                    },
                 )*
-                (rows, count) => unreachable!("no tile of {rows} rows and {count} panels"),
+                rows => unreachable!("no tile of {rows} rows"),
             }
         };
     }
-    shapes!(1, 2, 3, 4, 5, 6);
+    shapes!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
 }
 
-/// `ROWS` rows of `x`, as [`Layout`](super::Layout) has them, with `PANELS` panels.
+/// `ROWS` rows of `x`, as [`Layout`](super::Layout) has them, with a panel.
 ///
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-pub(super) unsafe fn kernel<V: Lanes, S: Source<V>, const ROWS: usize, const PANELS: usize>(
+pub(super) unsafe fn kernel<V: Lanes, S: Source<V>, const ROWS: usize>(
     x: *const u32,
     units: usize,
-    panels: [S; PANELS],
+    panel: S,
     out: *mut Line,
 ) {
     // SAFETY: the caller's promises; all offsets are those of the layouts.
     unsafe {
         let scales: *const f32 = x.add(ROWS * units * STEPS).cast();
         let row_sums = scales.add(ROWS * units);
-        let mut sums = [[V::zeros(); PANELS]; ROWS];
+        let mut sums = [V::zeros(); ROWS];
         for unit in 0..units {
             let x = x.add(unit * STEPS * ROWS);
             let scales = scales.add(unit * ROWS);
@@ -366,35 +356,25 @@ pub(super) unsafe fn kernel<V: Lanes, S: Source<V>, const ROWS: usize, const PAN
             macro_rules! group {
                 ($group:literal: $($step:literal)*) => {{
                     let row_sums = row_sums.add($group * ROWS);
-                    let mut integers = [[V::integers(0); PANELS]; ROWS];
+                    let mut integers = [V::integers(0); ROWS];
                     if !S::MINIMA {
                         for row in 0..ROWS {
-                            let start = row_sums.add(row).cast::<i32>().read();
-                            integers[row] = [V::integers(start); PANELS];
+                            integers[row] = V::integers(row_sums.add(row).cast::<i32>().read());
                         }
                     }
                     $(
-                        let mut codes = [V::codes(panels[0].words::<$step>(unit), S::WIDE); PANELS];
-                        for panel in 1..PANELS {
-                            codes[panel] = V::codes(panels[panel].words::<$step>(unit), S::WIDE);
-                        }
+                        let codes = V::codes(panel.words::<$step>(unit), S::WIDE);
                         for row in 0..ROWS {
                             let x = x.add($step * ROWS + row).read();
-                            for panel in 0..PANELS {
-                                let sums = &mut integers[row][panel];
-                                *sums = V::dot(*sums, codes[panel], x, S::WIDE);
-                            }
+                            integers[row] = V::dot(integers[row], codes, x, S::WIDE);
                         }
                     )*
-                    for panel in 0..PANELS {
-                        let (scale, minimum) = panels[panel].factors::<$group>(unit);
-                        for row in 0..ROWS {
-                            let factor = scales.add(row).read();
-                            let sums = &mut sums[row][panel];
-                            *sums = V::add_scaled(*sums, integers[row][panel], scale, factor);
-                            if S::MINIMA {
-                                *sums = V::subtract(*sums, minimum, row_sums.add(row).read());
-                            }
+                    let (scale, minimum) = panel.factors::<$group>(unit);
+                    for row in 0..ROWS {
+                        let factor = scales.add(row).read();
+                        sums[row] = V::add_scaled(sums[row], integers[row], scale, factor);
+                        if S::MINIMA {
+                            sums[row] = V::subtract(sums[row], minimum, row_sums.add(row).read());
                         }
                     }
                 }};
@@ -407,9 +387,7 @@ pub(super) unsafe fn kernel<V: Lanes, S: Source<V>, const ROWS: usize, const PAN
             }
         }
         for (row, sums) in sums.iter().enumerate() {
-            for (panel, sums) in sums.iter().enumerate() {
-                V::store(*sums, out.add(panel * ROWS + row).cast());
-            }
+            V::store(*sums, out.add(row).cast());
         }
     }
 }

@@ -5,7 +5,7 @@
 //! sums are scaled and added in `f32`. The activations' rounding ([`Layout`]) is all that such a product
 //! differs by from one with the dequantised weights, besides the rounding of sums.
 //!
-//! With few rows of `x`, codes are unpacked in registers as they stream by; with many, a pair of panels is
+//! Codes are unpacked in registers as they stream by. Where registers are few and rows many, panels are
 //! first unpacked to whole bytes, which then meet one tile of rows after another.
 
 #[cfg(target_arch = "x86_64")]
@@ -23,30 +23,40 @@ use crate::InstructionSet;
 use crate::buffer::{Line, flat_mut, with_scratch};
 use crate::matmul::{Job, Output, PARALLEL_FROM, cut, for_each_job_piece, tasks};
 use crate::pack::PackedMatrix;
-use crate::pool::{for_each_piece, for_each_task, threads};
+use crate::pool::{for_each_piece, threads};
 
-/// Lines of output sums that the largest tile has.
-const MOST_SUMS: usize = 12;
+/// Rows of the largest tile.
+const MOST_ROWS: usize = 16;
 
-/// How many rows of `x` a tile takes at most: as many as have room for their sums in the registers.
+/// Panels that one tile of rows after another meets while they stay in the second-level cache.
+const GROUP: usize = 2;
+
+/// How many rows of `x` a tile takes at most: as many as have their integer sums in registers. The scaled
+/// sums, which change once in a group of columns, may be elsewhere.
 fn most_rows(set: InstructionSet) -> usize {
     match set {
-        set if set.has_avx512() => 6,
-        set if set.has_avx2() => 3,
+        set if set.has_avx512() => MOST_ROWS,
+        set if set.has_avx2() => 6,
         _ => 1,
     }
 }
 
-/// One or two panels.
+/// Whether panels are unpacked before they meet so many tiles of rows. The large tiles of AVX-512 hide
+/// what it takes to unpack in registers, but not what it takes to read whole bytes.
+fn unpacks(set: InstructionSet, tiles: usize) -> bool {
+    !set.has_avx512() && tiles >= 6
+}
+
+/// A panel.
 #[derive(Clone, Copy)]
-enum Panels<'a> {
-    /// One panel, as it is kept.
+enum Panel<'a> {
+    /// As it is kept.
     Packed(&'a [u8]),
-    /// All units of the first panel as [`unpack`] leaves them, then of the second.
+    /// As [`unpack`] leaves it.
     Unpacked(&'a [Line]),
 }
 
-/// A tile: rows of quantised activations with one or two panels.
+/// A tile: rows of quantised activations with a panel.
 struct Tile<'a> {
     format: &'a Format,
     /// Activations of the whole rows, see [`Layout`].
@@ -54,9 +64,8 @@ struct Tile<'a> {
     rows: usize,
     /// Units of a row.
     row_units: usize,
-    panels: Panels<'a>,
-    count: usize,
-    /// `[panel][row]`.
+    panel: Panel<'a>,
+    /// A line a row.
     sums: &'a mut [Line],
 }
 
@@ -64,17 +73,16 @@ impl Tile<'_> {
     fn multiply(self, set: InstructionSet) {
         // The kernels index without further checks.
         let words = self.row_units * (UNIT / 4 + 1 + self.format.groups());
-        assert!(self.rows >= 1 && self.rows <= most_rows(set) && matches!(self.count, 1 | 2));
+        assert!((1..=most_rows(set)).contains(&self.rows));
         assert!(self.x.len() >= self.rows * words);
-        assert!(self.sums.len() >= self.count * self.rows);
-        match self.panels {
-            Panels::Packed(panel) => {
-                assert!(self.count == 1);
+        assert!(self.sums.len() >= self.rows);
+        match self.panel {
+            Panel::Packed(panel) => {
                 let bytes = self.format.panel_bytes(self.row_units * UNIT);
                 assert!(bytes.is_some_and(|bytes| panel.len() >= bytes));
             }
-            Panels::Unpacked(lines) => {
-                assert!(lines.len() >= self.count * self.row_units * self.format.unpacked_lines());
+            Panel::Unpacked(lines) => {
+                assert!(lines.len() >= self.row_units * self.format.unpacked_lines());
             }
         }
         match set {
@@ -101,13 +109,8 @@ fn unpack(set: InstructionSet, format: &Format, panel: &[u8], units: usize, out:
     assert!(out.len() >= units * format.unpacked_lines());
     match set {
         #[cfg(target_arch = "x86_64")]
-        set if set.has_avx512() => {
-            // SAFETY: lengths were checked above, the instruction set when it was chosen.
-            unsafe { avx512::unpack(format, panel, units, out) }
-        }
-        #[cfg(target_arch = "x86_64")]
         set if set.has_avx2() => {
-            // SAFETY: as above.
+            // SAFETY: lengths were checked above, the instruction set when it was chosen.
             unsafe { avx2::unpack(format, panel, units, out) }
         }
         // SAFETY: as above; no instruction set is needed.
@@ -178,27 +181,34 @@ pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize)
                 let x = &x[rows.start * layout.cols..rows.end * layout.cols];
                 quantise(set, &layout, x, rows.len(), words);
             });
-            if tiles == 1 {
-                narrow(products, words);
-            } else {
-                products
-                    .iter()
-                    .for_each(|product| product.wide(tiles, words));
-            }
+            multiply(products, words, tiles);
         });
     }
 }
 
-/// A single tile of rows: the weights stream through once, panel by panel, which is the order that they
-/// lie in.
-fn narrow(products: &[Product<'_>], x: &[u32]) {
-    let panels: Vec<_> = products.iter().map(|product| product.w.panels()).collect();
-    let tasks = tasks(
-        panels.iter().sum(),
-        products.iter().map(Product::work).sum(),
-    );
-    for_each_job_piece(&panels, tasks, |product, panel| {
-        products[product].narrow(panel, x)
+/// Products with the same activations.
+fn multiply(products: &[Product<'_>], x: &[u32], tiles: usize) {
+    let group = if tiles == 1 { 1 } else { GROUP };
+    let groups: Vec<_> = (products.iter())
+        .map(|product| product.w.panels().div_ceil(group))
+        .collect();
+    let all: usize = groups.iter().sum();
+    if tiles == 1 {
+        // The weights stream through once, in the order that they lie in.
+        let tasks = tasks(all, products.iter().map(Product::work).sum());
+        return for_each_job_piece(&groups, tasks, |product, panel| {
+            products[product].multiply(panel..panel + 1, x, tiles, 0..1);
+        });
+    }
+    // Rows are cut, too, where panels alone do not keep the threads busy.
+    let blocks = (4 * threads()).div_ceil(all.max(1)).min(tiles);
+    let pieces: Vec<_> = groups.iter().map(|groups| groups * blocks).collect();
+    for_each_job_piece(&pieces, all * blocks, |product, piece| {
+        let product = &products[product];
+        let (first, block) = (piece / blocks * GROUP, piece % blocks);
+        let panels = first..product.w.panels().min(first + GROUP);
+        let own = cut(tiles, blocks, block)..cut(tiles, blocks, block + 1);
+        product.multiply(panels, x, tiles, own);
     });
 }
 
@@ -226,72 +236,49 @@ impl Product<'_> {
             .saturating_mul(self.w.cols())
     }
 
-    /// One panel with all rows.
-    fn narrow(&self, panel: usize, x: &[u32]) {
-        let mut sums = [Line::ZERO; MOST_SUMS];
-        Tile {
-            format: &self.format,
-            x,
-            rows: self.m,
-            row_units: self.layout.units(),
-            panels: Panels::Packed(self.w.panel(panel)),
-            count: 1,
-            sums: &mut sums,
+    /// Some panels with some of the tiles of rows.
+    fn multiply(&self, panels: Range<usize>, x: &[u32], tiles: usize, own: Range<usize>) {
+        if !unpacks(self.set, own.len()) {
+            let packed = |panel| Panel::Packed(self.w.panel(panel));
+            return self.multiply_tiles(panels, packed, x, tiles, own);
         }
-        .multiply(self.set);
-        self.write(0..self.m, panel, 1, &sums);
-    }
-
-    /// Many rows: a pair of panels is unpacked once and meets one tile after another.
-    fn wide(&self, tiles: usize, x: &[u32]) {
-        let (panels, units, row_words) = (
-            self.w.panels(),
-            self.layout.units(),
-            self.layout.row_words(),
-        );
-        let pairs = panels.div_ceil(2);
-        // Rows are cut, too, where panels alone do not keep the threads busy.
-        let blocks = (4 * threads()).div_ceil(pairs).min(tiles);
-        for_each_task(pairs * blocks, |task| {
-            let (pair, block) = (task / blocks, task % blocks);
-            let first = 2 * pair;
-            let count = 2.min(panels - first);
-            with_scratch(count * units * self.format.unpacked_lines(), |unpacked| {
-                self.unpack(first, count, unpacked);
-                for tile in cut(tiles, blocks, block)..cut(tiles, blocks, block + 1) {
-                    let rows = cut(self.m, tiles, tile)..cut(self.m, tiles, tile + 1);
-                    let mut sums = [Line::ZERO; MOST_SUMS];
-                    Tile {
-                        format: &self.format,
-                        x: &x[rows.start * row_words..],
-                        rows: rows.len(),
-                        row_units: units,
-                        panels: Panels::Unpacked(unpacked),
-                        count,
-                        sums: &mut sums,
-                    }
-                    .multiply(self.set);
-                    self.write(rows, first, count, &sums);
-                }
-            });
+        let units = self.layout.units();
+        let lines = units * self.format.unpacked_lines();
+        with_scratch(panels.len() * lines, |scratch| {
+            for (panel, out) in panels.clone().zip(scratch.chunks_exact_mut(lines.max(1))) {
+                unpack(self.set, &self.format, self.w.panel(panel), units, out);
+            }
+            let first = panels.start;
+            let unpacked = |panel| Panel::Unpacked(&scratch[(panel - first) * lines..][..lines]);
+            self.multiply_tiles(panels, unpacked, x, tiles, own);
         });
     }
 
-    /// Unpacks `count` panels, one after another.
-    fn unpack(&self, first: usize, count: usize, out: &mut [Line]) {
-        let units = self.layout.units();
-        let lines = units * self.format.unpacked_lines();
-        for (panel, out) in (first..first + count).zip(out.chunks_exact_mut(lines.max(1))) {
-            unpack(self.set, &self.format, self.w.panel(panel), units, out);
-        }
-    }
-
-    fn write(&self, rows: Range<usize>, first: usize, count: usize, sums: &[Line]) {
-        for panel in 0..count {
-            for (index, row) in rows.clone().enumerate() {
-                let line = &sums[panel * rows.len() + index];
-                // SAFETY: these panels of these rows are this task's own.
-                unsafe { self.out.write(row, first + panel, line) }
+    fn multiply_tiles<'a>(
+        &self,
+        panels: Range<usize>,
+        panel_at: impl Fn(usize) -> Panel<'a>,
+        x: &[u32],
+        tiles: usize,
+        own: Range<usize>,
+    ) {
+        for tile in own {
+            let rows = cut(self.m, tiles, tile)..cut(self.m, tiles, tile + 1);
+            for panel in panels.clone() {
+                let mut sums = [Line::ZERO; MOST_ROWS];
+                Tile {
+                    format: &self.format,
+                    x: &x[rows.start * self.layout.row_words()..],
+                    rows: rows.len(),
+                    row_units: self.layout.units(),
+                    panel: panel_at(panel),
+                    sums: &mut sums,
+                }
+                .multiply(self.set);
+                for (row, line) in rows.clone().zip(&sums) {
+                    // SAFETY: these panels of these rows are this task's own.
+                    unsafe { self.out.write(row, panel, line) }
+                }
             }
         }
     }

@@ -15,6 +15,8 @@ impl Lanes for Scalar {
     type Codes = [[u8; 4]; PANEL];
     type Float = [f32; PANEL];
 
+    const UNPACKS: bool = true;
+
     unsafe fn integers(value: i32) -> Self::Int {
         [value; PANEL]
     }
@@ -112,14 +114,14 @@ impl Lanes for Scalar {
         bytes.map(|byte| f32::from(if bits == 8 { byte } else { byte >> shift & 15 }))
     }
 
-    unsafe fn run<S: Source<Self>, const ROWS: usize, const PANELS: usize>(
+    unsafe fn run<S: Source<Self>, const ROWS: usize>(
         x: *const u32,
         units: usize,
-        panels: [S; PANELS],
+        panel: S,
         out: *mut Line,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { kernel::kernel::<Self, S, ROWS, PANELS>(x, units, panels, out) }
+        unsafe { kernel::kernel::<Self, S, ROWS>(x, units, panel, out) }
     }
 }
 
@@ -129,7 +131,7 @@ impl Lanes for Scalar {
 /// The lengths must be as asserted there.
 pub(super) unsafe fn multiply(tile: Tile<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { kernel::multiply::<Scalar, 1, 0>(tile) }
+    unsafe { kernel::multiply::<Scalar, 1>(tile) }
 }
 
 /// See [`super::unpack`].
