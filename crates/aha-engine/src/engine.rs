@@ -319,9 +319,10 @@ impl Engine {
             context_length = capacity;
         }
         tracing::info!(
-            "cache: {num_blocks} blocks of {} tokens, {} MiB when full; context {context_length}",
+            "cache: {num_blocks} blocks of {} tokens, {} MiB when full, keys and values in {}; context {context_length}",
             options.block_size,
-            (capacity * bytes_per_token) >> 20
+            (capacity * bytes_per_token) >> 20,
+            spec.kv_dtype().map_or("no type", |dtype| dtype.as_str())
         );
         let (commands, receiver) = std_mpsc::channel();
         let shared = Arc::new(Shared::new());

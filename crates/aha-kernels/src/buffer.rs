@@ -94,20 +94,22 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Size of a small page, or of several where a system has smaller ones.
 const PAGE: usize = 1 << 12;
 
-/// Asks Linux to back untouched memory by large pages. A wish only: a refusal changes nothing.
-fn advise_huge_pages(start: NonNull<u8>, bytes: usize) {
+/// Asks Linux to back untouched memory by large pages, or by small ones only. A wish: a refusal changes nothing.
+fn advise_huge_pages(start: NonNull<u8>, bytes: usize, wanted: bool) {
     #[cfg(target_os = "linux")]
     {
         use std::ffi::{c_int, c_void};
         const MADV_HUGEPAGE: c_int = 14;
+        const MADV_NOHUGEPAGE: c_int = 15;
         unsafe extern "C" {
             fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
         }
+        let advice = if wanted { MADV_HUGEPAGE } else { MADV_NOHUGEPAGE };
         // SAFETY: the range was just allocated, page-aligned, and the advice keeps its content.
-        unsafe { madvise(start.as_ptr().cast(), bytes, MADV_HUGEPAGE) };
+        unsafe { madvise(start.as_ptr().cast(), bytes, advice) };
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = (start, bytes);
+    let _ = (start, bytes, wanted);
 }
 
 /// Bytes that start on a cache line, zeroed at first. Unlike `Vec`, running out of memory is an error.
@@ -129,14 +131,17 @@ impl AlignedBytes {
     /// Zeroed memory that the system gives page by page as it is first written.
     pub(crate) fn untouched(bytes: usize) -> Result<Self, KernelError> {
         let error = KernelError::Memory { bytes };
-        let layout =
-            Layout::from_size_align(bytes, align_of::<Line>()).map_err(|_| error.clone())?;
+        let layout = Layout::from_size_align(bytes, PAGE).map_err(|_| error.clone())?;
         let start = if bytes == 0 {
             NonNull::<Line>::dangling().cast()
         } else {
             // SAFETY: the layout's size is not zero.
             NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(error)?
         };
+        if bytes >= HUGE_PAGE {
+            // A large page would become resident for the first token of many.
+            advise_huge_pages(start, bytes, false);
+        }
         Ok(Self { start, layout })
     }
 
@@ -160,7 +165,7 @@ impl AlignedBytes {
             NonNull::new(unsafe { alloc(layout) }).ok_or(error)?
         };
         if huge {
-            advise_huge_pages(start, bytes);
+            advise_huge_pages(start, bytes, true);
         }
         // Owned from here on, so that it is given back when `fill` panics.
         let filled = Self { start, layout };

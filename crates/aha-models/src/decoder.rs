@@ -173,6 +173,7 @@ impl TokenMixer for SelfAttention {
         LayerSpec::Attention {
             num_kv_heads,
             head_dim,
+            dtype: self.cache_dtype(),
         }
     }
 
@@ -308,7 +309,6 @@ pub struct Stack<M> {
     norm: RmsNorm,
     rotary: RotaryEmbedding,
     dtype: DType,
-    kv_cache_dtype: DType,
     device: Device,
 }
 
@@ -344,7 +344,6 @@ impl<M> Stack<M> {
             )?
             .with_pairing(config.attention.rope_pairing),
             dtype: weights.dtype(),
-            kv_cache_dtype: weights.kv_cache_dtype(),
             device: weights.device().clone(),
         })
     }
@@ -381,7 +380,6 @@ impl DecoderStack {
                 .iter()
                 .map(|layer| layer.mixer.cache_spec())
                 .collect(),
-            dtype: self.kv_cache_dtype,
             shareable_prompt_len: self.rotary.length_independent_up_to(),
         }
     }

@@ -49,6 +49,7 @@ pub struct SelfAttention {
     o_proj: Linear,
     q_norm: Option<RmsNorm>,
     k_norm: Option<RmsNorm>,
+    cache_dtype: DType,
     config: AttentionConfig,
 }
 
@@ -76,6 +77,12 @@ impl SelfAttention {
                 })
                 .transpose()
         };
+        let k_proj = Linear::load(&weights.pp("k_proj"), hidden_size, kv_size, qkv_bias)?;
+        let cache_dtype = match (weights.device().is_cpu(), k_proj.is_single()) {
+            (true, true) => DType::F32,
+            (true, false) => DType::F16,
+            (false, _) => weights.dtype(),
+        };
         Ok(Self {
             q_proj: Linear::load(
                 &weights.pp("q_proj"),
@@ -87,7 +94,7 @@ impl SelfAttention {
                 },
                 qkv_bias,
             )?,
-            k_proj: Linear::load(&weights.pp("k_proj"), hidden_size, kv_size, qkv_bias)?,
+            k_proj,
             v_proj: Linear::load(&weights.pp("v_proj"), hidden_size, kv_size, qkv_bias)?,
             o_proj: Linear::load(
                 &weights.pp("o_proj"),
@@ -97,8 +104,15 @@ impl SelfAttention {
             )?,
             q_norm: norm("q_norm")?,
             k_norm: norm("k_norm")?,
+            cache_dtype,
             config: config.clone(),
         })
+    }
+
+    /// Type of cached keys and values: on the CPU f16, which halves what attention reads, but f32 where the weights
+    /// are; elsewhere that of the activations.
+    pub fn cache_dtype(&self) -> DType {
+        self.cache_dtype
     }
 
     /// Shape and options.
@@ -420,8 +434,8 @@ mod tests {
             layers: vec![LayerSpec::Attention {
                 num_kv_heads,
                 head_dim,
+                dtype: DType::F32,
             }],
-            dtype: DType::F32,
             shareable_prompt_len: None,
         };
         let mut cache = Cache::new(&spec, 16, block_size, 0, &Device::Cpu).unwrap();

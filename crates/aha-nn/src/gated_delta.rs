@@ -303,7 +303,6 @@ mod tests {
                 key_dim: 12,
                 value_dim: 10,
             }],
-            dtype: DType::F32,
             shareable_prompt_len: None,
         };
         let cache = || Cache::new(&spec, 0, 16, 3, &Device::Cpu).unwrap();

@@ -204,6 +204,15 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// Whether the weights are kept in single precision.
+    pub(crate) fn is_single(&self) -> bool {
+        match &self.weight {
+            Matrix::Packed(packed) => packed.kind() == WeightKind::F32,
+            Matrix::Dense(weight) => weight.dtype() == DType::F32,
+            Matrix::Quantized(_) | Matrix::Absent => false,
+        }
+    }
+
     /// Loads `weight` `[out_features, in_features]` and, when asked for, `bias` `[out_features]`.
     pub fn load(
         weights: &Weights,

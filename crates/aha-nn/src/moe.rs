@@ -56,7 +56,6 @@ impl MoeMlp {
             device: weights.device().clone(),
             dtype: DType::F32,
             weights: Precision::F32,
-            kv_cache: DType::F32,
         };
         let gate = weights.pp("gate").with_placement(single);
         Ok(Self {

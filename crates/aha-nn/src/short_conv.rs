@@ -209,7 +209,6 @@ mod tests {
                 channels,
                 kernel_size,
             }],
-            dtype: DType::F32,
             shareable_prompt_len: None,
         };
         let cache = || Cache::new(&spec, 0, 16, 3, &Device::Cpu).unwrap();

@@ -120,7 +120,6 @@ fn tensors_take_the_activation_type() {
         device: Device::Cpu,
         dtype: DType::BF16,
         weights: Precision::Stored,
-        kv_cache: DType::F32,
     };
     let weights = view(&[("norm", &[2], &[1.0, 2.5])]).with_placement(placement);
     let norm = weights.tensor("norm", &[2]).unwrap();

@@ -9,7 +9,7 @@ use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, CacheSpec};
 use aha_server::{ServedModel, ServerOptions, Service, Shutdown};
 use axum::Router;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use common::{post, send};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -26,7 +26,6 @@ impl Generator for Parrot {
     fn cache_spec(&self) -> CacheSpec {
         CacheSpec {
             layers: Vec::new(),
-            dtype: DType::F32,
             shareable_prompt_len: None,
         }
     }

@@ -136,7 +136,6 @@ fn autoencoder_weights(folder: &Path, device: &Device) -> std::result::Result<We
         device: device.clone(),
         dtype: DType::F32,
         weights: Precision::F32,
-        kv_cache: DType::F32,
     };
     let catalog = Catalog::open(&autoencoder_file(folder)?)?;
     Ok(Weights::from_catalog(

@@ -17,6 +17,8 @@ pub enum LayerSpec {
         num_kv_heads: usize,
         /// Size of a head (`head_dim`).
         head_dim: usize,
+        /// Their type, on the CPU f32 or f16.
+        dtype: DType,
     },
     /// The last inputs of a short convolution.
     ShortConv {
@@ -41,13 +43,14 @@ pub enum LayerSpec {
 }
 
 impl LayerSpec {
-    /// Values kept for each token.
-    fn values_per_token(&self) -> usize {
+    /// Bytes kept for each token.
+    fn bytes_per_token(&self) -> usize {
         match self {
             Self::Attention {
                 num_kv_heads,
                 head_dim,
-            } => 2 * num_kv_heads * head_dim,
+                dtype,
+            } => 2 * num_kv_heads * head_dim * dtype.size_in_bytes(),
             Self::ShortConv { .. } | Self::GatedDelta { .. } => 0,
         }
     }
@@ -77,8 +80,6 @@ impl LayerSpec {
 pub struct CacheSpec {
     /// One entry a decoder layer.
     pub layers: Vec<LayerSpec>,
-    /// Type of the cached keys and values, on the CPU f32 or f16; recurrent states are f32.
-    pub dtype: DType,
     /// Prompts up to this length may share cached blocks with others: beyond it some rope scalings make a key
     /// depend on the length of its whole prompt. `None`: always.
     pub shareable_prompt_len: Option<usize>,
@@ -87,8 +88,15 @@ pub struct CacheSpec {
 impl CacheSpec {
     /// Bytes that one token takes in all layers.
     pub fn bytes_per_token(&self) -> usize {
-        let values: usize = self.layers.iter().map(LayerSpec::values_per_token).sum();
-        values * self.dtype.size_in_bytes()
+        self.layers.iter().map(LayerSpec::bytes_per_token).sum()
+    }
+
+    /// Type of cached keys and values, where there are any.
+    pub fn kv_dtype(&self) -> Option<DType> {
+        self.layers.iter().find_map(|layer| match layer {
+            LayerSpec::Attention { dtype, .. } => Some(*dtype),
+            LayerSpec::ShortConv { .. } | LayerSpec::GatedDelta { .. } => None,
+        })
     }
 
     /// Bytes of recurrent state that one sequence takes in all layers, whatever its length; 0 without such layers.
@@ -161,11 +169,12 @@ impl Cache {
             LayerSpec::Attention {
                 num_kv_heads,
                 head_dim,
+                dtype,
             } => KvCache::new(
                 num_blocks * block_size,
                 num_kv_heads,
                 head_dim,
-                spec.dtype,
+                dtype,
                 device,
             )
             .map(LayerCache::Attention),

@@ -537,7 +537,6 @@ mod tests {
             device: Device::Cpu,
             dtype: DType::F32,
             weights: Precision::Stored,
-            kv_cache: DType::F32,
         }
     }
 

@@ -31,8 +31,6 @@ pub struct Placement {
     pub dtype: DType,
     /// How matrix weights are kept.
     pub weights: Precision,
-    /// The type of cached keys and values.
-    pub kv_cache: DType,
 }
 
 /// The precision that a user asks for.
@@ -91,7 +89,6 @@ impl Placement {
             device: Device::Cpu,
             dtype: DType::F32,
             weights: Precision::Stored,
-            kv_cache: DType::F32,
         }
     }
 
@@ -99,8 +96,7 @@ impl Placement {
     /// `stored` in (none where that is unknown); the sentence says what was taken and why.
     ///
     /// On the CPU activations are always f32, since products accumulate in f32 there and a narrower type
-    /// would only cost conversions; the wish decides how matrix weights are kept. Keys and values are cached in
-    /// f16, which halves what attention reads, unless the weights are f32. On accelerators
+    /// would only cost conversions; the wish decides how matrix weights are kept. On accelerators
     /// activations and weights share a type, the checkpoint's own unless asked otherwise.
     pub fn resolve(
         requested: DtypeRequest,
@@ -109,7 +105,7 @@ impl Placement {
         quantization: Option<Quantization>,
     ) -> (Self, String) {
         let name = device_name(device);
-        let (dtype, weights, kv_cache, why) = if device.is_cpu() {
+        let (dtype, weights, why) = if device.is_cpu() {
             let (weights, kept) = match requested {
                 DtypeRequest::Auto if let Some(recipe) = quantization => (
                     Precision::Stored,
@@ -120,29 +116,19 @@ impl Placement {
                 DtypeRequest::Bf16 => (Precision::Bf16, "converted to bf16 as asked".to_owned()),
                 DtypeRequest::F16 => (Precision::F16, "converted to f16 as asked".to_owned()),
             };
-            let stored = quantization.map(Quantization::main_type).or(stored);
-            let is_single = match weights {
-                Precision::Stored => {
-                    matches!(stored, Some(StoredType::F32 | StoredType::F64))
-                }
-                precision => precision == Precision::F32,
-            };
-            let (kv_cache, cached) = if is_single {
-                (DType::F32, "")
-            } else {
-                (DType::F16, "; keys and values are kept in f16")
-            };
             (
                 DType::F32,
                 weights,
-                kv_cache,
                 format!(
-                    "weights are {kept}; activations are f32, as always there{}{cached}",
-                    rounding(weights, stored)
+                    "weights are {kept}; activations are f32, as always there{}",
+                    rounding(
+                        weights,
+                        quantization.map(Quantization::main_type).or(stored)
+                    )
                 ),
             )
         } else {
-            let (dtype, weights, why) = match requested {
+            match requested {
                 DtypeRequest::F32 => (
                     DType::F32,
                     Precision::F32,
@@ -175,15 +161,13 @@ impl Placement {
                     );
                     (dtype, Precision::Stored, kept)
                 }
-            };
-            (dtype, weights, dtype, why)
+            }
         };
         (
             Self {
                 device: device.clone(),
                 dtype,
                 weights,
-                kv_cache,
             },
             format!("On the {name}, {why}."),
         )
@@ -238,12 +222,8 @@ mod tests {
         };
         let quantised = why(DtypeRequest::Auto, StoredType::Q4K, None);
         assert!(quantised.contains("eight bits"), "{quantised}");
-        assert!(quantised.contains("f16"), "{quantised}");
         let exact = why(DtypeRequest::F32, StoredType::Q4K, None);
         assert!(!exact.contains("rounded"), "{exact}");
-        for exact in [exact, why(DtypeRequest::Auto, StoredType::F32, None)] {
-            assert!(!exact.contains("f16"), "{exact}");
-        }
         let recipe = Some(Quantization::Q6K);
         let loading = why(DtypeRequest::Auto, StoredType::Bf16, recipe);
         assert!(

@@ -189,11 +189,6 @@ impl Weights {
         self.placement.dtype
     }
 
-    /// Type of cached keys and values.
-    pub fn kv_cache_dtype(&self) -> DType {
-        self.placement.kv_cache
-    }
-
     /// Every tensor of the checkpoint, whatever the prefix.
     pub fn catalog(&self) -> &Catalog {
         &self.shared.catalog
