@@ -1,6 +1,6 @@
 //! Memory in cache lines: packed weights and scratch space.
 
-use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, dealloc};
 use std::cell::Cell;
 use std::ptr::NonNull;
 
@@ -94,25 +94,23 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Size of a small page, or of several where a system has smaller ones.
 const PAGE: usize = 1 << 12;
 
-/// Asks Linux to back untouched memory by large pages, or by small ones only. A wish: a refusal changes nothing.
-fn advise_huge_pages(start: NonNull<u8>, bytes: usize, wanted: bool) {
+/// Asks Linux to back untouched memory by large pages. A wish only: a refusal changes nothing.
+fn advise_huge_pages(start: NonNull<u8>, bytes: usize) {
     #[cfg(target_os = "linux")]
     {
         use std::ffi::{c_int, c_void};
         const MADV_HUGEPAGE: c_int = 14;
-        const MADV_NOHUGEPAGE: c_int = 15;
         unsafe extern "C" {
             fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
         }
-        let advice = if wanted { MADV_HUGEPAGE } else { MADV_NOHUGEPAGE };
         // SAFETY: the range was just allocated, page-aligned, and the advice keeps its content.
-        unsafe { madvise(start.as_ptr().cast(), bytes, advice) };
+        unsafe { madvise(start.as_ptr().cast(), bytes, MADV_HUGEPAGE) };
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = (start, bytes, wanted);
+    let _ = (start, bytes);
 }
 
-/// Bytes that start on a cache line, zeroed at first. Unlike `Vec`, running out of memory is an error.
+/// Zeroed bytes that start on a cache line. Unlike `Vec`, running out of memory is an error.
 pub(crate) struct AlignedBytes {
     start: NonNull<u8>,
     layout: Layout,
@@ -126,23 +124,6 @@ unsafe impl Sync for AlignedBytes {}
 impl AlignedBytes {
     pub(crate) fn zeroed(bytes: usize) -> Result<Self, KernelError> {
         Self::filled(bytes, 8 * HUGE_PAGE, |_, _| {})
-    }
-
-    /// Zeroed memory that the system gives page by page as it is first written.
-    pub(crate) fn untouched(bytes: usize) -> Result<Self, KernelError> {
-        let error = KernelError::Memory { bytes };
-        let layout = Layout::from_size_align(bytes, PAGE).map_err(|_| error.clone())?;
-        let start = if bytes == 0 {
-            NonNull::<Line>::dangling().cast()
-        } else {
-            // SAFETY: the layout's size is not zero.
-            NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(error)?
-        };
-        if bytes >= HUGE_PAGE {
-            // A large page would become resident for the first token of many.
-            advise_huge_pages(start, bytes, false);
-        }
-        Ok(Self { start, layout })
     }
 
     /// Memory whose pieces of `size` bytes (the last may be shorter) `fill` writes, on all threads: they are zero
@@ -165,7 +146,7 @@ impl AlignedBytes {
             NonNull::new(unsafe { alloc(layout) }).ok_or(error)?
         };
         if huge {
-            advise_huge_pages(start, bytes, true);
+            advise_huge_pages(start, bytes);
         }
         // Owned from here on, so that it is given back when `fill` panics.
         let filled = Self { start, layout };
@@ -200,7 +181,7 @@ impl AlignedBytes {
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
         if self.layout.size() > 0 {
-            // SAFETY: allocated by one of the constructors with this very layout.
+            // SAFETY: allocated in `filled` with this very layout.
             unsafe { dealloc(self.start.as_ptr(), self.layout) }
         }
     }

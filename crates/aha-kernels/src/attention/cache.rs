@@ -4,9 +4,10 @@ use std::fmt;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use memmap2::MmapMut;
 
 use crate::KernelError;
-use crate::buffer::{AlignedBytes, as_f32_mut, as_u16_mut};
+use crate::buffer::{as_f32_mut, as_u16_mut};
 use crate::error::{check_len, checked_mul};
 use crate::pack::{PANEL, WeightKind};
 
@@ -20,8 +21,8 @@ pub struct PagedCache {
     num_kv_heads: usize,
     head_dim: usize,
     pages: usize,
-    keys: AlignedBytes,
-    values: AlignedBytes,
+    keys: MmapMut,
+    values: MmapMut,
     /// A token's key and value on their way to an `f16` cache.
     halves: Vec<f16>,
 }
@@ -78,12 +79,12 @@ impl PagedCache {
             num_kv_heads,
             head_dim,
             pages,
-            keys: AlignedBytes::zeroed(0)?,
-            values: AlignedBytes::zeroed(0)?,
+            keys: untouched(0)?,
+            values: untouched(0)?,
             halves: Vec::new(),
         };
-        cache.keys = AlignedBytes::untouched(checked_mul(heads, cache.key_bytes()?)?)?;
-        cache.values = AlignedBytes::untouched(checked_mul(heads, cache.value_bytes()?)?)?;
+        cache.keys = untouched(checked_mul(heads, cache.key_bytes()?)?)?;
+        cache.values = untouched(checked_mul(heads, cache.value_bytes()?)?)?;
         Ok(cache)
     }
 
@@ -135,10 +136,8 @@ impl PagedCache {
             let row = index * width..(index + 1) * width;
             let (keys, values) = (&keys[row.clone()], &values[row]);
             let first = page * self.num_kv_heads;
-            let key_pages =
-                self.keys.as_mut_slice()[first * key_bytes..].chunks_exact_mut(key_bytes);
-            let value_pages =
-                self.values.as_mut_slice()[first * value_bytes..].chunks_exact_mut(value_bytes);
+            let key_pages = self.keys[first * key_bytes..].chunks_exact_mut(key_bytes);
+            let value_pages = self.values[first * value_bytes..].chunks_exact_mut(value_bytes);
             let pages = key_pages.zip(value_pages);
             if self.kind == WeightKind::F16 {
                 self.halves.resize(2 * width, f16::ZERO);
@@ -177,15 +176,24 @@ impl PagedCache {
     pub(super) fn keys(&self, page: usize, kv_head: usize) -> (&[u8], &[u8]) {
         let bytes = self.kind.span(self.head_dim);
         let start = (page * self.num_kv_heads + kv_head) * bytes;
-        let (keys, behind) = self.keys.as_slice()[start..].split_at(bytes);
+        let (keys, behind) = self.keys[start..].split_at(bytes);
         (keys, behind.get(..bytes).unwrap_or_default())
     }
 
     /// The values of a head in a page, panels `[16][16]` for sixteen values of a head each.
     pub(super) fn values(&self, page: usize, kv_head: usize) -> &[u8] {
         let bytes = self.head_dim.div_ceil(PANEL) * self.kind.span(PANEL);
-        &self.values.as_slice()[(page * self.num_kv_heads + kv_head) * bytes..][..bytes]
+        &self.values[(page * self.num_kv_heads + kv_head) * bytes..][..bytes]
     }
+}
+
+/// Zeroed memory that the system gives page by page as it is first written.
+fn untouched(bytes: usize) -> Result<MmapMut, KernelError> {
+    let memory = MmapMut::map_anon(bytes).map_err(|_| KernelError::Memory { bytes })?;
+    // A large page would become resident for the first token of many. A wish only: a refusal changes nothing.
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::NoHugePage);
+    Ok(memory)
 }
 
 /// Rounds to `f16`; what is finite stays so.
