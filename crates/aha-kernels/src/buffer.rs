@@ -91,7 +91,7 @@ pub(crate) fn prefetch_at(address: *const u8) {
 /// part of its time looking up addresses.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Size of a small page, or of several where a system has smaller ones.
+/// Size of a small page, from which on advice is taken; systems with larger pages refuse it.
 const PAGE: usize = 1 << 12;
 
 /// Asks Linux to back untouched memory by large pages. A wish only: a refusal changes nothing.

@@ -21,6 +21,9 @@ pub struct PagedCache {
     num_kv_heads: usize,
     head_dim: usize,
     pages: usize,
+    /// Bytes of a head's keys in a page, and of its values.
+    key_bytes: usize,
+    value_bytes: usize,
     keys: MmapMut,
     values: MmapMut,
     /// A token's key and value on their way to an `f16` cache.
@@ -74,18 +77,24 @@ impl PagedCache {
         }
         let pages = slots / Self::PAGE;
         let heads = checked_mul(pages, num_kv_heads)?;
-        let mut cache = Self {
+        let width = checked_mul(num_kv_heads, head_dim)?;
+        let key_bytes = checked_mul(head_dim, kind.span(1))?;
+        let value_bytes = checked_mul(head_dim.div_ceil(PANEL), kind.span(PANEL))?;
+        let halves = match kind {
+            WeightKind::F16 => checked_mul(2, width)?,
+            _ => 0,
+        };
+        Ok(Self {
             kind,
             num_kv_heads,
             head_dim,
             pages,
-            keys: untouched(0)?,
-            values: untouched(0)?,
-            halves: Vec::new(),
-        };
-        cache.keys = untouched(checked_mul(heads, cache.key_bytes()?)?)?;
-        cache.values = untouched(checked_mul(heads, cache.value_bytes()?)?)?;
-        Ok(cache)
+            key_bytes,
+            value_bytes,
+            keys: untouched(checked_mul(heads, key_bytes)?)?,
+            values: untouched(checked_mul(heads, value_bytes)?)?,
+            halves: vec![f16::ZERO; halves],
+        })
     }
 
     /// Slots that it holds.
@@ -120,7 +129,7 @@ impl PagedCache {
         keys: &[f32],
         values: &[f32],
     ) -> Result<(), KernelError> {
-        let width = checked_mul(self.num_kv_heads, self.head_dim)?;
+        let width = self.num_kv_heads * self.head_dim;
         check_len("keys", checked_mul(slots.len(), width)?, keys.len())?;
         check_len("values", keys.len(), values.len())?;
         if let Some(&slot) = slots.iter().find(|&&slot| slot as usize >= self.slots()) {
@@ -130,51 +139,34 @@ impl PagedCache {
                 maximum: self.slots().saturating_sub(1),
             });
         }
-        let (key_bytes, value_bytes) = (self.key_bytes()?, self.value_bytes()?);
         for (index, &slot) in slots.iter().enumerate() {
             let (page, lane) = (slot as usize / Self::PAGE, slot as usize % Self::PAGE);
             let row = index * width..(index + 1) * width;
             let (keys, values) = (&keys[row.clone()], &values[row]);
             let first = page * self.num_kv_heads;
-            let key_pages = self.keys[first * key_bytes..].chunks_exact_mut(key_bytes);
-            let value_pages = self.values[first * value_bytes..].chunks_exact_mut(value_bytes);
+            let key_pages = self.keys[first * self.key_bytes..].chunks_exact_mut(self.key_bytes);
+            let value_pages =
+                self.values[first * self.value_bytes..].chunks_exact_mut(self.value_bytes);
             let pages = key_pages.zip(value_pages);
             if self.kind == WeightKind::F16 {
-                self.halves.resize(2 * width, f16::ZERO);
                 let (key_halves, value_halves) = self.halves.split_at_mut(width);
                 round(keys, key_halves);
                 round(values, value_halves);
-                let heads = (key_halves.reinterpret_cast().chunks_exact(self.head_dim))
-                    .zip(value_halves.reinterpret_cast().chunks_exact(self.head_dim));
-                for ((key, value), (key_page, value_page)) in heads.zip(pages) {
-                    place_key(as_u16_mut(key_page), lane, key);
-                    place_value(as_u16_mut(value_page), lane, value);
-                }
+                let (keys, values) = (
+                    key_halves.reinterpret_cast(),
+                    value_halves.reinterpret_cast(),
+                );
+                place((keys, values), self.head_dim, pages, lane, as_u16_mut);
             } else {
-                let heads =
-                    (keys.chunks_exact(self.head_dim)).zip(values.chunks_exact(self.head_dim));
-                for ((key, value), (key_page, value_page)) in heads.zip(pages) {
-                    place_key(as_f32_mut(key_page), lane, key);
-                    place_value(as_f32_mut(value_page), lane, value);
-                }
+                place((keys, values), self.head_dim, pages, lane, as_f32_mut);
             }
         }
         Ok(())
     }
 
-    /// Bytes of the keys of a head in a page.
-    fn key_bytes(&self) -> Result<usize, KernelError> {
-        checked_mul(self.head_dim, self.kind.span(1))
-    }
-
-    /// Bytes of the values of a head in a page.
-    fn value_bytes(&self) -> Result<usize, KernelError> {
-        checked_mul(self.head_dim.div_ceil(PANEL), self.kind.span(PANEL))
-    }
-
     /// The keys of a head in a page, a panel `[head_dim][16]`, and what lies behind them: as many bytes, or none.
     pub(super) fn keys(&self, page: usize, kv_head: usize) -> (&[u8], &[u8]) {
-        let bytes = self.kind.span(self.head_dim);
+        let bytes = self.key_bytes;
         let start = (page * self.num_kv_heads + kv_head) * bytes;
         let (keys, behind) = self.keys[start..].split_at(bytes);
         (keys, behind.get(..bytes).unwrap_or_default())
@@ -182,7 +174,7 @@ impl PagedCache {
 
     /// The values of a head in a page, panels `[16][16]` for sixteen values of a head each.
     pub(super) fn values(&self, page: usize, kv_head: usize) -> &[u8] {
-        let bytes = self.head_dim.div_ceil(PANEL) * self.kind.span(PANEL);
+        let bytes = self.value_bytes;
         &self.values[(page * self.num_kv_heads + kv_head) * bytes..][..bytes]
     }
 }
@@ -206,19 +198,26 @@ fn round(values: &[f32], halves: &mut [f16]) {
     }
 }
 
-/// Writes a key as one lane of `[head_dim][16]`.
-fn place_key<T: Copy>(page: &mut [T], lane: usize, key: &[T]) {
-    for (place, &value) in page[lane..].iter_mut().step_by(PANEL).zip(key) {
-        *place = value;
-    }
-}
-
-/// Writes a value as one row of each panel `[16][16]`.
-fn place_value<T: Copy>(page: &mut [T], lane: usize, value: &[T]) {
-    for (panel, piece) in page
-        .chunks_exact_mut(PANEL * PANEL)
-        .zip(value.chunks(PANEL))
-    {
-        panel[lane * PANEL..][..piece.len()].copy_from_slice(piece);
+/// Writes the keys and values of a token, head by head: a key as one lane of `[head_dim][16]`, a value as one row of
+/// each panel `[16][16]`.
+fn place<'a, T: Copy + 'a>(
+    (keys, values): (&[T], &[T]),
+    head_dim: usize,
+    pages: impl Iterator<Item = (&'a mut [u8], &'a mut [u8])>,
+    lane: usize,
+    view: fn(&mut [u8]) -> &mut [T],
+) {
+    let heads = keys
+        .chunks_exact(head_dim)
+        .zip(values.chunks_exact(head_dim));
+    for ((key, value), (key_page, value_page)) in heads.zip(pages) {
+        let lanes = view(key_page)[lane..].iter_mut().step_by(PANEL);
+        for (place, &value) in lanes.zip(key) {
+            *place = value;
+        }
+        let panels = view(value_page).chunks_exact_mut(PANEL * PANEL);
+        for (panel, piece) in panels.zip(value.chunks(PANEL)) {
+            panel[lane * PANEL..][..piece.len()].copy_from_slice(piece);
+        }
     }
 }

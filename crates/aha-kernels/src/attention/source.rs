@@ -95,7 +95,6 @@ pub(super) struct Room<'a> {
 }
 
 /// A tile of keys and values, and what of it is wanted.
-#[derive(Clone)]
 pub(super) struct Wanted {
     /// Position of the tile's first key.
     pub(super) tile: usize,
