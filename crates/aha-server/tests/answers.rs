@@ -10,11 +10,11 @@ use aha_nn::weights::DtypeRequest;
 use aha_server::{ServedModel, ServerOptions, Service, Shutdown};
 use axum::Router;
 use axum::body::Body;
-use common::{Answer, get, post, send};
+use common::{Answer, get, idle, post, send};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const MODEL: &str = "Qwen/Qwen3-4B";
@@ -130,19 +130,6 @@ async fn events(app: &Router, path: &str, body: &Value) -> Vec<Value> {
     let answer = send(app, post(path, &streamed(body))).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     answer.events()
-}
-
-/// Waits until the engine has nothing left to do.
-async fn idle(engine: &Engine) {
-    let began = Instant::now();
-    loop {
-        let status = engine.status();
-        if status.running + status.waiting == 0 {
-            return;
-        }
-        assert!(began.elapsed() < Duration::from_secs(10), "{status:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 fn assert_steps(content: &Value, steps: &Value, case: &str) {

@@ -17,6 +17,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use serde_json::Value;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use tower::ServiceExt;
 
 /// An answer, read to its end.
@@ -119,6 +120,19 @@ pub fn start(model: TextModel, options: EngineOptions) -> Engine {
         ..options
     };
     Engine::start(model, options).unwrap()
+}
+
+/// Waits until the engine has nothing left to do: answers are sent before the step that ends them is counted.
+pub async fn idle(engine: &Engine) {
+    let began = Instant::now();
+    loop {
+        let status = engine.status();
+        if status.running + status.waiting == 0 {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{status:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// The router of a server with one model.

@@ -1,6 +1,6 @@
 //! Many requests with pictures at once.
 
-use crate::common::{get, send, serve, start, text_model};
+use crate::common::{get, idle, send, serve, start, text_model};
 use crate::support::{CHAT, TILES, ask, chat, data_url, engine, medium};
 use aha_engine::{EncoderInput, EngineOptions, MediaEncoder};
 use aha_server::ServerOptions;
@@ -57,8 +57,9 @@ async fn one_picture_a_thousand_times_is_encoded_once_and_all_are_answered() {
     assert!(busy < 1000, "{busy} of 1000 were refused");
     assert_eq!(count.load(Ordering::Relaxed), 1);
     assert_eq!(send(&app, get("/health")).await.status, 200);
+    idle(&engine).await;
     let status = engine.status();
-    assert_eq!((status.running, status.waiting), (0, 0));
+    assert_eq!(status.free_blocks, status.total_blocks);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
