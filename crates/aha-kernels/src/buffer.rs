@@ -66,7 +66,8 @@ pub(crate) fn as_u16_mut(bytes: &mut [u8]) -> &mut [u16] {
     values
 }
 
-/// Asks the processor to bring `data` into its caches. Never changes a result.
+/// Asks the processor to bring `data` into its second-level cache, from where it comes soon enough. Never changes a
+/// result.
 #[inline]
 pub(crate) fn prefetch<T>(data: &[T]) {
     for offset in (0..size_of_val(data)).step_by(64) {
@@ -79,9 +80,9 @@ pub(crate) fn prefetch<T>(data: &[T]) {
 pub(crate) fn prefetch_at(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch reads nothing, and SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;

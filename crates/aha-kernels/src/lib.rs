@@ -25,6 +25,7 @@ mod depthwise;
 mod elementwise;
 mod error;
 mod exp;
+mod foresight;
 mod isa;
 mod matmul;
 mod pack;

@@ -1,9 +1,11 @@
 use std::fmt;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 
 use crate::buffer::{AlignedBytes, as_f32, as_f32_mut, as_u16, as_u16_mut};
 use crate::error::{check_len, checked_mul};
+use crate::foresight::{Follower, Place};
 use crate::matmul::{self, Job, Output};
 use crate::quant::{self, Format};
 use crate::{InstructionSet, KernelError, instruction_set};
@@ -88,6 +90,7 @@ pub struct PackedMatrix {
     cols: usize,
     panel_bytes: usize,
     data: AlignedBytes,
+    follower: Arc<Follower>,
 }
 
 impl fmt::Debug for PackedMatrix {
@@ -195,7 +198,22 @@ impl PackedMatrix {
             cols,
             panel_bytes,
             data: packed,
+            follower: Arc::default(),
         })
+    }
+
+    /// What was multiplied after this matrix the last time.
+    pub(crate) fn follower(&self) -> &Arc<Follower> {
+        &self.follower
+    }
+
+    /// Where the packed values lie.
+    pub(crate) fn place(&self) -> Place {
+        let data = self.data.as_slice();
+        Place {
+            address: data.as_ptr().addr(),
+            bytes: data.len(),
+        }
     }
 
     /// Number of rows: output features.

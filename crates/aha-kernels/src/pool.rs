@@ -2,7 +2,7 @@
 //!
 //! A step of generation issues hundreds of products of some tens of microseconds each. Waking a
 //! sleeping thread for every one would cost as much as the product, so workers look out for the
-//! next job for a short while ([`SPINS`]) before they sleep. There is one pool a process, with as
+//! next job for a short while ([`SPINS`]) before they sleep, and fetch what it will read ([`Foresight`]). There is one pool a process, with as
 //! many threads as the [`rayon`] pool of loading and preprocessing. One job runs at a time: a call
 //! from inside a job, or from another thread while a job runs, does its own work alone, so that
 //! never more threads compute than there are.
@@ -15,9 +15,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
 
+use crate::foresight::{Fetcher, Foresight};
+
 /// Rounds that a worker looks out for work before it sleeps: some tens of microseconds, which is longer
 /// than the pauses inside a step of generation and shorter than those between requests.
 const SPINS: usize = 6_000;
+
+/// Tasks that a product is cut into for each thread: a few, so that a thread that is held up elsewhere does not hold
+/// up the rest.
+pub(crate) const TASKS: usize = 4;
 
 /// What a job runs for each index.
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
@@ -40,6 +46,8 @@ struct Shared {
     /// The next index to run.
     next: AtomicUsize,
     job: UnsafeCell<Job>,
+    /// What threads fetch while they wait.
+    foresight: Foresight,
     /// The first panic of a task.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// Whether the pool is going down.
@@ -89,9 +97,12 @@ impl Shared {
         self.inside.fetch_sub(1, Release);
     }
 
-    fn worker(&self) {
+    /// What worker `number` of `threads` threads, the caller's being number zero, does.
+    fn worker(&self, number: usize, threads: usize) {
         let mut seen = 0;
+        let mut fetcher = Fetcher::default();
         loop {
+            fetcher.look(&self.foresight, number, TASKS * threads);
             let mut spins = 0;
             loop {
                 let epoch = self.epoch.load(Acquire);
@@ -103,7 +114,8 @@ impl Shared {
                     return;
                 }
                 spins += 1;
-                if spins < SPINS {
+                if fetcher.fetch() {
+                } else if spins < SPINS {
                     std::hint::spin_loop();
                 } else {
                     // A job that begins between the look above and this line leaves its token, and
@@ -147,6 +159,7 @@ impl Pool {
                 task: nothing,
                 count: 0,
             }),
+            foresight: Foresight::default(),
             panic: Mutex::new(None),
             closed: AtomicBool::new(false),
         });
@@ -155,7 +168,7 @@ impl Pool {
             let name = format!("aha-kernel-{number}");
             let thread = std::thread::Builder::new().name(name);
             // A system that grants no more threads computes with those that it granted.
-            thread.spawn(move || shared.worker()).ok()
+            thread.spawn(move || shared.worker(number, threads)).ok()
         };
         let workers = (1..threads)
             .map_while(spawn)
@@ -190,9 +203,14 @@ impl Pool {
         INSIDE.set(false);
         shared.open.store(false, SeqCst);
         let mut spins = 0_usize;
+        let mut fetcher = Fetcher::default();
         while shared.inside.load(SeqCst) > 0 {
             spins += 1;
-            if spins < SPINS {
+            if spins == 1 {
+                fetcher.look(&shared.foresight, 0, TASKS * self.threads());
+            }
+            if fetcher.fetch() {
+            } else if spins < SPINS {
                 std::hint::spin_loop();
             } else {
                 std::thread::yield_now();
@@ -225,6 +243,11 @@ fn with_pool<R>(work: impl FnOnce(&Pool) -> R) -> R {
         return work(&own);
     }
     work(POOL.get_or_init(|| Pool::new(rayon::current_num_threads())))
+}
+
+/// Calls `tell` with what threads fetch by while they wait.
+pub(crate) fn with_foresight(tell: impl FnOnce(&Foresight)) {
+    with_pool(|pool| tell(&pool.shared.foresight));
 }
 
 /// Threads that a job may run on.

@@ -45,7 +45,7 @@ unsafe fn multiply_rows<const ROWS: usize>(tile: Tile<'_>) {
     }
 }
 
-/// Panels other than the tile's own are fetched into the second-level cache.
+/// What is asked for ahead comes into the second-level cache.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn kernel<const ROWS: usize, const PANELS: usize, const FETCHED: usize>(tile: Tile<'_>) {
     const LINE: usize = size_of::<Line>();
@@ -61,11 +61,7 @@ unsafe fn kernel<const ROWS: usize, const PANELS: usize, const FETCHED: usize>(t
         for pair in 0..tile.pairs {
             for panel in 0..FETCHED {
                 let at = ahead.wrapping_add(panel * panel_bytes).cast();
-                if FETCHED == PANELS {
-                    _mm_prefetch::<_MM_HINT_T0>(at);
-                } else {
-                    _mm_prefetch::<_MM_HINT_T1>(at);
-                }
+                _mm_prefetch::<_MM_HINT_T1>(at);
             }
             let weights: [__m512bh; PANELS] = std::array::from_fn(|panel| {
                 let at = w.add(panel * panel_bytes);

@@ -12,8 +12,8 @@ use std::ops::Range;
 
 use crate::InstructionSet;
 use crate::buffer::{Line, flat_mut, with_scratch};
-use crate::matmul::{Job, PARALLEL_FROM, cut, for_each_job_stretch, tasks};
-use crate::pool::{for_each_stretch, threads};
+use crate::matmul::{Job, PARALLEL_FROM, announce, cut, for_each_job_stretch, tasks};
+use crate::pool::{TASKS, for_each_stretch, threads};
 
 /// Rows of `x` and panels of a tile: their sums fill 24 of 32 registers.
 const TILE_ROWS: usize = 6;
@@ -23,7 +23,7 @@ const TILE_PANELS: usize = 4;
 const FETCHED_BYTES: usize = 400 << 10;
 
 /// Bytes that are asked for ahead of use, a panel, where panels come from memory as they are used.
-const PREFETCH: usize = 1024;
+const PREFETCH: usize = 2048;
 
 /// Rows that are rounded in one go.
 const ROUNDED_ROWS: usize = 16;
@@ -86,6 +86,7 @@ pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize)
         );
         // SAFETY: `u32` has the size and alignment of `f32`, and both take every bit pattern.
         let x: &[u32] = unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) };
+        announce(m, jobs.iter().map(|job| job.w));
         #[cfg(target_os = "linux")]
         if set == InstructionSet::Amx && amx::takes(cols) {
             return amx::multiply(jobs, x, m);
@@ -108,13 +109,13 @@ fn multiply(jobs: &[Job<'_>], x: &[u32], m: usize) {
     let groups = |job: &Job<'_>| job.w.panels().div_ceil(TILE_PANELS);
     let all: usize = jobs.iter().map(groups).sum();
     // Rows are cut, too, where panels alone do not keep the threads busy.
-    let blocks = (4 * threads()).div_ceil(all.max(1)).min(tiles);
+    let blocks = (TASKS * threads()).div_ceil(all.max(1)).min(tiles);
     let counts: Vec<_> = jobs.iter().map(|job| groups(job) * blocks).collect();
     let tasks = match work(jobs, m) {
         work if tiles == 1 => tasks(all, work),
         ..PARALLEL_FROM => 1,
         // Long enough to fetch ahead in, short enough that no thread waits long for the last one.
-        _ => (8 * threads()).min(all * blocks),
+        _ => (2 * TASKS * threads()).min(all * blocks),
     };
     for_each_job_stretch(&counts, tasks, |job, pieces| {
         let job = &jobs[job];

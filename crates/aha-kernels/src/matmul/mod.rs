@@ -18,7 +18,7 @@ use crate::pack::{
     PANEL, PackedMatrix,
     WeightKind::{self, F32},
 };
-use crate::pool::{for_each_piece, for_each_task, threads};
+use crate::pool::{TASKS, for_each_piece, for_each_task, threads, with_foresight};
 use crate::quant;
 use crate::transpose::transpose;
 
@@ -37,6 +37,9 @@ const NARROW_DEPTH: usize = 64;
 /// Rows of `x` that stay in the second-level cache together with `WIDE_PANELS` panels of outputs.
 const WIDE_ROWS: usize = 192;
 const WIDE_PANELS: usize = 8;
+
+/// Rows of `x` up to which reading the weights takes longer than multiplying.
+const FEW_ROWS: usize = 16;
 
 /// The rows of `x` in a tile.
 #[derive(Clone, Copy)]
@@ -188,6 +191,7 @@ pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize)
             Way::Bf16 => bf16::matmul(set, jobs, x, m),
             Way::Floats => {
                 for job in jobs.iter().filter(|job| job.w.rows() > 0) {
+                    announce(m, std::iter::once(job.w));
                     if m <= TILE_ROWS {
                         narrow(set, job.w, x, m, job.out);
                     } else {
@@ -242,13 +246,14 @@ impl Output {
     }
 }
 
-/// How many tasks share `pieces` pieces of `work` multiply-adds, each task walking forwards through memory: a
-/// few for each thread, so that a thread that is held up elsewhere does not hold up the rest.
+/// How many tasks share `pieces` pieces of `work` multiply-adds, each task walking forwards through memory.
 pub(crate) fn tasks(pieces: usize, work: usize) -> usize {
     if work < PARALLEL_FROM {
         return 1;
     }
-    pieces.min(4 * threads()).min(work / (PARALLEL_FROM / 2))
+    pieces
+        .min(TASKS * threads())
+        .min(work / (PARALLEL_FROM / 2))
 }
 
 /// Runs `piece` for every piece of every one of `counts.len()` jobs, which are laid end to end and cut into
@@ -277,6 +282,20 @@ pub(crate) fn for_each_job_stretch(
             let inside = |place: usize| place.clamp(skipped, skipped + count) - skipped;
             stretch(job, inside(own.start)..inside(own.end));
             skipped += count;
+        }
+    });
+}
+
+/// Says that the product of `m` rows with these matrices begins, which are read from the first to the last.
+pub(crate) fn announce<'a>(m: usize, matrices: impl Iterator<Item = &'a PackedMatrix> + Clone) {
+    let Some(first) = matrices.clone().next() else {
+        return;
+    };
+    with_foresight(|foresight| {
+        if m <= FEW_ROWS {
+            foresight.begin(first.follower(), matrices.map(PackedMatrix::place));
+        } else {
+            foresight.forget();
         }
     });
 }

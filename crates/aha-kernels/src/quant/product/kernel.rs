@@ -156,7 +156,7 @@ impl<const BITS: usize, const MINIMA: bool, const NESTED: bool> Packed<BITS, MIN
 }
 
 /// Bytes that are asked for ahead of use.
-const PREFETCH: usize = 2048;
+const PREFETCH: usize = 6144;
 
 impl<V: Lanes, const BITS: usize, const MINIMA: bool, const NESTED: bool> Source<V>
     for Packed<BITS, MINIMA, NESTED>

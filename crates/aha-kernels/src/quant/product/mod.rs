@@ -21,9 +21,9 @@ use super::activations::{Layout, Sums};
 use super::{Format, UNIT};
 use crate::InstructionSet;
 use crate::buffer::{Line, flat_mut, with_scratch};
-use crate::matmul::{Job, Output, PARALLEL_FROM, cut, for_each_job_piece, tasks};
+use crate::matmul::{Job, Output, PARALLEL_FROM, announce, cut, for_each_job_piece, tasks};
 use crate::pack::PackedMatrix;
-use crate::pool::{for_each_piece, threads};
+use crate::pool::{TASKS, for_each_piece, threads};
 
 /// Rows of the largest tile.
 const MOST_ROWS: usize = 16;
@@ -188,6 +188,7 @@ pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize)
 
 /// Products with the same activations.
 fn multiply(products: &[Product<'_>], x: &[u32], tiles: usize) {
+    announce(products[0].m, products.iter().map(|product| product.w));
     let group = if tiles == 1 { 1 } else { GROUP };
     let groups: Vec<_> = (products.iter())
         .map(|product| product.w.panels().div_ceil(group))
@@ -201,7 +202,7 @@ fn multiply(products: &[Product<'_>], x: &[u32], tiles: usize) {
         });
     }
     // Rows are cut, too, where panels alone do not keep the threads busy.
-    let blocks = (4 * threads()).div_ceil(all.max(1)).min(tiles);
+    let blocks = (TASKS * threads()).div_ceil(all.max(1)).min(tiles);
     let pieces: Vec<_> = groups.iter().map(|groups| groups * blocks).collect();
     for_each_job_piece(&pieces, all * blocks, |product, piece| {
         let product = &products[product];
