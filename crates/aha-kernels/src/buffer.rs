@@ -1,7 +1,7 @@
 //! Memory in cache lines: packed weights and scratch space.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ptr::NonNull;
 
 use crate::KernelError;
@@ -32,6 +32,12 @@ pub(crate) fn flat_mut(lines: &mut [Line]) -> &mut [f32] {
 pub(crate) fn bytes_of(lines: &[Line]) -> &[u8] {
     // SAFETY: a `Line` has no padding, and every byte of it is initialised.
     unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+}
+
+/// The bytes of `lines`, for writing.
+pub(crate) fn bytes_of_mut(lines: &mut [Line]) -> &mut [u8] {
+    // SAFETY: as in `bytes_of`, and every bit pattern is a valid `f32`; the borrow is exclusive.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
 }
 
 /// `bytes` as 32-bit floats. Bytes of a trailing partial value are left out.
@@ -206,20 +212,20 @@ const KEPT_LINES: usize = (32 << 20) / size_of::<Line>();
 
 /// Runs `work` on `lines` cache lines of scratch memory, whose content is arbitrary.
 ///
-/// The memory is taken from the thread and put back, so a nested call (a task may call
-/// another kernel) finds an empty place and allocates its own.
+/// The memory is taken from the thread and put back; a nested call (a task may call another kernel)
+/// takes another piece.
 pub(crate) fn with_scratch<R>(lines: usize, work: impl FnOnce(&mut [Line]) -> R) -> R {
     thread_local! {
-        static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+        static SCRATCH: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
     }
-    let mut memory = SCRATCH.take();
+    let mut memory = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
     if memory.len() < lines {
         memory.clear();
         memory.resize(lines, Line::ZERO);
     }
     let result = work(memory.get_mut(..lines).unwrap_or_default());
     if memory.len() <= KEPT_LINES {
-        SCRATCH.set(memory);
+        SCRATCH.with_borrow_mut(|pieces| pieces.push(memory));
     }
     result
 }

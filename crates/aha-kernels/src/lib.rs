@@ -49,7 +49,7 @@ pub use elementwise::{
 };
 pub use error::KernelError;
 pub use isa::{InstructionSet, instruction_set};
-pub use pack::{PackedMatrix, WeightKind};
+pub use pack::{PackedMatrix, SharedBytes, WeightKind};
 pub use quant::{dequantize_gguf, quantize_gguf};
 pub use recurrent::{GatedDelta, RecurrentSequence, ShortConv};
 pub use rotary::{HeadNorm, HeadRotation};

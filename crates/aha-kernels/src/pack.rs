@@ -1,5 +1,5 @@
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use half::{bf16, f16};
 
@@ -79,17 +79,63 @@ impl WeightKind {
     }
 }
 
+/// Bytes that somebody else holds, such as a mapped file.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Where the values of a matrix are.
+enum Values {
+    Panels(AlignedBytes),
+    /// `bf16` in rows of somebody else's, until they are packed.
+    Shared {
+        rows: SharedBytes,
+        panels: OnceLock<AlignedBytes>,
+    },
+}
+
+/// The values of a matrix as they lie at the moment. Either way, sixteen rows take [`PackedMatrix::panel_bytes`].
+#[derive(Clone, Copy)]
+pub(crate) enum View<'a> {
+    Panels(&'a [u8]),
+    /// Row by row; the kernels turn sixteen of them into a panel as they go.
+    Rows(&'a [u8]),
+}
+
+impl Values {
+    fn view(&self) -> View<'_> {
+        match self {
+            Self::Panels(panels) => View::Panels(panels.as_slice()),
+            Self::Shared { rows, panels } => match panels.get() {
+                Some(panels) => View::Panels(panels.as_slice()),
+                None => View::Rows((**rows).as_ref()),
+            },
+        }
+    }
+}
+
+impl<'a> View<'a> {
+    pub(crate) fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Panels(bytes) | Self::Rows(bytes) => bytes,
+        }
+    }
+
+    pub(crate) fn is_rows(self) -> bool {
+        matches!(self, Self::Rows(_))
+    }
+}
+
 /// A weight matrix `[rows = out_features, cols = in_features]`, packed once for fast products.
 ///
 /// Sixteen rows at a time form a panel that is stored column after column, so that a product reads
 /// memory strictly forwards and each of sixteen neighbouring lanes owns one output. The last panel
-/// is filled up with zeros. Values keep their type: a `bf16` matrix takes two bytes a value.
+/// is filled up with zeros. Values keep their type: a `bf16` matrix takes two bytes a value, and may stay
+/// where it is, see [`PackedMatrix::from_shared_bf16`].
 pub struct PackedMatrix {
     kind: WeightKind,
     rows: usize,
     cols: usize,
     panel_bytes: usize,
-    data: AlignedBytes,
+    values: Values,
     follower: Arc<Follower>,
 }
 
@@ -154,6 +200,91 @@ impl PackedMatrix {
         )
     }
 
+    /// A row-major matrix of little-endian `bf16` in memory of somebody else: read where it is if the kernels of
+    /// this processor and the matrix's shape allow that ([`PackedMatrix::is_shared`] tells), packed otherwise.
+    ///
+    /// # Errors
+    /// When `bytes` has not two bytes for each of `rows * cols` elements, or memory runs out.
+    pub fn from_shared_bf16(
+        rows: usize,
+        cols: usize,
+        bytes: SharedBytes,
+    ) -> Result<Self, KernelError> {
+        Self::from_shared_bf16_for(instruction_set(), rows, cols, bytes)
+    }
+
+    /// [`PackedMatrix::from_shared_bf16`] for products on a given instruction set, for tests and measurements.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_shared_bf16_for(
+        set: InstructionSet,
+        rows: usize,
+        cols: usize,
+        bytes: SharedBytes,
+    ) -> Result<Self, KernelError> {
+        let len = (*bytes).as_ref().len();
+        check_len("bytes", checked_mul(checked_mul(rows, cols)?, 2)?, len)?;
+        if !reads_rows(set, rows, cols) {
+            return Self::pack_rows(rows, cols, (*bytes).as_ref());
+        }
+        let values = Values::Shared {
+            rows: bytes,
+            panels: OnceLock::new(),
+        };
+        Self::new(WeightKind::Bf16, rows, cols, values)
+    }
+
+    /// Whether the values are read where [`PackedMatrix::from_shared_bf16`] found them.
+    pub fn is_shared(&self) -> bool {
+        self.view().is_rows()
+    }
+
+    /// Packs values that are read where they were found, since panels are read a little faster: from now on nothing
+    /// is read there any more. Changes no result; without effect on other matrices.
+    ///
+    /// # Errors
+    /// When memory runs out; the matrix stays as it was.
+    pub fn pack_shared(&self) -> Result<(), KernelError> {
+        if let Values::Shared { rows, panels } = &self.values
+            && panels.get().is_none()
+        {
+            let packed = Self::pack_rows(self.rows, self.cols, (**rows).as_ref())?;
+            if let Values::Panels(packed) = packed.values {
+                // Another thread may have been faster; its panels are the same.
+                let _ = panels.set(packed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Packs row-major little-endian `bf16` values.
+    fn pack_rows(rows: usize, cols: usize, bytes: &[u8]) -> Result<Self, KernelError> {
+        let (kind, row_bytes) = (WeightKind::Bf16, 2 * cols);
+        let turns = reads_rows(instruction_set(), rows, cols);
+        Self::pack(kind, rows, cols, row_bytes, bytes, |panel, source| {
+            if turns {
+                return pack_in_registers(source, cols, panel);
+            }
+            let panel = as_u16_mut(panel);
+            for (lane, row) in source.chunks_exact(row_bytes.max(1)).enumerate() {
+                for (col, value) in row.as_chunks().0.iter().enumerate() {
+                    panel[bf16_index(col, lane)] = u16::from_le_bytes(*value);
+                }
+            }
+        })
+    }
+
+    /// The same matrix for an instruction set that does not read rows; none where it is fit for `set` as it is.
+    fn packed_for(&self, set: InstructionSet) -> Result<Option<Self>, KernelError> {
+        match self.view() {
+            View::Rows(rows) if !reads_rows(set, self.rows, self.cols) => {
+                Self::pack_rows(self.rows, self.cols, rows).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Packs the rows of a GGUF tensor, whose blocks `data` holds row by row as the file does. The
     /// values stay quantised and mean exactly what [`dequantize_gguf`](crate::dequantize_gguf) says.
     ///
@@ -183,23 +314,35 @@ impl PackedMatrix {
         pack_panel: impl Fn(&mut [u8], &[T]) + Sync,
     ) -> Result<Self, KernelError> {
         check_len("data", checked_mul(rows, row_len)?, data.len())?;
-        let panel_bytes = kind
-            .panel_bytes(cols)
-            .ok_or(KernelError::Memory { bytes: usize::MAX })?;
+        let panel_bytes = panel_bytes_of(kind, cols)?;
         let bytes = checked_mul(rows.div_ceil(PANEL), panel_bytes)?;
         let packed = AlignedBytes::filled(bytes, panel_bytes, |index, panel| {
             let first = index * PANEL * row_len;
             let end = data.len().min(first + PANEL * row_len);
             pack_panel(panel, &data[first..end]);
         })?;
+        Self::new(kind, rows, cols, Values::Panels(packed))
+    }
+
+    fn new(
+        kind: WeightKind,
+        rows: usize,
+        cols: usize,
+        values: Values,
+    ) -> Result<Self, KernelError> {
         Ok(Self {
             kind,
             rows,
             cols,
-            panel_bytes,
-            data: packed,
+            panel_bytes: panel_bytes_of(kind, cols)?,
+            values,
             follower: Arc::default(),
         })
+    }
+
+    /// The values as they lie now. Whoever reads several panels looks once: they may be packed meanwhile.
+    pub(crate) fn view(&self) -> View<'_> {
+        self.values.view()
     }
 
     /// What was multiplied after this matrix the last time.
@@ -209,7 +352,7 @@ impl PackedMatrix {
 
     /// Where the packed values lie.
     pub(crate) fn place(&self) -> Place {
-        let data = self.data.as_slice();
+        let data = self.view().bytes();
         Place {
             address: data.as_ptr().addr(),
             bytes: data.len(),
@@ -233,7 +376,7 @@ impl PackedMatrix {
 
     /// Bytes of memory that the packed values take.
     pub fn size_in_bytes(&self) -> usize {
-        self.data.as_slice().len()
+        self.view().bytes().len()
     }
 
     /// `out[m, rows] = x[m, cols] · Wᵀ`, accumulated in `f32` over the columns in their order.
@@ -260,9 +403,11 @@ impl PackedMatrix {
     ) -> Result<(), KernelError> {
         check_len("x", checked_mul(m, self.cols)?, x.len())?;
         check_len("out", checked_mul(m, self.rows)?, out.len())?;
+        let packed = self.packed_for(set)?;
         // SAFETY: the matrix is `out`, which is borrowed exclusively.
         let out = unsafe { Output::new(out.as_mut_ptr(), m, self.rows) };
-        matmul::matmul(set.require()?, &[Job { w: self, out }], x, m);
+        let w = packed.as_ref().unwrap_or(self);
+        matmul::matmul(set.require()?, &[Job { w, out }], x, m);
         Ok(())
     }
 
@@ -292,8 +437,12 @@ impl PackedMatrix {
         m: usize,
     ) -> Result<Vec<f32>, KernelError> {
         let set = set.require()?;
+        let packed = (weights.iter())
+            .map(|w| w.packed_for(set))
+            .collect::<Result<Vec<_>, _>>()?;
+        let weights = (weights.iter().zip(&packed)).map(|(w, packed)| packed.as_ref().unwrap_or(w));
         let mut len = 0_usize;
-        for w in weights {
+        for w in weights.clone() {
             check_len("x", checked_mul(m, w.cols)?, x.len())?;
             let more = len.checked_add(checked_mul(m, w.rows)?);
             len = more.ok_or(KernelError::Memory { bytes: usize::MAX })?;
@@ -305,8 +454,8 @@ impl PackedMatrix {
                 bytes: len.saturating_mul(4),
             })?;
         let mut start = out.as_mut_ptr();
-        let jobs: Vec<Job<'_>> = (weights.iter())
-            .map(|&w| {
+        let jobs: Vec<Job<'_>> = weights
+            .map(|w| {
                 // SAFETY: the results lie one after another in the reserved memory.
                 let job = unsafe {
                     Job {
@@ -338,6 +487,13 @@ impl PackedMatrix {
             });
         }
         check_len("out", self.cols, out.len())?;
+        if let View::Rows(bytes) = self.view() {
+            let values = bytes.as_chunks().0[index * self.cols..].iter();
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = bf16::from_le_bytes(*value).to_f32();
+            }
+            return Ok(());
+        }
         let (panel, lane) = (self.panel(index / PANEL), index % PANEL);
         match self.kind {
             WeightKind::F32 => {
@@ -376,13 +532,40 @@ impl PackedMatrix {
 
     /// The bytes of panel `index`.
     pub(crate) fn panel(&self, index: usize) -> &[u8] {
-        &self.data.as_slice()[index * self.panel_bytes..][..self.panel_bytes]
+        &self.view().bytes()[index * self.panel_bytes..][..self.panel_bytes]
     }
 
     /// The bytes of `count` panels from `first` on.
     pub(crate) fn panel_range(&self, first: usize, count: usize) -> &[u8] {
-        &self.data.as_slice()[first * self.panel_bytes..][..count * self.panel_bytes]
+        &self.view().bytes()[first * self.panel_bytes..][..count * self.panel_bytes]
     }
+}
+
+/// Bytes from one panel to the next.
+fn panel_bytes_of(kind: WeightKind, cols: usize) -> Result<usize, KernelError> {
+    let bytes = kind.panel_bytes(cols);
+    bytes.ok_or(KernelError::Memory { bytes: usize::MAX })
+}
+
+/// Packs sixteen rows of `bf16`. The processor must be one that [`reads_rows`].
+fn pack_in_registers(rows: &[u8], cols: usize, panel: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction set is the caller's promise.
+    unsafe {
+        crate::bf16::rows::pack(rows, cols / 2, panel)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (rows, cols, panel);
+}
+
+/// Whether products on `set` read the rows of a `bf16` matrix. Tiles of AMX take panels.
+fn reads_rows(set: InstructionSet, rows: usize, cols: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if set == InstructionSet::Avx512 && set.rounds_to_bf16() {
+        return crate::bf16::rows::reads(rows, cols);
+    }
+    let _ = (set, rows, cols);
+    false
 }
 
 /// Place of a value among the 16-bit words of a `bf16` panel.

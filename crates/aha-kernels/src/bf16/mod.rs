@@ -7,12 +7,14 @@
 #[cfg(target_os = "linux")]
 pub(crate) mod amx;
 mod avx512;
+pub(crate) mod rows;
 
 use std::ops::Range;
 
 use crate::InstructionSet;
-use crate::buffer::{Line, flat_mut, with_scratch};
+use crate::buffer::{Line, bytes_of, bytes_of_mut, flat_mut, prefetch, with_scratch};
 use crate::matmul::{Job, PARALLEL_FROM, announce, cut, for_each_job_stretch, tasks};
+use crate::pack::View;
 use crate::pool::{TASKS, for_each_stretch, threads};
 
 /// Rows of `x` and panels of a tile: their sums fill 24 of 32 registers.
@@ -34,8 +36,8 @@ enum Ahead {
     Nothing,
     /// The tile's own panels, which come from memory as they are used.
     Own,
-    /// So many panels from one on.
-    Next(usize, usize),
+    /// So many panels from an address on.
+    Next(*const u8, usize),
 }
 
 /// A tile's operands.
@@ -117,8 +119,26 @@ fn multiply(jobs: &[Job<'_>], x: &[u32], m: usize) {
         // Long enough to fetch ahead in, short enough that no thread waits long for the last one.
         _ => (2 * TASKS * threads()).min(all * blocks),
     };
+    let views: Vec<_> = jobs.iter().map(|job| job.w.view()).collect();
     for_each_job_stretch(&counts, tasks, |job, pieces| {
-        let job = &jobs[job];
+        let (job, view) = (&jobs[job], views[job]);
+        if view.is_rows() && m <= rows::TILE_ROWS {
+            let group = |piece: usize| piece / blocks;
+            // Few rows are one tile here: the first block has all of them.
+            let mut own = pieces
+                .filter(|piece| piece % blocks == 0)
+                .map(group)
+                .peekable();
+            if let Some(&first) = own.peek() {
+                // Each panel is asked for during the one before it; this one has none.
+                prefetch(panel_range(
+                    job,
+                    view,
+                    first * TILE_PANELS..first * TILE_PANELS + 1,
+                ));
+            }
+            return own.for_each(|group| multiply_rows(job, view, group, x, m));
+        }
         let fetches =
             tiles > 1 && blocks == 1 && TILE_PANELS * job.w.panel_bytes() <= FETCHED_BYTES;
         // Each of the first tiles fetches a share of the next group.
@@ -127,22 +147,25 @@ fn multiply(jobs: &[Job<'_>], x: &[u32], m: usize) {
         for piece in pieces.clone() {
             let (group, block) = (piece / blocks, piece % blocks);
             let own = cut(tiles, blocks, block)..cut(tiles, blocks, block + 1);
-            let is_fetched = fetches && piece > pieces.start;
+            let is_fetched = view.is_rows() || fetches && piece > pieces.start;
             let mut next = match fetches && piece + 1 < pieces.end {
                 true => panels_of(job, group + 1),
                 false => 0..0,
             }
             .step_by(share);
-            for tile in own.clone() {
-                let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
-                let ahead = if tile == own.start && !is_fetched {
-                    Ahead::Own
-                } else {
-                    next.next()
-                        .map_or(Ahead::Nothing, |panel| Ahead::Next(panel, share))
-                };
-                multiply_group(job, group, x, rows, ahead, &mut sums);
-            }
+            with_group(job, view, group, |panels| {
+                for tile in own.clone() {
+                    let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
+                    let ahead = if tile == own.start && !is_fetched {
+                        Ahead::Own
+                    } else {
+                        next.next().map_or(Ahead::Nothing, |panel| {
+                            Ahead::Next(panel_range(job, view, panel..panel + 1).as_ptr(), share)
+                        })
+                    };
+                    multiply_group(job, group, panels, x, rows, ahead, &mut sums);
+                }
+            });
         }
     });
 }
@@ -152,10 +175,56 @@ fn panels_of(job: &Job<'_>, group: usize) -> Range<usize> {
     group * TILE_PANELS..job.w.panels().min((group + 1) * TILE_PANELS)
 }
 
+/// The bytes of some panels, or of the rows that they are of.
+fn panel_range<'a>(job: &Job<'_>, view: View<'a>, panels: Range<usize>) -> &'a [u8] {
+    let bytes = job.w.panel_bytes();
+    &view.bytes()[panels.start * bytes..panels.end * bytes]
+}
+
+/// Calls `work` with the panels of a group: as they are kept, or packed for the occasion.
+fn with_group(job: &Job<'_>, view: View<'_>, group: usize, work: impl FnOnce(&[u8])) {
+    let bytes = panel_range(job, view, panels_of(job, group));
+    if !view.is_rows() {
+        return work(bytes);
+    }
+    let pairs = job.w.cols() / 2;
+    with_scratch(bytes.len() / size_of::<Line>(), |lines| {
+        let rows = bytes.chunks_exact(job.w.panel_bytes());
+        for (rows, panel) in rows.zip(lines.chunks_exact_mut(pairs)) {
+            // SAFETY: the instruction set was checked by the caller of `matmul`.
+            unsafe { rows::pack(rows, pairs, bytes_of_mut(panel)) }
+        }
+        work(bytes_of(lines));
+    });
+}
+
+/// The panels of a group in rows with all `m` rows of `x`.
+fn multiply_rows(job: &Job<'_>, view: View<'_>, group: usize, x: &[u32], m: usize) {
+    let mut sums = [Line::ZERO; rows::TILE_ROWS];
+    for panel in panels_of(job, group) {
+        let own = panel_range(job, view, panel..panel + 1);
+        let tile = rows::Tile {
+            x,
+            rows: m,
+            pairs: job.w.cols() / 2,
+            panel: own,
+            ahead: own.as_ptr_range().end,
+            sums: &mut sums,
+        };
+        // SAFETY: the instruction set was checked by the caller of `matmul`.
+        unsafe { tile.multiply() }
+        for (row, line) in sums[..m].iter().enumerate() {
+            // SAFETY: this panel is this task's own.
+            unsafe { job.out.write(row, panel, line) }
+        }
+    }
+}
+
 /// The panels of a group with a tile of rows.
 fn multiply_group(
     job: &Job<'_>,
     group: usize,
+    panels: &[u8],
     x: &[u32],
     rows: Range<usize>,
     ahead: Ahead,
@@ -170,12 +239,10 @@ fn multiply_group(
             2.. => 2,
             _ => 1,
         };
-        let panels = job.w.panel_range(first, count);
+        let panels = &panels[(first - own.start) * job.w.panel_bytes()..];
         let (ahead, fetched) = match ahead {
             Ahead::Own => (panels.as_ptr().wrapping_add(PREFETCH), count),
-            Ahead::Next(panel, share) if count == TILE_PANELS => {
-                (job.w.panel(panel).as_ptr(), share)
-            }
+            Ahead::Next(panel, share) if count == TILE_PANELS => (panel, share),
             _ => (panels.as_ptr(), 0),
         };
         Tile {

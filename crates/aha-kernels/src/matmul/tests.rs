@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use half::{bf16, f16};
 
 use crate::pool::with_threads;
@@ -294,6 +296,90 @@ fn products_together_are_those_alone() {
         PackedMatrix::matmul_together(&[weights[0], &other], &[0.0; 512], 1),
         Err(KernelError::Length { argument: "x", .. })
     ));
+}
+
+#[test]
+fn rows_of_a_file_give_the_bits_of_packed_ones() {
+    // Whole panels of whole steps are read where they are, from any byte on; other shapes are packed.
+    for (rows, cols) in [
+        (16, 32),
+        (48, 96),
+        (272, 1024),
+        (64, 3072),
+        (17, 32),
+        (16, 40),
+        (3, 5),
+    ] {
+        let data = values(rows * cols, rows as u64)
+            .into_iter()
+            .map(bf16::from_f32);
+        let data: Vec<_> = data.collect();
+        let packed = PackedMatrix::from_bf16(rows, cols, &data).unwrap();
+        let bytes: Vec<u8> = data.iter().flat_map(|value| value.to_le_bytes()).collect();
+        for set in available() {
+            let shared = Arc::new(Offset([vec![0], bytes.clone()].concat()));
+            let shared = PackedMatrix::from_shared_bf16_for(set, rows, cols, shared).unwrap();
+            let whole = rows % 16 == 0 && cols % 32 == 0;
+            let reads = set == InstructionSet::Avx512 && set.rounds_to_bf16();
+            assert_eq!(
+                shared.is_shared(),
+                whole && reads,
+                "{set:?} [{rows}, {cols}]"
+            );
+            for m in [1, 2, 5, 6, 7, 8, 12, 13, 16, 30, 100] {
+                let x = values(m * cols, 3);
+                let together =
+                    PackedMatrix::matmul_together_on(set, &[&packed, &shared, &packed], &x, m);
+                let expected = product(set, &packed, &x, m);
+                assert_eq!(
+                    bits(&together.unwrap()),
+                    bits(&[&expected[..]; 3].concat()),
+                    "{set:?} [{rows}, {cols}] {m}"
+                );
+                // Instruction sets that do not read rows pack them for the occasion.
+                for other in available() {
+                    let expected = product(other, &packed, &x, m);
+                    assert_eq!(
+                        bits(&product(other, &shared, &x, m)),
+                        bits(&expected),
+                        "{other:?}"
+                    );
+                }
+            }
+            let check_rows = || {
+                let [mut expected, mut row] = [vec![0.0; cols], vec![0.0; cols]];
+                for index in [0, rows / 2, rows - 1] {
+                    packed.row(index, &mut expected).unwrap();
+                    shared.row(index, &mut row).unwrap();
+                    assert_eq!(row, expected);
+                }
+            };
+            check_rows();
+            shared.pack_shared().unwrap();
+            assert!(!shared.is_shared());
+            check_rows();
+            let x = values(9 * cols, 3);
+            let expected = product(set, &packed, &x, 9);
+            assert_eq!(bits(&product(set, &shared, &x, 9)), bits(&expected));
+        }
+    }
+    assert!(matches!(
+        PackedMatrix::from_shared_bf16(3, 5, Arc::new(vec![0u8; 31])),
+        Err(KernelError::Length {
+            argument: "bytes",
+            expected: 30,
+            actual: 31
+        })
+    ));
+}
+
+/// Bytes that do not begin where words do.
+struct Offset(Vec<u8>);
+
+impl AsRef<[u8]> for Offset {
+    fn as_ref(&self) -> &[u8] {
+        &self.0[1..]
+    }
 }
 
 #[test]
