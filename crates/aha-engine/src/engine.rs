@@ -107,6 +107,7 @@ pub(crate) struct Shared {
     pub(crate) total_states: AtomicUsize,
     pub(crate) preemptions: AtomicU64,
     pub(crate) panics: AtomicU64,
+    pub(crate) unpacked: AtomicUsize,
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) generated_tokens: AtomicU64,
     steps: AtomicU64,
@@ -131,6 +132,7 @@ impl Shared {
             total_states: AtomicUsize::new(0),
             preemptions: AtomicU64::new(0),
             panics: AtomicU64::new(0),
+            unpacked: AtomicUsize::new(0),
             prompt_tokens: AtomicU64::new(0),
             generated_tokens: AtomicU64::new(0),
             steps: AtomicU64::new(0),
@@ -211,6 +213,7 @@ impl Shared {
             generated_tokens: self.generated_tokens.load(Ordering::Relaxed),
             preemptions: self.preemptions.load(Ordering::Relaxed),
             panics: self.panics.load(Ordering::Relaxed),
+            unpacked: self.unpacked.load(Ordering::Relaxed),
             stuck: self.stuck(),
         }
     }
@@ -252,6 +255,8 @@ pub struct EngineStatus {
     pub preemptions: u64,
     /// Steps that panicked.
     pub panics: u64,
+    /// Matrices that are still read from their files; they are packed while nothing runs, and between steps.
+    pub unpacked: usize,
     /// The thread is gone, or a step takes so long that it must hang.
     pub stuck: bool,
 }
@@ -297,16 +302,25 @@ impl Engine {
             processor,
             defaults,
             transcriber,
+            unpacked,
         } = model;
         let spec = generator.cache_spec();
         let bytes_per_token = spec.bytes_per_token();
-        let snapshots = state_snapshots(&mut options, spec.bytes_per_state(), generator.device());
+        // What packing will take is spoken for.
+        let available = available_memory().saturating_sub(unpacked.bytes());
+        let snapshots = state_snapshots(
+            &mut options,
+            available,
+            spec.bytes_per_state(),
+            generator.device(),
+        );
         let own_context = generator.context_length();
         let mut context_length = options
             .context_length
             .map_or(own_context, |asked| asked.min(own_context));
         let num_blocks = cache_blocks(
             &options,
+            available,
             bytes_per_token,
             context_length,
             generator.device(),
@@ -330,6 +344,7 @@ impl Engine {
         let worker = Worker::new(
             generator,
             encoder,
+            unpacked,
             CacheSize {
                 num_blocks,
                 snapshots,
@@ -522,10 +537,11 @@ impl Generation {
     }
 }
 
-/// Blocks of the cache: as many as asked for, else what a quarter of the free memory holds. More than all sequences
+/// Blocks of the cache: as many as asked for, else what a quarter of the `available` memory holds. More than all sequences
 /// can use at full length is never taken.
 pub(crate) fn cache_blocks(
     options: &EngineOptions,
+    available: usize,
     bytes_per_token: usize,
     context_length: usize,
     device: &Device,
@@ -534,7 +550,6 @@ pub(crate) fn cache_blocks(
     let usable = context_length
         .saturating_mul(options.max_sequences)
         .saturating_add(options.block_size);
-    let available = available_memory();
     let budget = if device.is_cpu() {
         available / 4
     } else {
@@ -569,6 +584,7 @@ pub(crate) fn cache_blocks(
 /// is scarce, fewer sequences run at once.
 fn state_snapshots(
     options: &mut EngineOptions,
+    available: usize,
     bytes_per_state: usize,
     device: &Device,
 ) -> Option<usize> {
@@ -576,7 +592,7 @@ fn state_snapshots(
         return None;
     }
     let budget = if device.is_cpu() {
-        available_memory() / 8
+        available / 8
     } else {
         ACCELERATOR_CACHE_BYTES / 4
     };

@@ -9,6 +9,7 @@ use crate::request::SamplingParams;
 use crate::rerank::RerankModel;
 use crate::speech::SpeechModel;
 use crate::transcription::Transcriber;
+use aha_nn::weights::Unpacked;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -122,6 +123,8 @@ pub struct TextModel {
     pub defaults: GenerationDefaults,
     /// The way from recordings to transcripts, for speech recognisers.
     pub transcriber: Option<Arc<dyn Transcriber>>,
+    /// Matrices that are read from their files until the engine has time to pack them.
+    pub unpacked: Unpacked,
 }
 
 impl TextModel {

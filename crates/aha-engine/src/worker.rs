@@ -10,13 +10,22 @@ use crate::request::Prompt;
 use crate::scheduler::{BlockPool, Plan, Scheduler, SequenceId, StatePool};
 use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, CacheSpec};
+use aha_nn::weights::Unpacked;
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::Duration;
+
+/// Steps for each matrix that is packed while requests run: all of a small model within its first thousand tokens, at
+/// a cost that nobody notices.
+const STEPS_PER_MATRIX: u64 = 4;
+
+/// How long nothing must be asked for before matrices are packed: a program that asks once ends sooner.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// What the handles send to the thread.
 pub(crate) enum Command {
@@ -80,6 +89,7 @@ impl Drop for Alive {
 pub(crate) struct Worker {
     generator: Box<dyn Generator>,
     encoders: Encoders,
+    unpacked: Unpacked,
     spec: CacheSpec,
     size: CacheSize,
     cache: Cache,
@@ -87,6 +97,7 @@ pub(crate) struct Worker {
     options: EngineOptions,
     active: HashMap<SequenceId, Active>,
     next_id: SequenceId,
+    steps: u64,
     commands: Receiver<Command>,
     shared: Arc<Shared>,
 }
@@ -95,6 +106,7 @@ impl Worker {
     pub(crate) fn new(
         generator: Box<dyn Generator>,
         encoder: Option<Box<dyn MediaEncoder>>,
+        unpacked: Unpacked,
         size: CacheSize,
         options: EngineOptions,
         commands: Receiver<Command>,
@@ -106,6 +118,7 @@ impl Worker {
         let worker = Self {
             encoders: Encoders::new(encoder, options.encoder_cache_bytes),
             generator,
+            unpacked,
             spec,
             size,
             cache,
@@ -113,6 +126,7 @@ impl Worker {
             options,
             active: HashMap::new(),
             next_id: 0,
+            steps: 0,
             commands,
             shared,
         };
@@ -127,6 +141,10 @@ impl Worker {
             self.drop_cancelled();
             if !self.scheduler.is_idle() {
                 self.step();
+                self.steps += 1;
+                if self.steps.is_multiple_of(STEPS_PER_MATRIX) {
+                    self.pack_next();
+                }
             }
             self.publish_status();
         }
@@ -137,6 +155,22 @@ impl Worker {
 
     /// Takes all commands that are there, waiting for one when there is nothing else to do. False ends the thread.
     fn receive(&mut self) -> bool {
+        let mut patience = PATIENCE;
+        while self.scheduler.is_idle() && !self.unpacked.is_empty() {
+            match self.commands.recv_timeout(patience) {
+                Ok(command) => {
+                    if !self.obey(command) {
+                        return false;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    patience = Duration::ZERO;
+                    self.pack_next();
+                    self.publish_status();
+                }
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
         if self.scheduler.is_idle() {
             match self.commands.recv() {
                 Ok(command) => {
@@ -157,6 +191,13 @@ impl Worker {
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return !self.scheduler.is_idle(),
             }
+        }
+    }
+
+    /// Packs a matrix that is still read from its file.
+    fn pack_next(&self) {
+        if let Err(error) = self.unpacked.pack_next() {
+            tracing::warn!(%error, "weights are read from their files from now on");
         }
     }
 
@@ -361,6 +402,7 @@ impl Worker {
         let pool = self.scheduler.pool();
         let shared = &self.shared;
         let store = |place: &AtomicUsize, value| place.store(value, Ordering::Release);
+        store(&shared.unpacked, self.unpacked.len());
         store(&shared.free_blocks, pool.available());
         store(&shared.cached_blocks, pool.evictable());
         store(&shared.total_blocks, pool.total());

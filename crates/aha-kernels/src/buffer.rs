@@ -2,6 +2,7 @@
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::cell::RefCell;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use crate::KernelError;
@@ -94,28 +95,8 @@ pub(crate) fn prefetch_at(address: *const u8) {
     let _ = address;
 }
 
-/// Size of a large page. A product walks through all weights; with small pages the processor spends
-/// part of its time looking up addresses.
-const HUGE_PAGE: usize = 2 << 20;
-
-/// Size of a small page, from which on advice is taken; systems with larger pages refuse it.
-const PAGE: usize = 1 << 12;
-
-/// Asks Linux to back untouched memory by large pages. A wish only: a refusal changes nothing.
-fn advise_huge_pages(start: NonNull<u8>, bytes: usize) {
-    #[cfg(target_os = "linux")]
-    {
-        use std::ffi::{c_int, c_void};
-        const MADV_HUGEPAGE: c_int = 14;
-        unsafe extern "C" {
-            fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
-        }
-        // SAFETY: the range was just allocated, page-aligned, and the advice keeps its content.
-        unsafe { madvise(start.as_ptr().cast(), bytes, MADV_HUGEPAGE) };
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (start, bytes);
-}
+/// Bytes that a thread zeroes at a time.
+const STRETCH: usize = 16 << 20;
 
 /// Zeroed bytes that start on a cache line. Unlike `Vec`, running out of memory is an error.
 pub(crate) struct AlignedBytes {
@@ -130,7 +111,7 @@ unsafe impl Sync for AlignedBytes {}
 
 impl AlignedBytes {
     pub(crate) fn zeroed(bytes: usize) -> Result<Self, KernelError> {
-        Self::filled(bytes, 8 * HUGE_PAGE, |_, _| {})
+        Self::filled(bytes, STRETCH, |_, _| {})
     }
 
     /// Memory whose pieces of `size` bytes (the last may be shorter) `fill` writes, on all threads: they are zero
@@ -140,26 +121,31 @@ impl AlignedBytes {
         size: usize,
         fill: impl Fn(usize, &mut [u8]) + Sync,
     ) -> Result<Self, KernelError> {
+        Self::filled_in_stretches(bytes, size, usize::MAX, fill, |_| {})
+    }
+
+    /// The same, so many pieces at a time; `after` is told which are done.
+    pub(crate) fn filled_in_stretches(
+        bytes: usize,
+        size: usize,
+        stretch: usize,
+        fill: impl Fn(usize, &mut [u8]) + Sync,
+        after: impl Fn(Range<usize>),
+    ) -> Result<Self, KernelError> {
         let error = KernelError::Memory { bytes };
-        let huge = bytes >= 2 * HUGE_PAGE;
-        // On small pages: places for whole large ones would leave up to one empty before each matrix, and the
-        // system fills those, too.
-        let align = if huge { PAGE } else { align_of::<Line>() };
-        let layout = Layout::from_size_align(bytes, align).map_err(|_| error.clone())?;
+        let layout =
+            Layout::from_size_align(bytes, align_of::<Line>()).map_err(|_| error.clone())?;
         let start = if bytes == 0 {
             NonNull::<Line>::dangling().cast()
         } else {
             // SAFETY: the layout's size is not zero.
             NonNull::new(unsafe { alloc(layout) }).ok_or(error)?
         };
-        if huge {
-            advise_huge_pages(start, bytes);
-        }
         // Owned from here on, so that it is given back when `fill` panics.
         let filled = Self { start, layout };
         let size = size.max(1);
         let memory = Memory(start);
-        for_each_task(bytes.div_ceil(size), |index| {
+        let write = |index: usize| {
             let from = index * size;
             let len = size.min(bytes - from);
             // SAFETY: pieces lie inside the memory and apart from each other, each is initialised before
@@ -170,7 +156,15 @@ impl AlignedBytes {
                 std::slice::from_raw_parts_mut(piece, len)
             };
             fill(index, piece);
-        });
+        };
+        let pieces = bytes.div_ceil(size);
+        let mut first = 0;
+        while first < pieces {
+            let end = first.saturating_add(stretch.max(1)).min(pieces);
+            for_each_task(end - first, |index| write(first + index));
+            after(first..end);
+            first = end;
+        }
         Ok(filled)
     }
 

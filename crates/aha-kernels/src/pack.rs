@@ -1,4 +1,5 @@
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use half::{bf16, f16};
@@ -12,6 +13,9 @@ use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Output rows that stand side by side in a panel: two AVX2 registers of `f32`.
 pub(crate) const PANEL: usize = 16;
+
+/// Bytes that are packed before those that they came from are released.
+const RELEASED_BYTES: usize = 16 << 20;
 
 /// How the values of a [`PackedMatrix`] are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -226,7 +230,8 @@ impl PackedMatrix {
         let len = (*bytes).as_ref().len();
         check_len("bytes", checked_mul(checked_mul(rows, cols)?, 2)?, len)?;
         if !reads_rows(set, rows, cols) {
-            return Self::pack_rows(rows, cols, (*bytes).as_ref());
+            let values = Self::panels_of_rows(rows, cols, (*bytes).as_ref(), |_| {})?;
+            return Self::new(WeightKind::Bf16, rows, cols, values);
         }
         let values = Values::Shared {
             rows: bytes,
@@ -240,17 +245,18 @@ impl PackedMatrix {
         self.view().is_rows()
     }
 
-    /// Packs values that are read where they were found, since panels are read a little faster: from now on nothing
-    /// is read there any more. Changes no result; without effect on other matrices.
+    /// Packs values that are read where they were found, since panels are read a little faster. `release` is told
+    /// piece by piece which bytes will hardly be read there any more. Changes no result; without effect on other
+    /// matrices.
     ///
     /// # Errors
     /// When memory runs out; the matrix stays as it was.
-    pub fn pack_shared(&self) -> Result<(), KernelError> {
+    pub fn pack_shared(&self, release: impl Fn(Range<usize>)) -> Result<(), KernelError> {
         if let Values::Shared { rows, panels } = &self.values
             && panels.get().is_none()
         {
-            let packed = Self::pack_rows(self.rows, self.cols, (**rows).as_ref())?;
-            if let Values::Panels(packed) = packed.values {
+            let packed = Self::panels_of_rows(self.rows, self.cols, (**rows).as_ref(), release)?;
+            if let Values::Panels(packed) = packed {
                 // Another thread may have been faster; its panels are the same.
                 let _ = panels.set(packed);
             }
@@ -258,28 +264,44 @@ impl PackedMatrix {
         Ok(())
     }
 
-    /// Packs row-major little-endian `bf16` values.
-    fn pack_rows(rows: usize, cols: usize, bytes: &[u8]) -> Result<Self, KernelError> {
-        let (kind, row_bytes) = (WeightKind::Bf16, 2 * cols);
+    /// Panels of row-major little-endian `bf16` values; `release` is told which bytes are done with.
+    fn panels_of_rows(
+        rows: usize,
+        cols: usize,
+        bytes: &[u8],
+        release: impl Fn(Range<usize>),
+    ) -> Result<Values, KernelError> {
+        let panel_bytes = panel_bytes_of(WeightKind::Bf16, cols)?;
+        let all = checked_mul(rows.div_ceil(PANEL), panel_bytes)?;
+        let row_bytes = 2 * cols;
+        let source = |panels: Range<usize>| {
+            let end = bytes.len().min(panels.end * PANEL * row_bytes);
+            (panels.start * PANEL * row_bytes).min(end)..end
+        };
         let turns = reads_rows(instruction_set(), rows, cols);
-        Self::pack(kind, rows, cols, row_bytes, bytes, |panel, source| {
+        let pack = |index: usize, panel: &mut [u8]| {
+            let rows = &bytes[source(index..index + 1)];
             if turns {
-                return pack_in_registers(source, cols, panel);
+                return pack_in_registers(rows, cols, panel);
             }
             let panel = as_u16_mut(panel);
-            for (lane, row) in source.chunks_exact(row_bytes.max(1)).enumerate() {
+            for (lane, row) in rows.chunks_exact(row_bytes.max(1)).enumerate() {
                 for (col, value) in row.as_chunks().0.iter().enumerate() {
                     panel[bf16_index(col, lane)] = u16::from_le_bytes(*value);
                 }
             }
-        })
+        };
+        let stretch = RELEASED_BYTES / panel_bytes.max(1);
+        let done = |panels| release(source(panels));
+        AlignedBytes::filled_in_stretches(all, panel_bytes, stretch, pack, done).map(Values::Panels)
     }
 
     /// The same matrix for an instruction set that does not read rows; none where it is fit for `set` as it is.
     fn packed_for(&self, set: InstructionSet) -> Result<Option<Self>, KernelError> {
         match self.view() {
             View::Rows(rows) if !reads_rows(set, self.rows, self.cols) => {
-                Self::pack_rows(self.rows, self.cols, rows).map(Some)
+                let values = Self::panels_of_rows(self.rows, self.cols, rows, |_| {})?;
+                Self::new(WeightKind::Bf16, self.rows, self.cols, values).map(Some)
             }
             _ => Ok(None),
         }

@@ -3,7 +3,9 @@
 use aha_engine::{GenerationDefaults, Task};
 use aha_nn::weights::Weights;
 use aha_nn::weights::gguf::{GgufFile, Metadata, Value as GgufValue};
-use aha_nn::weights::{Catalog, DtypeRequest, NameMap, Placement, Quantization, StoredType};
+use aha_nn::weights::{
+    Catalog, DtypeRequest, NameMap, Placement, Quantization, StoredType, Unpacked,
+};
 use candle_core::Device;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -33,6 +35,8 @@ pub struct LoadOptions {
     pub task: Option<Task>,
     /// What the user calls the model: names of releases tell tasks that configurations leave open.
     pub name: Option<String>,
+    /// Where matrices are listed that may stay in their files for now; without, all are packed while they load.
+    pub unpacked: Option<Unpacked>,
 }
 
 impl Default for LoadOptions {
@@ -45,6 +49,7 @@ impl Default for LoadOptions {
             progress: None,
             task: None,
             name: None,
+            unpacked: None,
         }
     }
 }
@@ -340,6 +345,9 @@ impl Checkpoint {
             Placement::resolve(options.dtype, &options.device, stored, options.quant);
         tracing::info!("{explanation}");
         let mut weights = weights.with_placement(placement);
+        if let Some(unpacked) = &options.unpacked {
+            weights = weights.with_unpacked(unpacked.clone());
+        }
         if let Some(recipe) = options.quant {
             self.check_quantizable(weights.catalog(), options)?;
             weights = weights.with_quantization(recipe);

@@ -3,6 +3,7 @@
 use crate::checkpoint::{Architecture, Checkpoint, LoadOptions};
 use crate::error::LoadError;
 use aha_engine::{LoadedModel, Task};
+use aha_nn::weights::{Unpacked, WeightsError};
 use std::path::Path;
 
 /// A model family: how its checkpoints are recognised and loaded. Sizes are data, not families.
@@ -100,6 +101,9 @@ impl Family {
 }
 
 /// Loads whatever checkpoint is at `path`.
+///
+/// Matrices of models that generate text may still be read from the file, and are packed by the engine
+/// ([`aha_engine::TextModel::unpacked`]).
 pub fn load(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
     let checkpoint = Checkpoint::open(path)?;
     let (family, reason) = Family::choose(&checkpoint, options)?;
@@ -107,5 +111,15 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError
         tracing::info!("task: {}, since {reason}; --task overrides it", family.task);
     }
     tracing::debug!(family = family.slug, path = %path.display(), "checkpoint recognised");
-    (family.load)(&checkpoint, options)
+    let unpacked = Unpacked::default();
+    let options = LoadOptions {
+        unpacked: Some(unpacked.clone()),
+        ..options.clone()
+    };
+    let mut loaded = (family.load)(&checkpoint, &options)?;
+    match &mut loaded {
+        LoadedModel::Text(model) => model.unpacked = unpacked,
+        _ => unpacked.pack_all().map_err(WeightsError::from)?,
+    }
+    Ok(loaded)
 }

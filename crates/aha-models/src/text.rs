@@ -7,6 +7,7 @@ use aha_engine::{
     Generator, LoadedModel, MediaEncoder, MediaProcessor, OcrModel, ProcessorError, TextModel,
     TextProcessor,
 };
+use aha_nn::weights::Unpacked;
 use std::sync::Arc;
 
 /// Joins a loaded decoder with the checkpoint's tokenizer, chat template and generation defaults.
@@ -40,6 +41,7 @@ pub fn text_model(
         processor,
         defaults,
         transcriber: None,
+        unpacked: Unpacked::default(),
     }))
 }
 

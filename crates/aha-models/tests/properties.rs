@@ -9,8 +9,12 @@
 mod support;
 
 use aha_engine::{
-    Engine, EngineError, EngineOptions, FinishReason, GenerationRequest, SamplingParams, StopParams,
+    Engine, EngineError, EngineOptions, FinishReason, GenerationRequest, LoadedModel,
+    SamplingParams, StopParams, TextModel,
 };
+use aha_kernels::InstructionSet;
+use aha_models::LoadOptions;
+use support::copies::{as_bf16, copy_of};
 use support::{Answer, collect, engine, fixture, greedy, run, wait_until_idle};
 
 const VARIANTS: [&str; 8] = [
@@ -478,4 +482,57 @@ fn shutdown_tells_everybody() {
             EngineError::ShuttingDown
         );
     }
+}
+
+#[test]
+fn weights_in_their_file_and_packed_give_the_same_answers() {
+    let home = copy_of("qwen3/untied-yarn");
+    as_bf16(home.path());
+    let load = || {
+        let loaded = aha_models::load(home.path(), &LoadOptions::default()).unwrap();
+        let LoadedModel::Text(model) = loaded else {
+            panic!("{loaded:?}")
+        };
+        model
+    };
+    let start = |model: TextModel| {
+        let options = EngineOptions {
+            cache_tokens: Some(8192),
+            ..EngineOptions::default()
+        };
+        Engine::start(model, options).unwrap()
+    };
+    let answers = |engine: &Engine| -> Vec<Answer> {
+        let generations: Vec<_> = requests(engine, 12)
+            .into_iter()
+            .map(|request| engine.submit(request).unwrap())
+            .collect();
+        generations.into_iter().map(collect).collect()
+    };
+
+    let model = load();
+    model.unpacked.pack_all().unwrap();
+    let packed = start(model);
+    assert_eq!(packed.status().unpacked, 0);
+    let expected = answers(&packed);
+
+    let model = load();
+    let set = aha_kernels::instruction_set();
+    let reads_rows = set == InstructionSet::Avx512 && set.rounds_to_bf16();
+    assert_eq!(!model.unpacked.is_empty(), reads_rows);
+    let engine = start(model);
+    // The first of these meet weights in the file, and some are packed between their steps.
+    assert_eq!(fingerprints(&answers(&engine)), fingerprints(&expected));
+    for _ in 0..1000 {
+        if engine.status().unpacked == 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(
+        engine.status().unpacked,
+        0,
+        "nothing is asked, and weights stay unpacked"
+    );
+    assert_eq!(fingerprints(&answers(&engine)), fingerprints(&expected));
 }

@@ -47,11 +47,18 @@ impl Matrix {
             };
             let packed = match block_type {
                 Some(to) => quantize(&stored, to, out_features, in_features)?,
-                None => pack(&stored, precision, out_features, in_features)?,
+                None => {
+                    let shared = weights.unpacked().is_some();
+                    pack(&stored, precision, shared, out_features, in_features)?
+                }
             };
-            // The packed copy is all that is read from here on: two copies need not be resident.
-            stored.release();
-            return Ok(Self::Packed(Arc::new(packed)));
+            let packed = Arc::new(packed);
+            match weights.unpacked() {
+                Some(unpacked) if packed.is_shared() => unpacked.push(packed.clone(), stored),
+                // The packed copy is all that is read from here on: two copies need not be resident.
+                _ => stored.release(),
+            }
+            return Ok(Self::Packed(packed));
         }
         match (precision, stored.stored().ggml_dtype()) {
             (Precision::Stored, Some(dtype)) if stored.stored().is_quantized() => {
@@ -96,18 +103,27 @@ impl Matrix {
     }
 }
 
-/// Packs a stored matrix for the CPU kernels, in its own type or the one that was asked for.
+/// Packs a stored matrix for the CPU kernels, in its own type or the one that was asked for; where it may be `shared`
+/// with the file, only if the kernels do not read it there.
 fn pack(
     stored: &LoadedTensor,
     precision: Precision,
+    shared: bool,
     rows: usize,
     cols: usize,
 ) -> Result<PackedMatrix> {
     let kind = kind_for(stored.stored(), precision);
-    let bytes = stored.bytes()?;
     if kind != stored.stored() {
         return pack_values(kind, rows, cols, &stored.to_f32()?);
     }
+    if shared
+        && kind == StoredType::Bf16
+        && let Some(bytes) = stored.shared_bytes()
+    {
+        let packed = PackedMatrix::from_shared_bf16(rows, cols, bytes);
+        return packed.map_err(|error| WeightsError::from(candle_core::Error::wrap(error)));
+    }
+    let bytes = stored.bytes()?;
     let packed = match kind {
         StoredType::F32 => PackedMatrix::from_f32(rows, cols, &typed::<f32>(&bytes)),
         StoredType::F16 => PackedMatrix::from_f16(rows, cols, &typed::<f16>(&bytes)),

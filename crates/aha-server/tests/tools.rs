@@ -86,6 +86,7 @@ fn app(fixture: &str, answer: &str) -> Router {
             },
             processor,
             transcriber: None,
+            unpacked: Default::default(),
         },
         EngineOptions {
             cache_tokens: Some(4096),

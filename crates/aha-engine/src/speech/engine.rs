@@ -7,6 +7,7 @@ use super::worker::{Command, Job, Reference, Sizes, Stretch, Worker};
 use super::{SpeechFormat, SpeechModel, SpeechProcessor, split_text};
 use crate::engine::{EngineOptions, EngineStatus, Shared, cache_blocks, join, random_seed};
 use crate::error::EngineError;
+use crate::memory::available_memory;
 use candle_core::{Device, Tensor};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -59,7 +60,13 @@ impl SpeechEngine {
             .context_length
             .map_or(own_context, |asked| asked.min(own_context));
         let bytes_per_token = speaker.cache_spec().bytes_per_token();
-        let num_blocks = cache_blocks(options, bytes_per_token, context_length, speaker.device())?;
+        let num_blocks = cache_blocks(
+            options,
+            available_memory(),
+            bytes_per_token,
+            context_length,
+            speaker.device(),
+        )?;
         let capacity = num_blocks * options.block_size;
         if capacity < context_length {
             tracing::warn!(

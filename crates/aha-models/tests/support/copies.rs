@@ -1,6 +1,8 @@
 //! Copies of fixtures to change.
 
 use super::fixture;
+use aha_nn::weights::{Catalog, StoredType, safetensors};
+use half::bf16;
 use serde_json::{Map, Value};
 use std::path::Path;
 use tempfile::TempDir;
@@ -30,6 +32,28 @@ pub(crate) fn changed_copy(source: &str, name: &str, change: impl FnOnce(&mut Va
     let home = copy_of(source);
     edit(home.path(), name, change);
     home
+}
+
+/// Writes all tensors of a folder's model.safetensors as `bf16`.
+pub(crate) fn as_bf16(folder: &Path) {
+    let path = folder.join("model.safetensors");
+    let catalog = Catalog::open(&path).unwrap();
+    let tensors: Vec<_> = catalog
+        .names()
+        .map(|name| {
+            let tensor = catalog.load(name).unwrap();
+            let values = tensor.to_f32().unwrap();
+            let bytes = values
+                .iter()
+                .flat_map(|value| bf16::from_f32(*value).to_le_bytes());
+            (name, tensor.shape().to_vec(), bytes.collect::<Vec<u8>>())
+        })
+        .collect();
+    let file = safetensors::to_bytes(
+        (tensors.iter())
+            .map(|(name, shape, bytes)| (*name, StoredType::Bf16, &shape[..], &bytes[..])),
+    );
+    std::fs::write(path, file).unwrap();
 }
 
 /// Renames the tensors in a folder's model.safetensors.

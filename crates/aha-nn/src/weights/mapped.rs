@@ -81,6 +81,13 @@ impl MappedFile {
         }
     }
 
+    /// Tells the system that a range will be read soon. A hint.
+    pub fn will_need(&self, range: std::ops::Range<usize>) {
+        if let Contents::Mapped { map, .. } = &self.contents {
+            will_need(map, range);
+        }
+    }
+
     /// Where the file was opened.
     pub fn path(&self) -> &Path {
         &self.path
@@ -145,6 +152,17 @@ fn release(map: &Mmap, range: std::ops::Range<usize>) {
         }
     }
 }
+
+#[cfg(unix)]
+fn will_need(map: &Mmap, range: std::ops::Range<usize>) {
+    let advised = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+    if let Err(error) = advised {
+        tracing::debug!(%error, "a weight file is read as it is needed");
+    }
+}
+
+#[cfg(not(unix))]
+fn will_need(_: &Mmap, _: std::ops::Range<usize>) {}
 
 #[cfg(not(unix))]
 fn release(_: &Mmap, _: std::ops::Range<usize>) {}

@@ -24,6 +24,7 @@ mod reader;
 pub mod safetensors;
 mod stored;
 mod tensor;
+mod unpacked;
 mod view;
 
 pub use catalog::Catalog;
@@ -37,4 +38,5 @@ pub use quantize::{
 pub use reader::Reader;
 pub use stored::StoredType;
 pub use tensor::{LoadedTensor, StoredTensor};
+pub use unpacked::Unpacked;
 pub use view::Weights;

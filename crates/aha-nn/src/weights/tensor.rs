@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use aha_kernels::SharedBytes;
 use candle_core::{DType, Device, Tensor};
 
 use super::catalog::tensor_bytes;
@@ -192,9 +193,28 @@ impl LoadedTensor {
         Ok(bytes)
     }
 
+    /// The values in row order, for whoever reads them from the mapping for longer; none when the file has them in
+    /// another order.
+    pub(crate) fn shared_bytes(&self) -> Option<SharedBytes> {
+        if self.rows_permuted() || self.mapped_bytes().is_err() {
+            return None;
+        }
+        self.file.will_need(self.range.clone());
+        Some(Arc::new(FileRange {
+            file: self.file.clone(),
+            range: self.range.clone(),
+        }))
+    }
+
     /// Lets the system take back the pages of the file that hold the tensor, once its values were copied.
     pub fn release(&self) {
-        self.file.release(self.range.clone());
+        self.release_part(0..self.range.len());
+    }
+
+    /// The same for some of its bytes, in the order of the file.
+    pub(crate) fn release_part(&self, part: Range<usize>) {
+        let start = self.range.start;
+        self.file.release(start + part.start..start + part.end);
     }
 
     /// All values as `f32` in row order, dequantised where needed.
@@ -263,5 +283,20 @@ impl LoadedTensor {
             stored: self.stored.name(),
             reason,
         }
+    }
+}
+
+/// A part of a mapped file.
+struct FileRange {
+    file: Arc<MappedFile>,
+    range: Range<usize>,
+}
+
+impl AsRef<[u8]> for FileRange {
+    fn as_ref(&self) -> &[u8] {
+        self.file
+            .bytes()
+            .get(self.range.clone())
+            .unwrap_or_default()
     }
 }

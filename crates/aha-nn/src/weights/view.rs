@@ -15,6 +15,7 @@ use super::placement::{Placement, Precision};
 use super::quantize::{LanguagePart, MatrixRole, QuantReport, Quantization};
 use super::stored::StoredType;
 use super::tensor::LoadedTensor;
+use super::unpacked::Unpacked;
 
 /// Missing tensors after which construction stops at once: a configuration that asks for a million layers
 /// must not have them built.
@@ -35,6 +36,7 @@ pub struct Weights {
     prefix: String,
     quantization: Option<Quantization>,
     part: Option<LanguagePart>,
+    unpacked: Option<Unpacked>,
 }
 
 struct Shared {
@@ -101,6 +103,7 @@ impl Weights {
             prefix: String::new(),
             quantization: None,
             part: None,
+            unpacked: None,
         }
     }
 
@@ -157,6 +160,21 @@ impl Weights {
             part: Some(part),
             ..self.clone()
         }
+    }
+
+    /// The same view, whose matrices stay in their files as far as the kernels read them there, and are listed in
+    /// `unpacked`.
+    #[must_use]
+    pub fn with_unpacked(&self, unpacked: Unpacked) -> Self {
+        Self {
+            unpacked: Some(unpacked),
+            ..self.clone()
+        }
+    }
+
+    /// Where matrices that stay in their files are listed, if any may.
+    pub(crate) fn unpacked(&self) -> Option<&Unpacked> {
+        self.unpacked.as_ref()
     }
 
     /// The block type that the matrix `name`, stored as `stored` in rows of `cols` values, is to be quantised to; none

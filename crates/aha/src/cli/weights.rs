@@ -8,8 +8,10 @@ use std::path::Path;
 
 /// Names of the table that a step reads single rows of, by format.
 const EMBEDDINGS: [&str; 2] = ["embed_tokens.weight", "token_embd.weight"];
-/// Names of the output head; where it is missing, the embedding takes its place.
-const HEADS: [&str; 2] = ["lm_head.weight", "output.weight"];
+/// Name of the output head; where it is missing, the embedding takes its place. GGUF files have it at the top, and other
+/// tensors whose names end alike (`blk.0.attn_output.weight`).
+const HEAD: &str = "lm_head.weight";
+const GGUF_HEAD: &str = "output.weight";
 /// Parts of names of what text does not pass through: encoders of pictures and sound with their projectors, and heads
 /// that guess several tokens ahead.
 const BESIDE: [&str; 9] = [
@@ -65,9 +67,7 @@ impl Matrix {
 impl WeightsSummary {
     pub(crate) fn of(path: &Path) -> Outcome<Self> {
         let catalog = Catalog::open(path).map_err(aha::LoadError::from)?;
-        let has_head = catalog
-            .names()
-            .any(|name| HEADS.iter().any(|head| name.ends_with(head)));
+        let has_head = catalog.names().any(is_head);
         let mut summary = Self {
             tensors: 0,
             parameters: 0,
@@ -96,7 +96,7 @@ impl WeightsSummary {
             if (embedding && has_head) || contains(&BESIDE) {
                 continue;
             }
-            let part = if embedding || ends_with(&HEADS) {
+            let part = if embedding || is_head(name) {
                 summary.head += parameters;
                 LanguagePart::Output
             } else {
@@ -155,13 +155,22 @@ impl WeightsSummary {
     }
 }
 
+fn is_head(name: &str) -> bool {
+    name.ends_with(HEAD) || name == GGUF_HEAD
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     fn summary(fixture: &str) -> WeightsSummary {
+        WeightsSummary::of(&path(fixture)).unwrap()
+    }
+
+    fn path(fixture: &str) -> PathBuf {
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
-        WeightsSummary::of(&Path::new(root).join(fixture)).unwrap()
+        Path::new(root).join(fixture)
     }
 
     #[test]
@@ -179,6 +188,22 @@ mod tests {
         let untied = summary("qwen3/untied-yarn");
         let read = untied.bytes_per_step(Dtype::F32, None) / 4;
         assert!(untied.parameters - read > 10_000, "{untied:?}");
+    }
+
+    #[test]
+    fn other_tensors_that_end_as_a_head_of_a_gguf_does_are_none() {
+        // `blk.0.attn_output.weight` is no head: the embedding is, of 537 tokens.
+        let tied = summary("gguf/lfm2.gguf");
+        let catalog = Catalog::open(&path("gguf/lfm2.gguf")).unwrap();
+        assert!(
+            catalog
+                .names()
+                .any(|name| name.ends_with("attn_output.weight"))
+        );
+        let [rows, cols] = catalog.shape("token_embd.weight").unwrap() else {
+            panic!("the embedding is a matrix")
+        };
+        assert_eq!(tied.head, (rows * cols) as u64);
     }
 
     #[test]

@@ -304,6 +304,9 @@ impl Bench {
         model: &Model,
         mut peer: Option<&mut Peer>,
     ) -> Outcome<Vec<Vec<f64>>> {
+        while model.engine()?.status().unpacked > 0 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         // Page faults, packed buffers and clocks are out of the way after one round.
         for test in tests {
             test.measure(model.engine()?, 0)?;
