@@ -75,18 +75,24 @@ impl Sampler {
 
     /// Chooses a token. `suppressed` tokens cannot be chosen.
     pub(crate) fn sample(&mut self, logits: &[f32], suppressed: &[u32]) -> Result<u32, NoChoice> {
-        let mut scores = std::mem::take(&mut self.scratch);
-        scores.clear();
-        scores.extend_from_slice(logits);
-        self.adjust(&mut scores);
         let banned = self.banned();
-        for token in suppressed.iter().chain(&banned) {
-            if let Some(score) = scores.get_mut(*token as usize) {
-                *score = f32::NEG_INFINITY;
+        // Of a large vocabulary even a copy takes its time.
+        let choice = if suppressed.is_empty() && banned.is_empty() && !self.adjusts() {
+            self.choose(logits)
+        } else {
+            let mut scores = std::mem::take(&mut self.scratch);
+            scores.clear();
+            scores.extend_from_slice(logits);
+            self.adjust(&mut scores);
+            for token in suppressed.iter().chain(&banned) {
+                if let Some(score) = scores.get_mut(*token as usize) {
+                    *score = f32::NEG_INFINITY;
+                }
             }
-        }
-        let choice = self.choose(&scores);
-        self.scratch = scores;
+            let choice = self.choose(&scores);
+            self.scratch = scores;
+            choice
+        };
         let token = match choice {
             Err(NoChoice::InvalidLogits) if !banned.is_empty() && argmax(logits).is_ok() => {
                 return Err(NoChoice::AllBanned);
@@ -118,6 +124,15 @@ impl Sampler {
             banned.append(&mut recent);
         }
         banned
+    }
+
+    /// Whether [`Sampler::adjust`] does anything.
+    fn adjusts(&self) -> bool {
+        let params = &self.params;
+        !params.logit_bias.is_empty()
+            || params.repetition_penalty != 1.0
+            || params.presence_penalty != 0.0
+            || params.frequency_penalty != 0.0
     }
 
     fn adjust(&self, scores: &mut [f32]) {
@@ -267,20 +282,36 @@ fn repeating(history: &[u32], size: usize, window: usize) -> Vec<u32> {
     banned
 }
 
+/// The first token with the highest score.
 fn argmax(scores: &[f32]) -> Result<u32, NoChoice> {
-    let mut best = None;
-    for (token, score) in scores.iter().enumerate() {
-        if score.is_nan() {
-            return Err(NoChoice::InvalidLogits);
-        }
-        if best.is_none_or(|(_, highest)| *score > highest) {
-            best = Some((token as u32, *score));
+    // Lanes without branches, which compilers make vectors of.
+    const LANES: usize = 16;
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    let mut has_nan = [false; LANES];
+    let (pieces, rest) = scores.as_chunks::<LANES>();
+    for piece in pieces {
+        for lane in 0..LANES {
+            has_nan[lane] |= piece[lane].is_nan();
+            highest[lane] = if piece[lane] > highest[lane] {
+                piece[lane]
+            } else {
+                highest[lane]
+            };
         }
     }
-    match best {
-        Some((token, highest)) if highest.is_finite() => Ok(token),
-        _ => Err(NoChoice::InvalidLogits),
+    if has_nan.contains(&true) || rest.iter().any(|score| score.is_nan()) {
+        return Err(NoChoice::InvalidLogits);
     }
+    let highest = highest
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    scores
+        .iter()
+        .position(|score| *score == highest)
+        .filter(|_| highest.is_finite())
+        .map(|token| token as u32)
+        .ok_or(NoChoice::InvalidLogits)
 }
 
 /// Log-probability of `token` and the `top` best tokens with theirs: log-softmax of the raw logits.

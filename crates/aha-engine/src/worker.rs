@@ -1,16 +1,18 @@
 //! The engine's thread: takes requests, runs steps, sends events.
 
-use crate::active::{Active, Progress};
+use crate::active::{Active, Choice, Progress};
 use crate::encoders::Encoders;
 use crate::engine::{EngineOptions, Shared};
 use crate::error::EngineError;
 use crate::generator::Generator;
 use crate::media::MediaEncoder;
 use crate::request::Prompt;
+use crate::sampler::NoChoice;
 use crate::scheduler::{BlockPool, Plan, Scheduler, SequenceId, StatePool};
 use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, CacheSpec};
 use aha_nn::weights::Unpacked;
+use aha_nn::with_f32;
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -275,27 +277,10 @@ impl Worker {
         let logits = self.forward(plan)?;
         let kept = self.scheduler.complete(plan);
         self.cache.copy_states(&kept)?;
-        let vocab_size = self.generator.vocab_size();
-        let mut rows: HashMap<SequenceId, &[f32]> = plan
-            .scheduled
-            .iter()
-            .filter_map(|scheduled| {
-                let row = scheduled.logits?;
-                Some((
-                    scheduled.id,
-                    logits.get(row * vocab_size..(row + 1) * vocab_size)?,
-                ))
-            })
-            .collect();
-        // Choosing from a large vocabulary takes long enough to be worth all cores.
-        let chosen: Vec<_> = self
-            .active
-            .iter_mut()
-            .filter_map(|(id, active)| Some((*id, active, rows.remove(id)?)))
-            .collect::<Vec<_>>()
-            .into_par_iter()
-            .map(|(id, active, row)| (id, active.choose(row)))
-            .collect();
+        let chosen = match logits {
+            Some(logits) => with_f32(&logits, |logits| self.choose(plan, logits))?,
+            None => Vec::new(),
+        };
         for (id, choice) in chosen {
             let Some(active) = self.active.get_mut(&id) else {
                 continue;
@@ -322,8 +307,36 @@ impl Worker {
         Ok(())
     }
 
-    /// Logits of the rows asked for, laid end to end.
-    fn forward(&mut self, plan: &Plan) -> Result<Vec<f32>> {
+    /// Each sequence's next token by its row of `logits`, rows laid end to end.
+    fn choose(
+        &mut self,
+        plan: &Plan,
+        logits: &[f32],
+    ) -> Vec<(SequenceId, std::result::Result<Choice, NoChoice>)> {
+        let vocab_size = self.generator.vocab_size();
+        let mut rows: HashMap<SequenceId, &[f32]> = plan
+            .scheduled
+            .iter()
+            .filter_map(|scheduled| {
+                let row = scheduled.logits?;
+                Some((
+                    scheduled.id,
+                    logits.get(row * vocab_size..(row + 1) * vocab_size)?,
+                ))
+            })
+            .collect();
+        // Choosing from a large vocabulary takes long enough to be worth all cores.
+        self.active
+            .iter_mut()
+            .filter_map(|(id, active)| Some((*id, active, rows.remove(id)?)))
+            .collect::<Vec<_>>()
+            .into_par_iter()
+            .map(|(id, active, row)| (id, active.choose(row)))
+            .collect()
+    }
+
+    /// Logits of the rows asked for, on the CPU in f32; none where no row is asked for.
+    fn forward(&mut self, plan: &Plan) -> Result<Option<Tensor>> {
         let sequences = plan
             .scheduled
             .iter()
@@ -346,10 +359,11 @@ impl Worker {
         if plan.logit_rows.is_empty() {
             // Only prompt chunks that are not finished: the caches are all that is wanted.
             self.generator.prefill(&batch, &mut self.cache)?;
-            return Ok(Vec::new());
+            return Ok(None);
         }
-        let logits: Tensor = self.generator.forward(&batch, &mut self.cache)?;
-        logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+        let logits = self.generator.forward(&batch, &mut self.cache)?;
+        let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+        logits.contiguous().map(Some)
     }
 
     fn fail(&mut self, plan: &Plan, error: &EngineError) {

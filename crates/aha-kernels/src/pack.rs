@@ -160,9 +160,13 @@ impl PackedMatrix {
     /// When `data` has not `rows * cols` elements, or memory runs out.
     pub fn from_f32(rows: usize, cols: usize, data: &[f32]) -> Result<Self, KernelError> {
         Self::pack(WeightKind::F32, rows, cols, cols, data, |panel, source| {
-            interleave(as_f32_mut(panel), source, cols, |col, lane| {
-                col * PANEL + lane
-            });
+            interleave(
+                as_f32_mut(panel),
+                source,
+                cols,
+                |col, lane| col * PANEL + lane,
+                |value| value,
+            );
         })
     }
 
@@ -178,9 +182,13 @@ impl PackedMatrix {
             cols,
             bits_of_f16(data),
             |panel, source| {
-                interleave(as_u16_mut(panel), source, cols, |col, lane| {
-                    col * PANEL + lane
-                });
+                interleave(
+                    as_u16_mut(panel),
+                    source,
+                    cols,
+                    |col, lane| col * PANEL + lane,
+                    |value| value,
+                );
             },
         )
     }
@@ -199,7 +207,7 @@ impl PackedMatrix {
             cols,
             bits_of_bf16(data),
             |panel, source| {
-                interleave(as_u16_mut(panel), source, cols, bf16_index);
+                interleave(as_u16_mut(panel), source, cols, bf16_index, |value| value);
             },
         )
     }
@@ -284,12 +292,14 @@ impl PackedMatrix {
             if turns {
                 return pack_in_registers(rows, cols, panel);
             }
-            let panel = as_u16_mut(panel);
-            for (lane, row) in rows.chunks_exact(row_bytes.max(1)).enumerate() {
-                for (col, value) in row.as_chunks().0.iter().enumerate() {
-                    panel[bf16_index(col, lane)] = u16::from_le_bytes(*value);
-                }
-            }
+            let rows = rows.as_chunks().0;
+            interleave(
+                as_u16_mut(panel),
+                rows,
+                cols,
+                bf16_index,
+                u16::from_le_bytes,
+            );
         };
         let stretch = RELEASED_BYTES / panel_bytes.max(1);
         let done = |panels| release(source(panels));
@@ -580,10 +590,10 @@ fn pack_in_registers(rows: &[u8], cols: usize, panel: &mut [u8]) {
     let _ = (rows, cols, panel);
 }
 
-/// Whether products on `set` read the rows of a `bf16` matrix. Tiles of AMX take panels.
+/// Whether products on `set` read the rows of a `bf16` matrix.
 fn reads_rows(set: InstructionSet, rows: usize, cols: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if set == InstructionSet::Avx512 && set.rounds_to_bf16() {
+    if set.rounds_to_bf16() {
         return crate::bf16::rows::reads(rows, cols);
     }
     let _ = (set, rows, cols);
@@ -596,11 +606,12 @@ pub(crate) fn bf16_index(col: usize, lane: usize) -> usize {
 }
 
 /// Spreads up to sixteen rows of `source` over `panel`; `place(col, lane)` says where a value goes.
-fn interleave<T: Copy>(
+fn interleave<S: Copy, T>(
     panel: &mut [T],
-    source: &[T],
+    source: &[S],
     cols: usize,
     place: impl Fn(usize, usize) -> usize,
+    value_of: impl Fn(S) -> T,
 ) {
     // Column blocks keep the panel's lines in the first-level cache while the rows pass.
     const BLOCK: usize = 64;
@@ -608,7 +619,7 @@ fn interleave<T: Copy>(
         let end = cols.min(start + BLOCK);
         for (lane, row) in source.chunks_exact(cols).enumerate() {
             for (offset, &value) in row[start..end].iter().enumerate() {
-                panel[place(start + offset, lane)] = value;
+                panel[place(start + offset, lane)] = value_of(value);
             }
         }
     }

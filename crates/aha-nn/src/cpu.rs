@@ -22,7 +22,10 @@ pub(crate) fn contiguous_f32<'a>(
 }
 
 /// Runs `work` on the values of a contiguous f32 tensor on the CPU.
-pub(crate) fn with_f32<R>(x: &Tensor, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
+///
+/// # Errors
+/// When the tensor is another one.
+pub fn with_f32<R>(x: &Tensor, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let (storage, layout) = x.storage_and_layout();
     match &*storage {
         Storage::Cpu(storage) => Ok(work(contiguous_f32(storage, layout)?)),

@@ -22,3 +22,5 @@ pub mod snake;
 mod testing;
 pub mod weights;
 pub mod windows;
+
+pub use cpu::with_f32;

@@ -7,7 +7,7 @@
 use std::arch::asm;
 use std::ops::Range;
 
-use super::work;
+use super::{with_panels, work};
 use crate::buffer::Line;
 use crate::matmul::{Job, for_each_job_piece, tasks};
 
@@ -36,16 +36,19 @@ pub(super) fn multiply(jobs: &[Job<'_>], x: &[u32], m: usize) {
     } else {
         all
     };
+    let views: Vec<_> = jobs.iter().map(|job| job.w.view()).collect();
     for_each_job_piece(&groups, count, |job, group| {
-        let panels = group * PANELS..jobs[job].w.panels().min((group + 1) * PANELS);
-        multiply_group(&jobs[job], panels, x, m);
+        let (job, view) = (&jobs[job], views[job]);
+        let panels = group * PANELS..job.w.panels().min((group + 1) * PANELS);
+        with_panels(job, view, panels.clone(), |weights| {
+            multiply_group(job, panels, weights, x, m);
+        });
     });
 }
 
 /// All rows with up to four panels, which stay in the second-level cache meanwhile.
-fn multiply_group(job: &Job<'_>, panels: Range<usize>, x: &[u32], m: usize) {
+fn multiply_group(job: &Job<'_>, panels: Range<usize>, weights: &[u8], x: &[u32], m: usize) {
     let pairs = job.w.cols() / 2;
-    let weights = job.w.panel_range(panels.start, panels.len());
     let mut sums = [Line::ZERO; PANELS * TILE];
     for from in (0..m).step_by(TILE) {
         let rows = from..m.min(from + TILE);

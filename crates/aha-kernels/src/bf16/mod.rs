@@ -153,7 +153,7 @@ fn multiply(jobs: &[Job<'_>], x: &[u32], m: usize) {
                 false => 0..0,
             }
             .step_by(share);
-            with_group(job, view, group, |panels| {
+            with_panels(job, view, panels_of(job, group), |panels| {
                 for tile in own.clone() {
                     let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
                     let ahead = if tile == own.start && !is_fetched {
@@ -181,9 +181,9 @@ fn panel_range<'a>(job: &Job<'_>, view: View<'a>, panels: Range<usize>) -> &'a [
     &view.bytes()[panels.start * bytes..panels.end * bytes]
 }
 
-/// Calls `work` with the panels of a group: as they are kept, or packed for the occasion.
-fn with_group(job: &Job<'_>, view: View<'_>, group: usize, work: impl FnOnce(&[u8])) {
-    let bytes = panel_range(job, view, panels_of(job, group));
+/// Calls `work` with some panels: as they are kept, or packed for the occasion.
+fn with_panels(job: &Job<'_>, view: View<'_>, panels: Range<usize>, work: impl FnOnce(&[u8])) {
+    let bytes = panel_range(job, view, panels);
     if !view.is_rows() {
         return work(bytes);
     }
