@@ -562,13 +562,15 @@ impl PackedMatrix {
         self.panel_bytes
     }
 
-    /// The bytes of panel `index`.
+    /// The bytes of panel `index`, in a matrix that is packed.
     pub(crate) fn panel(&self, index: usize) -> &[u8] {
+        debug_assert!(!self.is_shared());
         &self.view().bytes()[index * self.panel_bytes..][..self.panel_bytes]
     }
 
-    /// The bytes of `count` panels from `first` on.
+    /// The bytes of `count` panels from `first` on, in a matrix that is packed.
     pub(crate) fn panel_range(&self, first: usize, count: usize) -> &[u8] {
+        debug_assert!(!self.is_shared());
         &self.view().bytes()[first * self.panel_bytes..][..count * self.panel_bytes]
     }
 }

@@ -113,9 +113,11 @@ impl Shared {
                 if self.closed.load(Acquire) {
                     return;
                 }
-                spins += 1;
                 if fetcher.fetch() {
-                } else if spins < SPINS {
+                    continue;
+                }
+                spins += 1;
+                if spins < SPINS {
                     std::hint::spin_loop();
                 } else {
                     // A job that begins between the look above and this line leaves its token, and
@@ -203,14 +205,18 @@ impl Pool {
         INSIDE.set(false);
         shared.open.store(false, SeqCst);
         let mut spins = 0_usize;
-        let mut fetcher = Fetcher::default();
+        let mut fetcher = None;
         while shared.inside.load(SeqCst) > 0 {
-            spins += 1;
-            if spins == 1 {
+            let fetcher = fetcher.get_or_insert_with(|| {
+                let mut fetcher = Fetcher::default();
                 fetcher.look(&shared.foresight, 0, TASKS * self.threads());
-            }
+                fetcher
+            });
             if fetcher.fetch() {
-            } else if spins < SPINS {
+                continue;
+            }
+            spins += 1;
+            if spins < SPINS {
                 std::hint::spin_loop();
             } else {
                 std::thread::yield_now();

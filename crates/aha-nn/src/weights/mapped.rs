@@ -12,8 +12,9 @@ use super::error::{Location, Result, WeightsError};
 ///
 /// A mapping sees what later happens to its file. The length at opening is kept, and
 /// [`MappedFile::ensure_unchanged`] compares it before tensors are taken; a file that shrinks *while* its
-/// pages are being read still ends the process (`SIGBUS`), so weight files must be replaced by renaming a
-/// new file over the old one, which leaves open mappings intact.
+/// pages are being read, by loading or by products with matrices that are not packed yet ([`super::Unpacked`]),
+/// still ends the process (`SIGBUS`), so weight files must be replaced by renaming a new file over the old one,
+/// which leaves open mappings intact.
 pub struct MappedFile {
     path: PathBuf,
     contents: Contents,
