@@ -22,8 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
-/// Steps for each matrix that is packed while requests run: all of a small model within its first thousand tokens, at
-/// a cost that nobody notices.
+/// Steps for each matrix that is packed while requests run: the 197 of Qwen3-0.6B within 800.
 const STEPS_PER_MATRIX: u64 = 4;
 
 /// How long nothing must be asked for before matrices are packed: a program that asks once ends sooner.
@@ -99,7 +98,6 @@ pub(crate) struct Worker {
     options: EngineOptions,
     active: HashMap<SequenceId, Active>,
     next_id: SequenceId,
-    steps: u64,
     commands: Receiver<Command>,
     shared: Arc<Shared>,
 }
@@ -128,7 +126,6 @@ impl Worker {
             options,
             active: HashMap::new(),
             next_id: 0,
-            steps: 0,
             commands,
             shared,
         };
@@ -143,8 +140,8 @@ impl Worker {
             self.drop_cancelled();
             if !self.scheduler.is_idle() {
                 self.step();
-                self.steps += 1;
-                if self.steps.is_multiple_of(STEPS_PER_MATRIX) {
+                let steps = self.shared.status().steps;
+                if steps.is_multiple_of(STEPS_PER_MATRIX) {
                     self.pack_next();
                 }
             }

@@ -74,11 +74,7 @@ impl Fetcher {
     /// Looks for what comes next. `share` of `shares` is the part of a product that this thread begins with.
     pub(crate) fn look(&mut self, foresight: &Foresight, share: usize, shares: usize) {
         let of = lock(&foresight.0).clone();
-        let known = match (&of, &self.of) {
-            (Some(new), Some(old)) => Arc::ptr_eq(new, old),
-            (new, old) => new.is_none() && old.is_none(),
-        };
-        if known {
+        if of.as_ref().map(Arc::as_ptr) == self.of.as_ref().map(Arc::as_ptr) {
             return;
         }
         self.product = of
