@@ -4,12 +4,16 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::manifest::{RECORDS, create_parent};
 use crate::{CancelToken, HubError, ModelId};
 
 const POLL: Duration = Duration::from_millis(50);
+
+/// How long a lock that was let go may still seem held: a program that another thread is just starting has it until
+/// its first instruction.
+const FORKED: Duration = Duration::from_millis(100);
 
 /// Holds the lock until it is dropped.
 pub(crate) struct ModelLock {
@@ -28,11 +32,17 @@ impl ModelLock {
             .write(true)
             .open(&path)
             .map_err(|error| HubError::io("open", &path, error))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => {
-                return Err(HubError::io("lock", &path, error));
+        let began = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if began.elapsed() < FORKED => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => {
+                    return Err(HubError::io("lock", &path, error));
+                }
             }
         }
         // The number only serves messages; the lock itself is the system's.
