@@ -98,6 +98,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_lock_that_is_let_go_in_a_moment_is_taken() {
+        let root = tempfile::tempdir().unwrap();
+        let id: ModelId = "a/b".parse().unwrap();
+        let lock = ModelLock::try_acquire(root.path(), &id).unwrap().unwrap();
+        let letting_go = std::thread::spawn(move || {
+            std::thread::sleep(FORKED / 10);
+            drop(lock);
+        });
+        assert!(ModelLock::try_acquire(root.path(), &id).unwrap().is_some());
+        letting_go.join().unwrap();
+    }
+
+    #[test]
     fn a_lock_has_one_holder() {
         let root = tempfile::tempdir().unwrap();
         let id: ModelId = "a/b".parse().unwrap();
