@@ -164,12 +164,10 @@ impl PagedCache {
         Ok(())
     }
 
-    /// The keys of a head in a page, a panel `[head_dim][16]`, and what lies behind them: as many bytes, or none.
-    pub(super) fn keys(&self, page: usize, kv_head: usize) -> (&[u8], &[u8]) {
+    /// The keys of a head in a page, a panel `[head_dim][16]`.
+    pub(super) fn keys(&self, page: usize, kv_head: usize) -> &[u8] {
         let bytes = self.key_bytes;
-        let start = (page * self.num_kv_heads + kv_head) * bytes;
-        let (keys, behind) = self.keys[start..].split_at(bytes);
-        (keys, behind.get(..bytes).unwrap_or_default())
+        &self.keys[(page * self.num_kv_heads + kv_head) * bytes..][..bytes]
     }
 
     /// The values of a head in a page, panels `[16][16]` for sixteen values of a head each.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::cache::PagedCache;
 use super::grid::GridBias;
+use super::source::{Pages, Wanted};
 use super::task::{KEY_PANELS, KEYS, ROWS, Task};
 use super::windows::WindowBias;
 use crate::InstructionSet;
@@ -77,15 +78,16 @@ impl Sequence<'_> {
         }
     }
 
-    /// The pages of a cache that hold some panels of the tile at position `tile`; zero in the place of others.
-    pub(super) fn pages(&self, tile: usize, panels: &Range<usize>) -> [usize; KEY_PANELS] {
-        let mut pages = [0; KEY_PANELS];
+    /// The pages of a cache that hold the wanted panels of a tile, and the one that is read next, which is the last
+    /// where none follows; zero in the place of others.
+    pub(super) fn pages(&self, wanted: &Wanted) -> Pages {
+        let mut pages = [0; KEY_PANELS + 1];
         if let Places::Blocks {
             blocks, block_size, ..
         } = self.places
         {
-            for panel in panels.clone() {
-                let position = tile + panel * PANEL;
+            for panel in wanted.panels.start..=wanted.panels.end {
+                let position = (wanted.tile + panel * PANEL).min(wanted.positions.end - 1);
                 let slot = blocks[position / block_size] as usize * block_size;
                 pages[panel] = (slot + position % block_size) / PagedCache::PAGE;
             }

@@ -19,11 +19,11 @@ pub(super) enum Source<'a> {
         values: &'a [Line],
     },
     /// Of all key heads: the pages of a cache that hold the tile's panels.
-    Cached {
-        cache: &'a PagedCache,
-        pages: [usize; KEY_PANELS],
-    },
+    Cached { cache: &'a PagedCache, pages: Pages },
 }
+
+/// Pages of a cache by the panels of a tile, and the page that is read behind them.
+pub(super) type Pages = [usize; KEY_PANELS + 1];
 
 impl<'a> Source<'a> {
     /// Keys of panel `panels.start` and, for a tile of `rows` queries, some that follow.
@@ -42,13 +42,13 @@ impl<'a> Source<'a> {
                 ahead: &[],
             },
             Self::Cached { cache, pages } => {
-                let (data, ahead) = cache.keys(pages[panels.start], kv_head);
+                // All heads walk through a page before the next one: what a head reads there is fetched meanwhile.
                 Panels {
-                    data,
+                    data: cache.keys(pages[panels.start], kv_head),
                     kind: cache.kind(),
                     stride: 0,
                     count: 1,
-                    ahead,
+                    ahead: cache.keys(pages[panels.start + 1], kv_head),
                 }
             }
         }
@@ -71,13 +71,16 @@ impl<'a> Source<'a> {
                 ahead: &[],
             },
             Self::Cached { cache, pages } => {
-                let (kind, page) = (cache.kind(), cache.values(pages[key / PANEL], kv_head));
+                let kind = cache.kind();
+                let page = |number: usize| {
+                    &cache.values(pages[number], kv_head)[kind.span(panel * PANEL)..]
+                };
                 Panels {
-                    data: &page[kind.span(panel * PANEL + key % PANEL)..],
+                    data: &page(key / PANEL)[kind.span(key % PANEL)..],
                     kind,
                     stride: kind.span(PANEL),
                     count,
-                    ahead: &[],
+                    ahead: &page(key / PANEL + 1)[..kind.span(count * PANEL)],
                 }
             }
         }
@@ -134,7 +137,7 @@ impl Room<'_> {
     ) {
         match sequence.places {
             Places::Blocks { cache, .. } => {
-                let pages = sequence.pages(wanted.tile, &wanted.panels);
+                let pages = sequence.pages(wanted);
                 self.load_pages(call, (cache, pages), kv_head, wanted);
             }
             Places::Rows { k, v, start } => {
@@ -146,14 +149,14 @@ impl Room<'_> {
     fn load_pages(
         &mut self,
         call: &Call<'_>,
-        (cache, pages): (&PagedCache, [usize; KEY_PANELS]),
+        (cache, pages): (&PagedCache, Pages),
         kv_head: usize,
         wanted: &Wanted,
     ) {
         let (dim, kind) = (call.head_dim, cache.kind());
         for panel in wanted.panels.clone() {
             let keys = &mut self.keys[panel * dim..][..dim];
-            decode(call.set, kind, cache.keys(pages[panel], kv_head).0, 0, keys);
+            decode(call.set, kind, cache.keys(pages[panel], kv_head), 0, keys);
             let page = cache.values(pages[panel], kv_head);
             let pieces = page.chunks_exact(kind.span(PANEL));
             for (values, piece) in self.values.chunks_exact_mut(KEYS).zip(pieces) {

@@ -141,7 +141,7 @@ impl Task {
                     let source = match in_place {
                         Some(cache) => Source::Cached {
                             cache,
-                            pages: sequence.pages(tile, &wanted.panels),
+                            pages: sequence.pages(&wanted),
                         },
                         None => {
                             room.load(call, sequence, heads[0].kv_head, &wanted);

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Activations, Panels, Sums};
-use crate::buffer::Line;
+use crate::buffer::{Line, prefetch_at};
 use crate::pack::WeightKind;
 
 /// Bytes that the narrow kernels ask for ahead of use, a panel.
@@ -178,6 +178,8 @@ unsafe fn kernel<C: Columns, const ROWS: usize, const PANELS: usize, const PACKE
                 }
             }
         }
+        // Evenly: what is asked for all at once only waits.
+        let lines = (ahead.len() / size_of::<Line>()).div_ceil((depth / 2).max(1));
         let value = |k: usize, row: usize| {
             let at = if PACKED {
                 x.add(k * ROWS + row)
@@ -187,13 +189,13 @@ unsafe fn kernel<C: Columns, const ROWS: usize, const PANELS: usize, const PACKE
             _mm256_broadcast_ss(&*at)
         };
         for pair in 0..depth / 2 {
-            if PACKED && pair * 64 < ahead.len() {
-                _mm_prefetch::<_MM_HINT_T0>(ahead.as_ptr().wrapping_add(pair * 64).cast());
+            for line in pair * lines..(pair + 1) * lines {
+                prefetch_at(ahead.as_ptr().wrapping_add(64 * line));
             }
             let mut columns = [[[_mm256_setzero_ps(); 2]; 2]; PANELS];
             for (panel, columns) in columns.iter_mut().enumerate() {
                 let at = w.add(panel * w_stride + pair * C::PAIR_BYTES);
-                if !PACKED {
+                if !PACKED && lines == 0 {
                     for line in (0..C::PAIR_BYTES).step_by(64) {
                         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH + line).cast());
                     }

@@ -460,6 +460,7 @@ fn wide_task(
                 for index in 0..tiles {
                     let (from, to) = (cut(m, tiles, index), cut(m, tiles, index + 1));
                     let ahead = next.get(index * share..).unwrap_or_default();
+                    let ahead = &ahead[..share.min(ahead.len())];
                     let panel = Panels {
                         data,
                         kind,
