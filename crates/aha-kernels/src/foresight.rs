@@ -26,9 +26,14 @@ pub(crate) struct Place {
     pub(crate) bytes: usize,
 }
 
-/// The matrices of a product, in the order in which they are read.
+/// A product.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Product([Place; MOST_MATRICES]);
+struct Product {
+    /// Its matrices, in the order in which they are read.
+    places: [Place; MOST_MATRICES],
+    /// Equal parts that threads take one after another.
+    tasks: usize,
+}
 
 /// What came after a product the last time, kept with its first matrix.
 #[derive(Debug, Default)]
@@ -39,10 +44,18 @@ pub(crate) struct Follower(Mutex<Product>);
 pub(crate) struct Foresight(Mutex<Option<Arc<Follower>>>);
 
 impl Foresight {
-    /// A product that reads these matrices once begins; `follower` belongs to the first of them.
-    pub(crate) fn begin(&self, follower: &Arc<Follower>, places: impl Iterator<Item = Place>) {
-        let mut product = Product::default();
-        for (own, place) in product.0.iter_mut().zip(places) {
+    /// A product that reads these matrices once, in so many tasks, begins; `follower` belongs to the first of them.
+    pub(crate) fn begin(
+        &self,
+        follower: &Arc<Follower>,
+        tasks: usize,
+        places: impl Iterator<Item = Place>,
+    ) {
+        let mut product = Product {
+            tasks,
+            ..Product::default()
+        };
+        for (own, place) in product.places.iter_mut().zip(places) {
             *own = place;
         }
         if let Some(last) = lock(&self.0).replace(Arc::clone(follower)) {
@@ -71,8 +84,8 @@ pub(crate) struct Fetcher {
 }
 
 impl Fetcher {
-    /// Looks for what comes next. `share` of `shares` is the part of a product that this thread begins with.
-    pub(crate) fn look(&mut self, foresight: &Foresight, share: usize, shares: usize) {
+    /// Looks for what comes next. `task` is the task of a product that this thread begins with.
+    pub(crate) fn look(&mut self, foresight: &Foresight, task: usize) {
         let of = lock(&foresight.0).clone();
         if of.as_ref().map(Arc::as_ptr) == self.of.as_ref().map(Arc::as_ptr) {
             return;
@@ -81,8 +94,8 @@ impl Fetcher {
             .as_ref()
             .map_or_else(Product::default, |follower| *lock(&follower.0));
         self.of = of;
-        let all: usize = self.product.0.iter().map(|place| place.bytes).sum();
-        self.next = all / shares.max(1) * share;
+        let all: usize = self.product.places.iter().map(|place| place.bytes).sum();
+        self.next = all / self.product.tasks.max(1) * task;
         self.end = all.min(self.next + MOST_BYTES);
     }
 
@@ -101,7 +114,7 @@ impl Fetcher {
 
     fn step(&mut self) -> Option<Place> {
         let mut offset = self.next;
-        for place in &self.product.0 {
+        for place in &self.product.places {
             if offset < place.bytes {
                 let bytes = STRIDE
                     .min(place.bytes - offset)
@@ -127,9 +140,9 @@ mod tests {
     }
 
     /// All that a thread asks for, joined where it touches.
-    fn fetched(foresight: &Foresight, share: usize, shares: usize) -> Vec<Place> {
+    fn fetched(foresight: &Foresight, task: usize) -> Vec<Place> {
         let mut fetcher = Fetcher::default();
-        fetcher.look(foresight, share, shares);
+        fetcher.look(foresight, task);
         let mut places: Vec<Place> = Vec::new();
         while let Some(place) = fetcher.step() {
             match places.last_mut() {
@@ -149,19 +162,19 @@ mod tests {
         let [a, b] = [(); 2].map(|()| Arc::new(Follower::default()));
         let first = [place(1 << 20, 5000)];
         let second = [place(2 << 20, 3000), place(3 << 20, 1000)];
-        foresight.begin(&a, first.into_iter());
-        assert_eq!(fetched(&foresight, 0, 8), []);
-        foresight.begin(&b, second.into_iter());
-        assert_eq!(fetched(&foresight, 0, 8), []);
-        foresight.begin(&a, first.into_iter());
-        assert_eq!(fetched(&foresight, 0, 8), second);
-        // Another thread begins further on: half of 4000 bytes.
+        foresight.begin(&a, 8, first.into_iter());
+        assert_eq!(fetched(&foresight, 0), []);
+        foresight.begin(&b, 2, second.into_iter());
+        assert_eq!(fetched(&foresight, 0), []);
+        foresight.begin(&a, 8, first.into_iter());
+        assert_eq!(fetched(&foresight, 0), second);
+        // Another thread begins further on, with the second of two tasks: half of 4000 bytes.
         let half = [place((2 << 20) + 2000, 1000), place(3 << 20, 1000)];
-        assert_eq!(fetched(&foresight, 1, 2), half);
-        foresight.begin(&b, second.into_iter());
-        assert_eq!(fetched(&foresight, 0, 8), first);
+        assert_eq!(fetched(&foresight, 1), half);
+        foresight.begin(&b, 2, second.into_iter());
+        assert_eq!(fetched(&foresight, 0), first);
         foresight.forget();
-        assert_eq!(fetched(&foresight, 0, 8), []);
+        assert_eq!(fetched(&foresight, 0), []);
     }
 
     #[test]
@@ -169,12 +182,12 @@ mod tests {
         let foresight = Foresight::default();
         let follower = Arc::new(Follower::default());
         let weights = [place(0, 10 * MOST_BYTES)];
-        foresight.begin(&follower, weights.into_iter());
-        foresight.begin(&follower, weights.into_iter());
+        foresight.begin(&follower, 8, weights.into_iter());
+        foresight.begin(&follower, 8, weights.into_iter());
         let mut fetcher = Fetcher::default();
         let mut bytes = 0;
         for _ in 0..3 {
-            fetcher.look(&foresight, 0, 1);
+            fetcher.look(&foresight, 0);
             bytes += fetcher.step().unwrap().bytes;
         }
         assert_eq!(bytes, 3 * STRIDE);
@@ -183,7 +196,7 @@ mod tests {
             bytes += place.bytes;
         }
         assert_eq!(bytes, MOST_BYTES);
-        fetcher.look(&foresight, 0, 1);
+        fetcher.look(&foresight, 0);
         assert_eq!(fetcher.step(), None);
     }
 
@@ -192,8 +205,8 @@ mod tests {
         let foresight = Foresight::default();
         let follower = Arc::new(Follower::default());
         let places = (1..=5).map(|index| place(index << 20, 100));
-        foresight.begin(&follower, places.clone());
-        foresight.begin(&follower, places);
-        assert_eq!(fetched(&foresight, 0, 1).len(), MOST_MATRICES);
+        foresight.begin(&follower, 8, places.clone());
+        foresight.begin(&follower, 8, places);
+        assert_eq!(fetched(&foresight, 0).len(), MOST_MATRICES);
     }
 }

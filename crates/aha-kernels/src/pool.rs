@@ -97,12 +97,12 @@ impl Shared {
         self.inside.fetch_sub(1, Release);
     }
 
-    /// What worker `number` of `threads` threads, the caller's being number zero, does.
-    fn worker(&self, number: usize, threads: usize) {
+    /// What worker `number` does; the caller's thread is number zero.
+    fn worker(&self, number: usize) {
         let mut seen = 0;
         let mut fetcher = Fetcher::default();
         loop {
-            fetcher.look(&self.foresight, number, TASKS * threads);
+            fetcher.look(&self.foresight, number);
             let mut spins = 0;
             loop {
                 let epoch = self.epoch.load(Acquire);
@@ -170,7 +170,7 @@ impl Pool {
             let name = format!("aha-kernel-{number}");
             let thread = std::thread::Builder::new().name(name);
             // A system that grants no more threads computes with those that it granted.
-            thread.spawn(move || shared.worker(number, threads)).ok()
+            thread.spawn(move || shared.worker(number)).ok()
         };
         let workers = (1..threads)
             .map_while(spawn)
@@ -209,7 +209,7 @@ impl Pool {
         while shared.inside.load(SeqCst) > 0 {
             let fetcher = fetcher.get_or_insert_with(|| {
                 let mut fetcher = Fetcher::default();
-                fetcher.look(&shared.foresight, 0, TASKS * self.threads());
+                fetcher.look(&shared.foresight, 0);
                 fetcher
             });
             if fetcher.fetch() {

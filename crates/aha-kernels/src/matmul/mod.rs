@@ -41,6 +41,10 @@ const WIDE_PANELS: usize = 8;
 /// Rows of `x` up to which reading the weights takes longer than multiplying.
 const FEW_ROWS: usize = 16;
 
+/// Multiply-adds of a task of a large product. The longer a task, the longer threads that have run out of them wait
+/// for the last one.
+const TASK_WORK: usize = 2 << 20;
+
 /// The rows of `x` in a tile.
 #[derive(Clone, Copy)]
 pub(crate) enum Activations<'a> {
@@ -252,7 +256,7 @@ pub(crate) fn tasks(pieces: usize, work: usize) -> usize {
         return 1;
     }
     pieces
-        .min(TASKS * threads())
+        .min((TASKS * threads()).max(work / TASK_WORK))
         .min(work / (PARALLEL_FROM / 2))
 }
 
@@ -293,7 +297,10 @@ pub(crate) fn announce<'a>(m: usize, matrices: impl Iterator<Item = &'a PackedMa
     };
     with_foresight(|foresight| {
         if m <= FEW_ROWS {
-            foresight.begin(first.follower(), matrices.map(PackedMatrix::place));
+            let rows: usize = matrices.clone().map(PackedMatrix::rows).sum();
+            let work = m.saturating_mul(rows).saturating_mul(first.cols());
+            let places = matrices.map(PackedMatrix::place);
+            foresight.begin(first.follower(), tasks(usize::MAX, work), places);
         } else {
             foresight.forget();
         }

@@ -4,7 +4,7 @@ use super::UNIT;
 
 /// 1.5 * 2^23: adding it to a number below 2^22 leaves the number, rounded to the nearest integer (to the
 /// even one when two are as near), in the low bits.
-const ROUNDING: f32 = 12_582_912.0;
+pub(super) const ROUNDING: f32 = 12_582_912.0;
 
 /// What the sums beside the codes are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,21 +40,24 @@ impl Layout {
     }
 
     /// Quantises a tile of rows, which lie one after another in `x`, to `rows * row_words()` words.
+    ///
+    /// # Safety
+    /// The instruction set of `Q` must be present.
     #[inline(always)] // compiled for the caller's instruction set
-    pub(super) fn quantise(&self, x: &[f32], rows: usize, words: &mut [u32]) {
+    pub(super) unsafe fn quantise<Q: Quantise>(&self, x: &[f32], rows: usize, words: &mut [u32]) {
         let (codes, rest) = words.split_at_mut(rows * self.cols / 4);
         let (scales, sums) = rest.split_at_mut(rows * self.units());
         for (row, x) in x.chunks_exact(self.cols).enumerate() {
             for (index, x) in x.as_chunks::<UNIT>().0.iter().enumerate() {
-                let unit = Unit::of(x);
-                for (step, word) in unit.words().enumerate() {
+                // SAFETY: the caller's promise.
+                let unit = unsafe { Q::unit(x) };
+                for (step, word) in unit.words.into_iter().enumerate() {
                     codes[(index * (UNIT / 4) + step) * rows + row] = word;
                 }
                 scales[index * rows + row] = unit.scale.to_bits();
-                let [first, second] = unit.half_sums();
-                let groups = [first + second, 0];
+                let [first, second] = unit.half_sums;
                 let groups = if self.groups == 1 {
-                    groups
+                    [first + second, 0]
                 } else {
                     [first, second]
                 };
@@ -69,45 +72,55 @@ impl Layout {
     }
 }
 
-/// 32 values of a row.
+/// 32 quantised values of a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Unit {
-    pub(super) codes: [i8; UNIT],
+    /// Four codes each.
+    pub(super) words: [u32; UNIT / 4],
     pub(super) scale: f32,
+    /// The sum of the first and of the last sixteen codes.
+    pub(super) half_sums: [i32; 2],
 }
 
-impl Unit {
+/// How an instruction set quantises.
+pub(super) trait Quantise {
     /// Quantises 32 values. NaN and infinity give a scale that is not finite, and with it results that are
     /// not; a unit without a value above 4e-37 counts as zeros.
-    #[inline(always)]
-    pub(super) fn of(x: &[f32; UNIT]) -> Self {
-        // Without their sign, floats are ordered as their bits, and NaN is above infinity.
+    ///
+    /// # Safety
+    /// The instruction set must be present.
+    unsafe fn unit(x: &[f32; UNIT]) -> Unit;
+}
+
+/// The scale of a unit by the bits of its largest value, and what values are multiplied by. Without their sign, floats
+/// are ordered as their bits, and NaN is above infinity.
+#[inline(always)]
+pub(super) fn scales(largest: u32) -> (f32, f32) {
+    let largest = f32::from_bits(largest);
+    let inverse = 127.0 / largest;
+    if inverse == f32::INFINITY {
+        (0.0, 0.0)
+    } else {
+        (largest / 127.0, inverse)
+    }
+}
+
+/// The plain form.
+pub(super) struct Plain;
+
+impl Quantise for Plain {
+    unsafe fn unit(x: &[f32; UNIT]) -> Unit {
         let largest = x.iter().map(|x| x.abs().to_bits()).fold(0, u32::max);
-        let largest = f32::from_bits(largest);
-        let inverse = 127.0 / largest;
-        let (scale, inverse) = if inverse == f32::INFINITY {
-            (0.0, 0.0)
-        } else {
-            (largest / 127.0, inverse)
-        };
-        // A loop: the function behind `map` on arrays is not inlined, so that it lacks the instruction set.
-        let mut codes = [0; UNIT];
-        for (code, x) in codes.iter_mut().zip(x) {
-            *code = (x * inverse + ROUNDING).to_bits() as u8 as i8;
+        let (scale, inverse) = scales(largest);
+        let codes = x.map(|x| (x * inverse + ROUNDING).to_bits() as u8);
+        let (words, _) = codes.as_chunks();
+        let halves = codes.as_chunks::<{ UNIT / 2 }>().0;
+        let sum = |half: usize| halves[half].iter().map(|&code| i32::from(code as i8)).sum();
+        Unit {
+            words: std::array::from_fn(|word| u32::from_ne_bytes(words[word])),
+            scale,
+            half_sums: [sum(0), sum(1)],
         }
-        Self { codes, scale }
-    }
-
-    #[inline(always)]
-    fn words(&self) -> impl Iterator<Item = u32> {
-        let words = self.codes.as_chunks::<4>().0.iter();
-        words.map(|&[a, b, c, d]| u32::from_ne_bytes([a as u8, b as u8, c as u8, d as u8]))
-    }
-
-    /// The sum of the first and of the last sixteen codes.
-    #[inline(always)]
-    fn half_sums(&self) -> [i32; 2] {
-        let sum = |codes: &[i8]| codes.iter().map(|&code| i32::from(code)).sum();
-        [sum(&self.codes[..UNIT / 2]), sum(&self.codes[UNIT / 2..])]
     }
 }
 
@@ -118,17 +131,21 @@ mod tests {
     fn unit(values: &[f32]) -> Unit {
         let mut x = [0.0; UNIT];
         x[..values.len()].copy_from_slice(values);
-        Unit::of(&x)
+        // SAFETY: the plain form needs no instruction set.
+        unsafe { Plain::unit(&x) }
+    }
+
+    fn codes(unit: &Unit) -> Vec<i8> {
+        let bytes = unit.words.iter().flat_map(|word| word.to_ne_bytes());
+        bytes.map(u8::cast_signed).collect()
     }
 
     #[test]
     fn values_become_the_nearest_of_255_steps() {
         let unit = unit(&[127.0, -127.0, 1.4, -1.6, 2.5, 3.5, -0.5]);
         assert_eq!(unit.scale, 1.0);
-        assert_eq!(unit.codes[..8], [127, -127, 1, -2, 2, 4, 0, 0]);
-        assert_eq!(unit.half_sums(), [5, 0]);
-        let word = unit.words().next().unwrap();
-        assert_eq!(word.to_ne_bytes(), [127, 129, 1, 254]);
+        assert_eq!(codes(&unit)[..8], [127, -127, 1, -2, 2, 4, 0, 0]);
+        assert_eq!(unit.half_sums, [5, 0]);
     }
 
     #[test]
@@ -137,10 +154,10 @@ mod tests {
         assert_eq!(unit(&[f32::NEG_INFINITY, 1.0]).scale, f32::INFINITY);
         for zero in [0.0, f32::from_bits(1), 1e-38] {
             let unit = unit(&[zero]);
-            assert_eq!((unit.scale, unit.codes), (0.0, [0; UNIT]));
+            assert_eq!((unit.scale, unit.words), (0.0, [0; UNIT / 4]));
         }
         let unit = unit(&[1e-36, -2.5e-37]);
-        assert_eq!(unit.codes[..2], [127, -32]);
+        assert_eq!(codes(&unit)[..2], [127, -32]);
     }
 
     #[test]
@@ -154,15 +171,16 @@ mod tests {
             };
             assert_eq!(layout.row_words(), 2 * (8 + 1 + groups));
             let mut words = vec![0; 2 * layout.row_words()];
-            layout.quantise(&x, 2, &mut words);
+            // SAFETY: the plain form needs no instruction set.
+            unsafe { layout.quantise::<Plain>(&x, 2, &mut words) }
             for row in 0..2 {
                 for index in 0..2 {
-                    let unit = Unit::of(x[row * 64 + index * 32..][..32].try_into().unwrap());
-                    for (step, word) in unit.words().enumerate() {
+                    let unit = unit(&x[row * 64 + index * 32..][..32]);
+                    for (step, word) in unit.words.into_iter().enumerate() {
                         assert_eq!(words[(index * 8 + step) * 2 + row], word);
                     }
                     assert_eq!(words[32 + index * 2 + row], unit.scale.to_bits());
-                    let halves = unit.half_sums();
+                    let halves = unit.half_sums;
                     let sum = |group: usize| words[36 + (index * groups + group) * 2 + row];
                     match sums {
                         Sums::Offset(_) => {

@@ -1,7 +1,7 @@
 use half::f16;
 
 use super::UNIT;
-use super::activations::Unit;
+use super::activations::{Plain, Quantise};
 use crate::matmul::tests::values;
 use crate::{KernelError, PackedMatrix, WeightKind, dequantize_gguf};
 
@@ -48,11 +48,16 @@ pub(crate) fn random_blocks(kind: WeightKind, count: usize, seed: u64) -> Vec<u8
 
 /// Values as integer products take them, and how far each may be from its own for it.
 pub(crate) fn rounded_to_bytes(x: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let units = x.as_chunks::<UNIT>().0.iter().map(Unit::of);
+    let units = x.as_chunks::<UNIT>().0.iter();
     units
-        .flat_map(|unit| {
-            let value = move |code: i8| unit.scale * f32::from(code);
-            unit.codes.map(|code| (value(code), unit.scale * 0.501))
+        .flat_map(|x| {
+            // SAFETY: the plain form needs no instruction set.
+            let unit = unsafe { Plain::unit(x) };
+            let codes = unit.words.into_iter().flat_map(u32::to_ne_bytes);
+            codes.map(move |code| {
+                let value = unit.scale * f32::from(code.cast_signed());
+                (value, unit.scale * 0.501)
+            })
         })
         .unzip()
 }

@@ -5,6 +5,8 @@ use std::arch::x86_64::*;
 use super::kernel::{self, Lanes, Source};
 use super::{Format, Layout, Tile};
 use crate::buffer::Line;
+use crate::quant::UNIT;
+use crate::quant::activations::{Quantise, ROUNDING, Unit, scales};
 
 struct Avx2;
 
@@ -262,5 +264,73 @@ pub(super) unsafe fn unpack(format: &Format, panel: &[u8], units: usize, out: &m
 /// AVX2 must be present.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn quantise(layout: &Layout, x: &[f32], rows: usize, words: &mut [u32]) {
-    layout.quantise(x, rows, words);
+    // SAFETY: the caller's promise.
+    unsafe { layout.quantise::<Avx2>(x, rows, words) }
+}
+
+#[allow(
+    clippy::inline_always,
+    reason = "only inlined does it have the instruction set"
+)]
+impl Quantise for Avx2 {
+    #[inline(always)]
+    unsafe fn unit(x: &[f32; UNIT]) -> Unit {
+        let mut words = [0; UNIT / 4];
+        // SAFETY: the caller's promise; a unit is four registers of values, and one of codes.
+        unsafe {
+            let mut values = [_mm256_setzero_ps(); 4];
+            for (index, values) in values.iter_mut().enumerate() {
+                *values = _mm256_loadu_ps(x.as_ptr().add(8 * index));
+            }
+            let sign = _mm256_set1_ps(-0.0);
+            let mut sizes = _mm256_setzero_si256();
+            for values in values {
+                let size = _mm256_castps_si256(_mm256_andnot_ps(sign, values));
+                sizes = _mm256_max_epu32(sizes, size);
+            }
+            let four = _mm_max_epu32(
+                _mm256_castsi256_si128(sizes),
+                _mm256_extracti128_si256::<1>(sizes),
+            );
+            let two = _mm_max_epu32(four, _mm_shuffle_epi32::<0b1110>(four));
+            let one = _mm_max_epu32(two, _mm_shuffle_epi32::<0b0001>(two));
+            let (scale, inverse) = scales(_mm_cvtsi128_si32(one).cast_unsigned());
+            let (inverse, rounding) = (_mm256_set1_ps(inverse), _mm256_set1_ps(ROUNDING));
+            let mut codes = [_mm256_setzero_si256(); 4];
+            for (codes, values) in codes.iter_mut().zip(values) {
+                let rounded = _mm256_add_ps(_mm256_mul_ps(values, inverse), rounding);
+                // The lowest byte with its sign.
+                let bits = _mm256_slli_epi32::<24>(_mm256_castps_si256(rounded));
+                *codes = _mm256_srai_epi32::<24>(bits);
+            }
+            let bytes = _mm256_packs_epi16(
+                _mm256_packs_epi32(codes[0], codes[1]),
+                _mm256_packs_epi32(codes[2], codes[3]),
+            );
+            // Packing works on halves of registers.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let bytes = _mm256_permutevar8x32_epi32(bytes, order);
+            _mm256_storeu_si256(words.as_mut_ptr().cast(), bytes);
+            let half_sums = [
+                sum_of_lanes(_mm256_add_epi32(codes[0], codes[1])),
+                sum_of_lanes(_mm256_add_epi32(codes[2], codes[3])),
+            ];
+            Unit {
+                words,
+                scale,
+                half_sums,
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum_of_lanes(lanes: __m256i) -> i32 {
+    let four = _mm_add_epi32(
+        _mm256_castsi256_si128(lanes),
+        _mm256_extracti128_si256::<1>(lanes),
+    );
+    let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b1110>(four));
+    _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b0001>(two)))
 }

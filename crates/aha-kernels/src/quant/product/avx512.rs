@@ -5,6 +5,8 @@ use std::arch::x86_64::*;
 use super::kernel::{self, Lanes, Source};
 use super::{Layout, MOST_ROWS, Tile};
 use crate::buffer::Line;
+use crate::quant::UNIT;
+use crate::quant::activations::{Quantise, ROUNDING, Unit, scales};
 
 struct Avx512;
 
@@ -172,5 +174,45 @@ pub(super) unsafe fn multiply(tile: Tile<'_>) {
 /// As [`multiply`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) unsafe fn quantise(layout: &Layout, x: &[f32], rows: usize, words: &mut [u32]) {
-    layout.quantise(x, rows, words);
+    // SAFETY: the caller's promise.
+    unsafe { layout.quantise::<Avx512>(x, rows, words) }
+}
+
+#[allow(
+    clippy::inline_always,
+    reason = "only inlined does it have the instruction set"
+)]
+impl Quantise for Avx512 {
+    #[inline(always)]
+    unsafe fn unit(x: &[f32; UNIT]) -> Unit {
+        let mut words = [0; UNIT / 4];
+        // SAFETY: the caller's promise; a unit is two registers of values, and one of sixteen bytes for each in codes.
+        unsafe {
+            let (first, second) = (
+                _mm512_loadu_ps(x.as_ptr()),
+                _mm512_loadu_ps(x.as_ptr().add(16)),
+            );
+            let sizes = _mm512_max_epu32(
+                _mm512_castps_si512(_mm512_abs_ps(first)),
+                _mm512_castps_si512(_mm512_abs_ps(second)),
+            );
+            let (scale, inverse) = scales(_mm512_reduce_max_epu32(sizes));
+            let (inverse, rounding) = (_mm512_set1_ps(inverse), _mm512_set1_ps(ROUNDING));
+            let first = _mm512_add_ps(_mm512_mul_ps(first, inverse), rounding);
+            let second = _mm512_add_ps(_mm512_mul_ps(second, inverse), rounding);
+            let first = _mm512_cvtepi32_epi8(_mm512_castps_si512(first));
+            let second = _mm512_cvtepi32_epi8(_mm512_castps_si512(second));
+            let out: *mut __m128i = words.as_mut_ptr().cast();
+            _mm_storeu_si128(out, first);
+            _mm_storeu_si128(out.add(1), second);
+            Unit {
+                words,
+                scale,
+                half_sums: [
+                    _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(first)),
+                    _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(second)),
+                ],
+            }
+        }
+    }
 }

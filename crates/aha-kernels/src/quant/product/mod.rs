@@ -17,7 +17,7 @@ mod scalar;
 
 use std::ops::Range;
 
-use super::activations::{Layout, Sums};
+use super::activations::{Layout, Plain, Sums};
 use super::{Format, UNIT};
 use crate::InstructionSet;
 use crate::buffer::{Line, flat_mut, with_scratch};
@@ -149,7 +149,8 @@ fn quantise(set: InstructionSet, layout: &Layout, x: &[f32], rows: usize, words:
             // SAFETY: as above.
             unsafe { avx2::quantise(layout, x, rows, words) }
         }
-        _ => layout.quantise(x, rows, words),
+        // SAFETY: the plain form needs no instruction set.
+        _ => unsafe { layout.quantise::<Plain>(x, rows, words) },
     }
 }
 
@@ -280,6 +281,42 @@ impl Product<'_> {
                     // SAFETY: these panels of these rows are this task's own.
                     unsafe { self.out.write(row, panel, line) }
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::WeightKind;
+    use crate::matmul::tests::values;
+
+    #[test]
+    fn every_instruction_set_quantises_to_the_same_bits() {
+        let mut x = values(3 * 128, 7);
+        // Ties, and a unit each with what is not finite, with what is tiny, and with nothing.
+        x[..4].copy_from_slice(&[127.0, 0.5, 1.5, -2.5]);
+        x[32] = f32::NAN;
+        x[64] = f32::NEG_INFINITY;
+        x[96..128].fill(1e-38);
+        x[128..160].fill(-0.0);
+        for kind in [WeightKind::Q8_0, WeightKind::Q4K, WeightKind::Q6K] {
+            let format = Format::of(kind).unwrap();
+            let quantised = |set: InstructionSet| {
+                let layout = layout(InstructionSet::Scalar, &format, 128);
+                let mut words = vec![0; 3 * layout.row_words()];
+                quantise(set, &layout, &x, 3, &mut words);
+                words
+            };
+            let want = quantised(InstructionSet::Scalar);
+            for set in InstructionSet::available() {
+                // Sums and scales that are NaN may differ in bits that say nothing.
+                let same = quantised(set).into_iter().zip(&want).all(|(have, &want)| {
+                    let is_nan = |word| f32::from_bits(word).is_nan();
+                    have == want || is_nan(have) && is_nan(want)
+                });
+                assert!(same, "{set:?}, {kind:?}");
             }
         }
     }
