@@ -43,6 +43,11 @@ pub enum KernelError {
         /// The first row that both claim.
         row: usize,
     },
+    /// Two tokens of a step would be cached in the same slot.
+    SharedSlot {
+        /// The slot.
+        slot: usize,
+    },
     /// Two sequences share a slot of recurrent state, or there is no such slot.
     Slot {
         /// The slot.
@@ -101,6 +106,10 @@ impl fmt::Display for KernelError {
                     "query row {row} belongs to two sequences; give each row to one"
                 )
             }
+            Self::SharedSlot { slot } => write!(
+                f,
+                "slot {slot} of the cache belongs to two tokens; give each token one of its own"
+            ),
             Self::Slot { slot } => write!(
                 f,
                 "state slot {slot} does not exist or belongs to two sequences; give each slot to one"

@@ -39,7 +39,8 @@ mod transpose;
 pub use activation::Activation;
 pub use arithmetic::{Arithmetic, measure_multiply_add_rate};
 pub use attention::{
-    GridBias, PagedAttention, PagedCache, PagedSequence, RaggedAttention, Rows, WindowAttention,
+    GridBias, PagedAttention, PagedCache, PagedSequence, Projected, RaggedAttention, Rows,
+    WindowAttention,
 };
 pub use bandwidth::measure_read_bandwidth;
 pub use depthwise::DepthwiseConv;

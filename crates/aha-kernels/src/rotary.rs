@@ -2,8 +2,10 @@
 //! give each head.
 
 use crate::attention::Rows;
+use crate::buffer::{flat_mut, with_scratch};
 use crate::elementwise::{PARALLEL_FROM, rms_norm_row};
 use crate::error::{check_len, checked_mul};
+use crate::pack::PANEL;
 use crate::pool::for_each_stretch;
 use crate::{InstructionSet, KernelError, instruction_set};
 
@@ -61,6 +63,24 @@ impl HeadRotation<'_> {
         out: &mut [f32],
     ) -> Result<(), KernelError> {
         let set = set.require()?;
+        let (tokens, width) = (self.check()?, self.num_heads * self.head_dim);
+        x.check("x", tokens, width)?;
+        check_len("out", checked_mul(tokens, width)?, out.len())?;
+        let size = CHUNK.div_ceil(width) * width;
+        for_each_stretch(out, PARALLEL_FROM, size, |start, out| {
+            for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                let token = start / width + row;
+                let x = x.values[token * x.stride..].chunks_exact(self.head_dim);
+                for (x, out) in x.zip(out.chunks_exact_mut(self.head_dim)) {
+                    self.turn(set, token, x, out);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// The number of tokens, or what does not fit.
+    pub(crate) fn check(&self) -> Result<usize, KernelError> {
         if self.num_heads == 0 || self.head_dim == 0 || self.half == 0 {
             return Err(KernelError::Zero {
                 argument: "num_heads, head_dim and half",
@@ -73,44 +93,36 @@ impl HeadRotation<'_> {
                 maximum: self.head_dim / 2,
             });
         }
-        let width = checked_mul(self.num_heads, self.head_dim)?;
+        checked_mul(self.num_heads, self.head_dim)?;
         let tokens = self.cos.len() / self.half;
         check_len("cos", checked_mul(tokens, self.half)?, self.cos.len())?;
         check_len("sin", self.cos.len(), self.sin.len())?;
-        x.check("x", tokens, width)?;
-        check_len("out", checked_mul(tokens, width)?, out.len())?;
         if let Some(norm) = &self.norm {
             check_len("weight of the norm", self.head_dim, norm.weight.len())?;
         }
-        let size = CHUNK.div_ceil(width) * width;
-        for_each_stretch(out, PARALLEL_FROM, size, |start, out| {
-            for (row, out) in out.chunks_exact_mut(width).enumerate() {
-                let token = start / width + row;
-                self.token(set, token, &x.values[token * x.stride..][..width], out);
-            }
-        });
-        Ok(())
+        Ok(tokens)
     }
 
-    fn token(&self, set: InstructionSet, token: usize, x: &[f32], out: &mut [f32]) {
+    /// Rotates a head of a token; shapes were checked, and the instruction set is present.
+    pub(crate) fn turn(&self, set: InstructionSet, token: usize, x: &[f32], out: &mut [f32]) {
         let angles = token * self.half..(token + 1) * self.half;
         let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles]);
-        let heads = x.chunks_exact(self.head_dim);
-        for (x, out) in heads.zip(out.chunks_exact_mut(self.head_dim)) {
-            match &self.norm {
-                Some(norm) if norm.after_rotation => {
-                    let mut rotated = x.to_vec();
-                    self.head(set, cos, sin, &mut rotated);
-                    rms_norm_row(set, &rotated, norm.weight, norm.epsilon, out);
-                }
-                Some(norm) => {
-                    rms_norm_row(set, x, norm.weight, norm.epsilon, out);
-                    self.head(set, cos, sin, out);
-                }
-                None => {
-                    out.copy_from_slice(x);
-                    self.head(set, cos, sin, out);
-                }
+        match &self.norm {
+            Some(norm) if norm.after_rotation => {
+                with_scratch(self.head_dim.div_ceil(PANEL), |scratch| {
+                    let rotated = &mut flat_mut(scratch)[..self.head_dim];
+                    rotated.copy_from_slice(x);
+                    self.head(set, cos, sin, rotated);
+                    rms_norm_row(set, rotated, norm.weight, norm.epsilon, out);
+                });
+            }
+            Some(norm) => {
+                rms_norm_row(set, x, norm.weight, norm.epsilon, out);
+                self.head(set, cos, sin, out);
+            }
+            None => {
+                out.copy_from_slice(x);
+                self.head(set, cos, sin, out);
             }
         }
     }

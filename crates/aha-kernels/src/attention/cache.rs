@@ -1,13 +1,13 @@
 //! Keys and values of one attention layer, kept as attention reads them.
 
 use std::fmt;
+use std::ptr::NonNull;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use memmap2::MmapMut;
 
 use crate::KernelError;
-use crate::buffer::{as_f32_mut, as_u16_mut};
 use crate::error::{check_len, checked_mul};
 use crate::pack::{PANEL, WeightKind};
 
@@ -24,10 +24,8 @@ pub struct PagedCache {
     /// Bytes of a head's keys in a page, and of its values.
     key_bytes: usize,
     value_bytes: usize,
-    keys: MmapMut,
-    values: MmapMut,
-    /// A token's key and value on their way to an `f16` cache.
-    halves: Vec<f16>,
+    keys: Memory,
+    values: Memory,
 }
 
 impl fmt::Debug for PagedCache {
@@ -77,13 +75,8 @@ impl PagedCache {
         }
         let pages = slots / Self::PAGE;
         let heads = checked_mul(pages, num_kv_heads)?;
-        let width = checked_mul(num_kv_heads, head_dim)?;
         let key_bytes = checked_mul(head_dim, kind.span(1))?;
         let value_bytes = checked_mul(head_dim.div_ceil(PANEL), kind.span(PANEL))?;
-        let halves = match kind {
-            WeightKind::F16 => checked_mul(2, width)?,
-            _ => 0,
-        };
         Ok(Self {
             kind,
             num_kv_heads,
@@ -91,9 +84,8 @@ impl PagedCache {
             pages,
             key_bytes,
             value_bytes,
-            keys: untouched(checked_mul(heads, key_bytes)?)?,
-            values: untouched(checked_mul(heads, value_bytes)?)?,
-            halves: vec![f16::ZERO; halves],
+            keys: Memory::untouched(checked_mul(heads, key_bytes)?)?,
+            values: Memory::untouched(checked_mul(heads, value_bytes)?)?,
         })
     }
 
@@ -139,51 +131,133 @@ impl PagedCache {
                 maximum: self.slots().saturating_sub(1),
             });
         }
-        for (index, &slot) in slots.iter().enumerate() {
-            let (page, lane) = (slot as usize / Self::PAGE, slot as usize % Self::PAGE);
-            let row = index * width..(index + 1) * width;
-            let (keys, values) = (&keys[row.clone()], &values[row]);
-            let first = page * self.num_kv_heads;
-            let key_pages = self.keys[first * self.key_bytes..].chunks_exact_mut(self.key_bytes);
-            let value_pages =
-                self.values[first * self.value_bytes..].chunks_exact_mut(self.value_bytes);
-            let pages = key_pages.zip(value_pages);
-            if self.kind == WeightKind::F16 {
-                let (key_halves, value_halves) = self.halves.split_at_mut(width);
-                round(keys, key_halves);
-                round(values, value_halves);
-                let (keys, values) = (
-                    key_halves.reinterpret_cast(),
-                    value_halves.reinterpret_cast(),
-                );
-                place((keys, values), self.head_dim, pages, lane, as_u16_mut);
-            } else {
-                place((keys, values), self.head_dim, pages, lane, as_f32_mut);
-            }
+        let heads = keys
+            .chunks_exact(self.head_dim)
+            .zip(values.chunks_exact(self.head_dim));
+        for (index, (key, value)) in heads.enumerate() {
+            let slot = slots[index / self.num_kv_heads] as usize;
+            // SAFETY: the cache is borrowed exclusively.
+            unsafe { self.place(slot, index % self.num_kv_heads, key, value) }
         }
         Ok(())
     }
 
+    /// Stores the key and the value of a head in a slot, as [`write`](Self::write) does: a key as one lane of
+    /// `[head_dim][16]`, a value as one row of each panel `[16][16]`.
+    ///
+    /// # Safety
+    /// Nobody else may write the slot's part of this head meanwhile, or read this head's part of its page.
+    pub(super) unsafe fn place(&self, slot: usize, kv_head: usize, key: &[f32], value: &[f32]) {
+        assert!(slot < self.slots() && kv_head < self.num_kv_heads);
+        assert!(key.len() == self.head_dim && value.len() == self.head_dim);
+        let (page, lane) = (slot / Self::PAGE, slot % Self::PAGE);
+        let head = page * self.num_kv_heads + kv_head;
+        // A head is rounded in pieces that are whole panels of values.
+        const PIECE: usize = 4 * PANEL;
+        let pieces = key.chunks(PIECE).zip(value.chunks(PIECE));
+        for (index, (key, value)) in pieces.enumerate() {
+            let place = Place {
+                first: index * PIECE,
+                lane,
+            };
+            // SAFETY: head and slot exist (asserted), so that all places lie inside the memory, which is aligned for
+            // either type; nobody else is there (the caller's promise).
+            unsafe {
+                let keys = self.keys.at(head * self.key_bytes);
+                let values = self.values.at(head * self.value_bytes);
+                if self.kind == WeightKind::F16 {
+                    let mut halves = [[f16::ZERO; PIECE]; 2];
+                    let [key_halves, value_halves] = &mut halves;
+                    let (key_halves, value_halves) =
+                        (&mut key_halves[..key.len()], &mut value_halves[..key.len()]);
+                    round(key, key_halves);
+                    round(value, value_halves);
+                    place.write(key_halves, keys.cast(), value_halves, values.cast());
+                } else {
+                    place.write(key, keys.cast(), value, values.cast());
+                }
+            }
+        }
+    }
+
     /// The keys of a head in a page, a panel `[head_dim][16]`.
     pub(super) fn keys(&self, page: usize, kv_head: usize) -> &[u8] {
-        let bytes = self.key_bytes;
-        &self.keys[(page * self.num_kv_heads + kv_head) * bytes..][..bytes]
+        self.keys
+            .part(page * self.num_kv_heads + kv_head, self.key_bytes)
     }
 
     /// The values of a head in a page, panels `[16][16]` for sixteen values of a head each.
     pub(super) fn values(&self, page: usize, kv_head: usize) -> &[u8] {
-        let bytes = self.value_bytes;
-        &self.values[(page * self.num_kv_heads + kv_head) * bytes..][..bytes]
+        self.values
+            .part(page * self.num_kv_heads + kv_head, self.value_bytes)
     }
 }
 
 /// Zeroed memory that the system gives page by page as it is first written.
-fn untouched(bytes: usize) -> Result<MmapMut, KernelError> {
-    let memory = MmapMut::map_anon(bytes).map_err(|_| KernelError::Memory { bytes })?;
-    // A large page would become resident for the first token of many. A wish only: a refusal changes nothing.
-    #[cfg(target_os = "linux")]
-    let _ = memory.advise(memmap2::Advice::NoHugePage);
-    Ok(memory)
+struct Memory {
+    /// What `start` addresses.
+    mapping: MmapMut,
+    start: NonNull<u8>,
+}
+
+// SAFETY: the memory is owned by this value alone; what reads and writes it at the same time stays apart, see
+// `PagedCache::place`.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn untouched(bytes: usize) -> Result<Self, KernelError> {
+        let error = KernelError::Memory { bytes };
+        let mut mapping = MmapMut::map_anon(bytes).map_err(|_| error.clone())?;
+        // A large page would become resident for the first token of many. A wish only: a refusal changes nothing.
+        #[cfg(target_os = "linux")]
+        let _ = mapping.advise(memmap2::Advice::NoHugePage);
+        let start = NonNull::new(mapping.as_mut_ptr()).ok_or(error)?;
+        Ok(Self { mapping, start })
+    }
+
+    /// The address of a byte.
+    fn at(&self, offset: usize) -> *mut u8 {
+        self.start.as_ptr().wrapping_add(offset)
+    }
+
+    /// Part `index` of those of `bytes` bytes.
+    fn part(&self, index: usize, bytes: usize) -> &[u8] {
+        let start = index * bytes;
+        assert!(bytes <= self.mapping.len() && start <= self.mapping.len() - bytes);
+        // SAFETY: inside the mapping (asserted), which lives as long as this value; nobody writes this part while the
+        // slice lives: see `PagedCache::place`.
+        unsafe { std::slice::from_raw_parts(self.at(start), bytes) }
+    }
+}
+
+/// Where a piece of a head goes in the panels of a page.
+struct Place {
+    /// The piece's first value among those of the head, the first of a panel.
+    first: usize,
+    /// The slot in its page.
+    lane: usize,
+}
+
+impl Place {
+    /// Writes a piece of a key and of a value to the head's part of a page.
+    ///
+    /// # Safety
+    /// The pointers must be aligned and address such parts, whose places for the piece belong to nobody else.
+    unsafe fn write<T: Copy>(&self, key: &[T], keys: *mut T, value: &[T], values: *mut T) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for (index, &key) in key.iter().enumerate() {
+                keys.add((self.first + index) * PANEL + self.lane)
+                    .write(key);
+            }
+            for (index, piece) in value.chunks(PANEL).enumerate() {
+                let row = self.first + index * PANEL + self.lane;
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), values.add(row * PANEL), piece.len());
+            }
+        }
+    }
 }
 
 /// Rounds to `f16`; what is finite stays so.
@@ -192,30 +266,6 @@ fn round(values: &[f32], halves: &mut [f16]) {
     for (half, value) in halves.iter_mut().zip(values) {
         if half.is_infinite() && value.is_finite() {
             *half = f16::MAX.copysign(*half);
-        }
-    }
-}
-
-/// Writes the keys and values of a token, head by head: a key as one lane of `[head_dim][16]`, a value as one row of
-/// each panel `[16][16]`.
-fn place<'a, T: Copy + 'a>(
-    (keys, values): (&[T], &[T]),
-    head_dim: usize,
-    pages: impl Iterator<Item = (&'a mut [u8], &'a mut [u8])>,
-    lane: usize,
-    view: fn(&mut [u8]) -> &mut [T],
-) {
-    let heads = keys
-        .chunks_exact(head_dim)
-        .zip(values.chunks_exact(head_dim));
-    for ((key, value), (key_page, value_page)) in heads.zip(pages) {
-        let lanes = view(key_page)[lane..].iter_mut().step_by(PANEL);
-        for (place, &value) in lanes.zip(key) {
-            *place = value;
-        }
-        let panels = view(value_page).chunks_exact_mut(PANEL * PANEL);
-        for (panel, piece) in panels.zip(value.chunks(PANEL)) {
-            panel[lane * PANEL..][..piece.len()].copy_from_slice(piece);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::appending::{Appending, Token};
 use super::cache::PagedCache;
 use super::grid::GridBias;
 use super::source::{Pages, Wanted};
@@ -11,6 +12,7 @@ use crate::InstructionSet;
 use crate::matmul::PARALLEL_FROM;
 use crate::pack::PANEL;
 use crate::pool::{for_each_task, threads};
+use crate::rotary::HeadRotation;
 
 /// Rows of queries, keys or values; heads lie side by side in a row.
 ///
@@ -107,6 +109,10 @@ pub(super) struct Call<'a> {
     pub(super) scale: f32,
     pub(super) sequences: &'a [Sequence<'a>],
     pub(super) q: Rows<'a>,
+    /// What queries pass before they meet keys.
+    pub(super) rotation: Option<&'a HeadRotation<'a>>,
+    /// The only token of a step, whose key and value tasks write, each those of its heads.
+    pub(super) new: Option<(Appending<'a>, Token)>,
     pub(super) bias: Option<Bias<'a>>,
     pub(super) out: Output,
 }

@@ -1,5 +1,6 @@
 //! Attention: over a paged cache of keys and values, or among sequences that lie end to end.
 
+mod appending;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod cache;
@@ -12,8 +13,11 @@ mod task;
 mod windows;
 
 use crate::error::{check_len, checked_mul};
+use crate::rotary::HeadRotation;
 use crate::{InstructionSet, KernelError, instruction_set};
 
+pub use appending::Projected;
+use appending::{Appending, Token};
 pub use cache::PagedCache;
 pub use call::Rows;
 use call::{Call, Output, Places, Seen, Sequence};
@@ -88,7 +92,27 @@ impl PagedAttention<'_> {
         out: &mut [f32],
     ) -> Result<(), KernelError> {
         let set = set.require()?;
-        self.check(q, cache, out)?;
+        check_len("q", out.len(), q.len())?;
+        self.check(cache, out)?;
+        let q = Rows {
+            values: q,
+            stride: self.num_heads * cache.head_dim(),
+        };
+        self.attend(set, q, None, cache, None, out);
+        Ok(())
+    }
+
+    /// The attention of all queries, which are rotated first where `rotation` says how; shapes were checked. With
+    /// `new`, tasks write what that token, the only one, has of their heads.
+    fn attend(
+        &self,
+        set: InstructionSet,
+        q: Rows<'_>,
+        rotation: Option<&HeadRotation<'_>>,
+        cache: &PagedCache,
+        new: Option<(Appending<'_>, Token)>,
+        out: &mut [f32],
+    ) {
         let sequences: Vec<Sequence<'_>> = self
             .sequences
             .iter()
@@ -104,26 +128,24 @@ impl PagedAttention<'_> {
                 seen: Seen::Causal(sequence.window),
             })
             .collect();
-        let head_dim = cache.head_dim();
         Call {
             set,
             num_heads: self.num_heads,
             group: self.num_heads / cache.num_kv_heads(),
-            head_dim,
+            head_dim: cache.head_dim(),
             scale: self.scale,
             sequences: &sequences,
-            q: Rows {
-                values: q,
-                stride: self.num_heads * head_dim,
-            },
+            q,
+            rotation,
+            new,
             bias: None,
             out: Output::new(out),
         }
         .run();
-        Ok(())
     }
 
-    fn check(&self, q: &[f32], cache: &PagedCache, out: &[f32]) -> Result<(), KernelError> {
+    /// The number of tokens, or what does not fit.
+    fn check(&self, cache: &PagedCache, out: &[f32]) -> Result<usize, KernelError> {
         for (argument, value) in [
             ("num_heads", self.num_heads),
             ("block_size", self.block_size),
@@ -147,9 +169,8 @@ impl PagedAttention<'_> {
         multiple("num_heads", self.num_heads, cache.num_kv_heads())?;
         multiple("block_size", self.block_size, PagedCache::PAGE)?;
         let row = checked_mul(self.num_heads, cache.head_dim())?;
-        multiple("length of q", q.len(), row)?;
-        check_len("out", q.len(), out.len())?;
-        let (tokens, slots) = (q.len() / row, cache.slots());
+        multiple("length of out", out.len(), row)?;
+        let (tokens, slots) = (out.len() / row, cache.slots());
         for sequence in self.sequences {
             sequence.check(tokens, slots, self.block_size)?;
         }
@@ -167,7 +188,7 @@ impl PagedAttention<'_> {
         ranges.sort_unstable();
         match ranges.windows(2).find(|pair| pair[1].0 < pair[0].1) {
             Some(pair) => Err(KernelError::OverlappingQueries { row: pair[1].0 }),
-            None => Ok(()),
+            None => Ok(tokens),
         }
     }
 }
@@ -212,6 +233,8 @@ impl PagedSequence<'_> {
     }
 }
 
+#[cfg(test)]
+mod appending_tests;
 #[cfg(test)]
 mod grid_tests;
 #[cfg(test)]

@@ -91,6 +91,8 @@ impl RaggedAttention<'_> {
             scale: self.scale,
             sequences: &sequences,
             q,
+            rotation: None,
+            new: None,
             bias: self.bias.map(Bias::Grid),
             out: Output::new(out),
         }

@@ -67,6 +67,10 @@ struct Head<'a> {
 
 impl Task {
     pub(super) fn run(&self, call: &Call<'_>) {
+        if let Some((appending, token)) = call.new {
+            // SAFETY: heads belong to one task, there is no other token, and nobody has read the cache for this one yet.
+            unsafe { appending.place_all(call.set, &[token], self.kv_heads.clone()) }
+        }
         let (dim, heads) = (call.head_dim, self.kv_heads.len());
         let rows = (self.end - self.start) * call.group;
         let dim_panels = dim.div_ceil(PANEL);
@@ -79,7 +83,7 @@ impl Task {
         let (queries, sums) = ((rows * dim).div_ceil(PANEL), dim_panels * rows);
         let scores = KEY_PANELS * rows;
         let own = queries + sums + 2 * scores;
-        let lines = dim_panels + keys + values + heads * own;
+        let lines = 2 * dim_panels + keys + values + heads * own;
         let start = Running {
             largest: f32::NEG_INFINITY,
             sum: 0.0,
@@ -87,6 +91,8 @@ impl Task {
         let mut running = vec![start; heads * rows];
         with_scratch(lines, |scratch| {
             let (zeros, scratch) = scratch.split_at_mut(dim_panels);
+            let (turned, scratch) = scratch.split_at_mut(dim_panels);
+            let turned = &mut flat_mut(turned)[..dim];
             let (keys, scratch) = scratch.split_at_mut(keys);
             let (values, scratch) = scratch.split_at_mut(values);
             zeros.fill(Line::ZERO);
@@ -102,7 +108,7 @@ impl Task {
                     let (queries, own) = own.split_at_mut(queries);
                     let (sums, own) = own.split_at_mut(sums);
                     let (scores, probabilities) = own.split_at_mut(scores);
-                    self.pack_queries(call, kv_head, flat_mut(queries));
+                    self.pack_queries(call, kv_head, turned, flat_mut(queries));
                     sums.fill(Line::ZERO);
                     Head {
                         kv_head,
@@ -181,15 +187,25 @@ impl Task {
         (token, kv_head * call.group + row % call.group)
     }
 
-    /// Lays the queries out as `[tile][dim][row of the tile]`.
-    fn pack_queries(&self, call: &Call<'_>, kv_head: usize, target: &mut [f32]) {
+    /// Lays the queries out as `[tile][dim][row of the tile]`; `turned` has room for one.
+    fn pack_queries(
+        &self,
+        call: &Call<'_>,
+        kv_head: usize,
+        turned: &mut [f32],
+        target: &mut [f32],
+    ) {
         let (dim, rows) = (call.head_dim, (self.end - self.start) * call.group);
         for from in (0..rows).step_by(TILE_ROWS) {
             let count = TILE_ROWS.min(rows - from);
             let target = &mut target[from * dim..(from + count) * dim];
             for row in 0..count {
                 let (token, head) = self.query(call, kv_head, from + row);
-                let source = &call.q.values[token * call.q.stride + head * dim..][..dim];
+                let mut source = &call.q.values[token * call.q.stride + head * dim..][..dim];
+                if let Some(rotation) = call.rotation {
+                    rotation.turn(call.set, token, source, turned);
+                    source = turned;
+                }
                 for (&value, place) in source.iter().zip(target[row..].iter_mut().step_by(count)) {
                     *place = value;
                 }

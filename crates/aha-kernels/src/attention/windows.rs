@@ -111,6 +111,8 @@ impl WindowAttention<'_> {
             scale: self.scale,
             sequences: &sequences,
             q,
+            rotation: None,
+            new: None,
             bias: Some(Bias::Windows(WindowBias {
                 heads: self.bias,
                 masks: self.masks,
