@@ -1,14 +1,14 @@
 //! Causal self-attention over paged caches.
 
 use crate::batch::{Batch, SequenceSlice};
-use crate::cache::KvCache;
-use crate::cpu::with_f32;
+use crate::cache::{KvCache, append};
+use crate::cpu::borrowed;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::ragged::{RaggedAttention, SequenceBounds};
 use crate::rope::{RopePairing, Rotation};
 use crate::weights::{Result, Weights};
-use aha_kernels::{PagedAttention, PagedCache, PagedSequence};
+use aha_kernels::{HeadRotation, PagedAttention, PagedCache, PagedSequence, Projected};
 use candle_core::{D, DType, Module, Tensor};
 
 /// Shape and options of a self-attention block; keys of config.json in brackets.
@@ -132,21 +132,43 @@ impl SelfAttention {
             num_heads,
             num_kv_heads,
             head_dim,
+            window,
             ..
         } = self.config;
-        let tokens = batch.num_tokens();
-        let projected = self.project(x, rotation)?;
-        let keys = projected.keys.reshape((tokens, num_kv_heads * head_dim))?;
-        cache.append(&keys, &projected.values, batch)?;
+        let projected = self.project(x)?;
         let attention = CausalAttention {
             batch,
             num_heads,
             num_kv_heads,
             head_dim,
-            window: self.config.window,
+            window,
             scale: 1.0 / (head_dim as f64).sqrt(),
         };
-        let attended = attention.forward(&projected.queries, cache)?;
+        let attended = match cache {
+            KvCache::Host(cache) => {
+                let norm_after = self.config.norm_after_rotation;
+                let heads = [
+                    (num_heads, self.q_norm.as_ref()),
+                    (num_kv_heads, self.k_norm.as_ref()),
+                ];
+                rotation.with_kernels(heads, head_dim, norm_after, |rotations| match rotations {
+                    Some(rotations) => attention.forward_paged(&projected, Some(rotations), cache),
+                    None => attention.forward_paged(
+                        &self.rotated(projected.clone(), rotation)?,
+                        None,
+                        cache,
+                    ),
+                })?
+            }
+            KvCache::Device { keys, values } => {
+                let projected = self.rotated(projected.clone(), rotation)?;
+                let width = num_kv_heads * head_dim;
+                let new_keys = projected.keys.reshape((batch.num_tokens(), width))?;
+                append(keys, &new_keys, batch)?;
+                append(values, &projected.values, batch)?;
+                attention.forward(&projected.queries, keys, values)?
+            }
+        };
         self.output(attended, projected.gate)
     }
 
@@ -164,7 +186,7 @@ impl SelfAttention {
             head_dim,
             ..
         } = self.config;
-        let projected = self.project(x, rotation)?;
+        let projected = self.rotated(self.project(x)?, rotation)?;
         let attention = RaggedAttention {
             num_kv_heads,
             ..RaggedAttention::full(num_heads, head_dim)
@@ -178,7 +200,7 @@ impl SelfAttention {
         self.output(attended, projected.gate)
     }
 
-    fn project(&self, x: &Tensor, rotation: &Rotation) -> candle_core::Result<Projected> {
+    fn project(&self, x: &Tensor) -> candle_core::Result<Projections> {
         let AttentionConfig {
             num_heads,
             num_kv_heads,
@@ -198,15 +220,27 @@ impl SelfAttention {
         } else {
             (q.reshape((tokens, num_heads, head_dim))?, None)
         };
-        let k = k.reshape((tokens, num_kv_heads, head_dim))?;
-        let placed = |x: Tensor, norm: Option<&RmsNorm>| {
-            rotation.apply_normed(&x, norm, self.config.norm_after_rotation)
-        };
-        Ok(Projected {
-            queries: placed(q, self.q_norm.as_ref())?,
-            keys: placed(k, self.k_norm.as_ref())?,
+        Ok(Projections {
+            queries: q,
+            keys: k.reshape((tokens, num_kv_heads, head_dim))?,
             values,
             gate,
+        })
+    }
+
+    /// The same with queries and keys normed and rotated.
+    fn rotated(
+        &self,
+        projected: Projections,
+        rotation: &Rotation,
+    ) -> candle_core::Result<Projections> {
+        let placed = |x: &Tensor, norm: Option<&RmsNorm>| {
+            rotation.apply_normed(x, norm, self.config.norm_after_rotation)
+        };
+        Ok(Projections {
+            queries: placed(&projected.queries, self.q_norm.as_ref())?,
+            keys: placed(&projected.keys, self.k_norm.as_ref())?,
+            ..projected
         })
     }
 
@@ -220,10 +254,11 @@ impl SelfAttention {
 }
 
 /// What attention is computed from.
-struct Projected {
-    /// Rotated, `[tokens, num_heads, head_dim]`.
+#[derive(Clone)]
+struct Projections {
+    /// `[tokens, num_heads, head_dim]`.
     queries: Tensor,
-    /// Rotated, `[tokens, num_kv_heads, head_dim]`.
+    /// `[tokens, num_kv_heads, head_dim]`.
     keys: Tensor,
     /// `[tokens, num_kv_heads * head_dim]`.
     values: Tensor,
@@ -242,12 +277,9 @@ struct CausalAttention<'a> {
 }
 
 impl CausalAttention<'_> {
-    /// `q` is `[tokens, num_heads, head_dim]`; the result `[tokens, num_heads * head_dim]`.
-    fn forward(&self, q: &Tensor, cache: &KvCache) -> candle_core::Result<Tensor> {
-        let (keys, values) = match cache {
-            KvCache::Host(cache) => return self.forward_paged(q, cache),
-            KvCache::Device { keys, values } => (keys, values),
-        };
+    /// `q` is `[tokens, num_heads, head_dim]`, keys and values are those of all slots; the result is
+    /// `[tokens, num_heads * head_dim]`.
+    fn forward(&self, q: &Tensor, keys: &Tensor, values: &Tensor) -> candle_core::Result<Tensor> {
         #[cfg(feature = "flash-attn")]
         if q.device().is_cuda() && matches!(q.dtype(), DType::F16 | DType::BF16) {
             return self.forward_flash(q, keys, values);
@@ -255,8 +287,14 @@ impl CausalAttention<'_> {
         self.forward_gathered(q, keys, values)
     }
 
-    /// The CPU's kernel, which reads keys and values where they lie.
-    fn forward_paged(&self, q: &Tensor, cache: &PagedCache) -> candle_core::Result<Tensor> {
+    /// The CPU's kernel, which appends the tokens' keys and values to the cache, and reads all where they lie. It
+    /// rotates queries and keys where `rotations` says how; otherwise they are rotated.
+    fn forward_paged(
+        &self,
+        projected: &Projections,
+        rotations: Option<[HeadRotation<'_>; 2]>,
+        cache: &mut PagedCache,
+    ) -> candle_core::Result<Tensor> {
         let sequences: Vec<PagedSequence<'_>> = self
             .batch
             .sequences()
@@ -276,10 +314,24 @@ impl CausalAttention<'_> {
             sequences: &sequences,
         };
         let (tokens, width) = (self.batch.num_tokens(), self.num_heads * self.head_dim);
+        let Projections {
+            queries,
+            keys,
+            values,
+            ..
+        } = projected;
+        let rows = [queries, keys, values].map(borrowed);
+        let projected = Projected {
+            queries: rows[0].rows_f32()?,
+            keys: rows[1].rows_f32()?,
+            values: rows[2].rows_f32()?,
+            rotations,
+        };
         let mut output = vec![0f32; tokens * width];
-        with_f32(&q.contiguous()?, |q| kernel.forward(q, cache, &mut output))?
+        kernel
+            .forward_appending(&projected, cache, &mut output)
             .map_err(candle_core::Error::wrap)?;
-        Tensor::from_vec(output, (tokens, width), q.device())
+        Tensor::from_vec(output, (tokens, width), queries.device())
     }
 
     /// Cache slots of a sequence's tokens in order.
@@ -422,14 +474,47 @@ impl CausalAttention<'_> {
 mod tests {
     use super::*;
     use crate::cache::{Cache, CacheSpec, LayerSpec};
+    use crate::rotation::RotationForm;
+    use crate::testing::{close, random};
     use candle_core::Device;
 
-    /// Two sequences with scattered blocks, one in mid-prompt and one decoding, after their history was cached.
-    #[test]
-    fn the_kernel_equals_the_gathered_computation() {
-        let (num_heads, num_kv_heads, head_dim, block_size) = (6, 2, 10, 16);
-        let width = num_kv_heads * head_dim;
-        let slots = 16 * block_size;
+    const BLOCK: usize = 16;
+
+    fn slice(query_start: usize, query_len: usize, end: usize, blocks: &[u32]) -> SequenceSlice {
+        SequenceSlice {
+            query_start,
+            query_len,
+            context_len: end,
+            prompt_len: end,
+            blocks: blocks.to_vec(),
+            state_slot: 0,
+            axes: None,
+        }
+    }
+
+    fn batch(sequences: Vec<SequenceSlice>) -> Batch {
+        let tokens: usize = sequences.iter().map(|s| s.query_len).sum();
+        Batch::new(&vec![0; tokens], sequences, &[0], BLOCK, &Device::Cpu).unwrap()
+    }
+
+    /// Two sequences with scattered blocks: their prompts, a step of both, and one of the first alone.
+    fn steps() -> Vec<Batch> {
+        let (first, second) = ([7, 2, 11], [0, 5, 3, 9]);
+        vec![
+            batch(vec![slice(0, 33, 33, &first), slice(33, 48, 48, &second)]),
+            batch(vec![slice(0, 3, 36, &first), slice(3, 1, 49, &second)]),
+            batch(vec![slice(0, 1, 37, &first)]),
+        ]
+    }
+
+    /// What the CPU's kernel makes of all steps is what Candle's operations make of them.
+    fn check(attention: &SelfAttention, rotation: impl Fn(usize) -> Rotation) {
+        let AttentionConfig {
+            hidden_size,
+            num_kv_heads,
+            head_dim,
+            ..
+        } = attention.config;
         let spec = CacheSpec {
             layers: vec![LayerSpec::Attention {
                 num_kv_heads,
@@ -438,63 +523,105 @@ mod tests {
             }],
             shareable_prompt_len: None,
         };
-        let mut cache = Cache::new(&spec, 16, block_size, 0, &Device::Cpu).unwrap();
-        let paged = cache.layers_mut()[0].attention().unwrap();
-        let mut plain = KvCache::tensors(slots, width, DType::F32, &Device::Cpu).unwrap();
-        let slice = |query_start, query_len, context_len, blocks: &[u32]| SequenceSlice {
-            query_start,
-            query_len,
-            context_len,
-            prompt_len: context_len,
-            blocks: blocks.to_vec(),
-            state_slot: 0,
-            axes: None,
-        };
-        let random = |rows: usize, width: usize| {
-            Tensor::randn(0f32, 1.0, (rows, width), &Device::Cpu).unwrap()
-        };
-        let batch = |sequences: Vec<SequenceSlice>| {
-            let tokens: usize = sequences.iter().map(|s| s.query_len).sum();
-            Batch::new(&vec![0; tokens], sequences, &[0], block_size, &Device::Cpu).unwrap()
-        };
-        let mut append = |batch: &Batch| {
-            let tokens = batch.num_tokens();
-            let (keys, values) = (random(tokens, width), random(tokens, width));
-            paged.append(&keys, &values, batch).unwrap();
-            plain.append(&keys, &values, batch).unwrap();
-        };
-        append(&batch(vec![
-            slice(0, 33, 33, &[7, 2, 11]),
-            slice(33, 48, 48, &[0, 5, 3]),
-        ]));
-        let step = batch(vec![
-            slice(0, 3, 36, &[7, 2, 11]),
-            slice(3, 1, 49, &[0, 5, 3, 9]),
-        ]);
-        append(&step);
-
-        let q = random(4, num_heads * head_dim)
-            .reshape((4, num_heads, head_dim))
-            .unwrap();
-        for window in [None, Some(5)] {
-            let attention = CausalAttention {
-                batch: &step,
-                num_heads,
-                num_kv_heads,
-                head_dim,
-                window,
-                scale: 0.3,
-            };
-            let [kernel, gathered] = [&*paged, &plain].map(|cache| {
-                let output = attention.forward(&q, cache).unwrap();
-                output.flatten_all().unwrap().to_vec1::<f32>().unwrap()
-            });
-            let worst = kernel
-                .iter()
-                .zip(&gathered)
-                .map(|(a, b)| (a - b).abs())
-                .fold(0f32, f32::max);
-            assert!(worst < 1e-5, "window {window:?}: {worst}");
+        let mut cache = Cache::new(&spec, 16, BLOCK, 0, &Device::Cpu).unwrap();
+        let host = cache.layers_mut()[0].attention().unwrap();
+        let width = num_kv_heads * head_dim;
+        let mut plain = KvCache::tensors(16 * BLOCK, width, DType::F32, &Device::Cpu).unwrap();
+        for batch in steps() {
+            let x = random(&[batch.num_tokens(), hidden_size]);
+            let rotation = rotation(batch.num_tokens());
+            let forward = |cache: &mut KvCache| attention.forward(&x, &rotation, &batch, cache);
+            let (have, want) = (forward(host).unwrap(), forward(&mut plain).unwrap());
+            close(&have, &want, 1e-5);
         }
+    }
+
+    fn attention(config: AttentionConfig) -> SelfAttention {
+        let AttentionConfig {
+            hidden_size,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            ..
+        } = config;
+        let linear = |rows: usize, columns: usize| {
+            Linear::from_tensor(&(random(&[rows, columns]) * 0.3).unwrap()).unwrap()
+        };
+        let gated = if config.output_gate { 2 } else { 1 };
+        let norm = || {
+            let weight = random(&[head_dim]);
+            (config.qk_norm_eps).map(|eps| RmsNorm::from_tensor(weight, eps as f32))
+        };
+        SelfAttention {
+            q_proj: linear(gated * num_heads * head_dim, hidden_size),
+            k_proj: linear(num_kv_heads * head_dim, hidden_size),
+            v_proj: linear(num_kv_heads * head_dim, hidden_size),
+            o_proj: linear(hidden_size, num_heads * head_dim),
+            q_norm: norm(),
+            k_norm: norm(),
+            cache_dtype: DType::F32,
+            config,
+        }
+    }
+
+    fn rotation(tokens: usize) -> Rotation {
+        let angles: Vec<f32> = (0..4 * tokens).map(|index| 0.7 * index as f32).collect();
+        Rotation::from_angles(&angles, 4, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn the_kernel_equals_the_gathered_computation() {
+        let plain = AttentionConfig {
+            hidden_size: 24,
+            num_heads: 6,
+            num_kv_heads: 2,
+            head_dim: 10,
+            ..AttentionConfig::default()
+        };
+        let normed = AttentionConfig {
+            qk_norm_eps: Some(1e-6),
+            ..plain.clone()
+        };
+        let variants = [
+            AttentionConfig {
+                window: Some(5),
+                ..plain.clone()
+            },
+            AttentionConfig {
+                norm_after_rotation: true,
+                ..normed.clone()
+            },
+            AttentionConfig {
+                output_gate: true,
+                ..normed.clone()
+            },
+            plain,
+            normed,
+        ];
+        for config in variants {
+            check(&attention(config), rotation);
+        }
+    }
+
+    /// An angle for each value is a form that the kernel does not know.
+    #[test]
+    fn queries_and_keys_may_come_rotated() {
+        let attention = attention(AttentionConfig {
+            hidden_size: 24,
+            num_heads: 4,
+            num_kv_heads: 4,
+            head_dim: 8,
+            qk_norm_eps: Some(1e-6),
+            ..AttentionConfig::default()
+        });
+        check(&attention, |tokens| {
+            let rotation = rotation(tokens);
+            let doubled = |x: &Tensor| Tensor::cat(&[x, x], 1).unwrap();
+            Rotation {
+                cos: doubled(&rotation.cos),
+                sin: doubled(&rotation.sin),
+                form: RotationForm::Values,
+            }
+        });
     }
 }

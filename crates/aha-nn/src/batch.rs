@@ -109,7 +109,7 @@ impl SequenceSlice {
 pub struct Batch {
     token_ids: Tensor,
     sequences: Vec<SequenceSlice>,
-    slots: Vec<u32>,
+    num_tokens: usize,
     slot_index: Tensor,
     logit_rows: Tensor,
     block_size: usize,
@@ -158,7 +158,7 @@ impl Batch {
             token_ids: Tensor::new(token_ids, device)?,
             slot_index: Tensor::new(slots.as_slice(), device)?,
             logit_rows: Tensor::new(logit_rows, device)?,
-            slots,
+            num_tokens: slots.len(),
             sequences,
             block_size,
             encoded: Vec::new(),
@@ -231,7 +231,7 @@ impl Batch {
 
     /// Number of new tokens.
     pub fn num_tokens(&self) -> usize {
-        self.slots.len()
+        self.num_tokens
     }
 
     /// The sequences in order.
@@ -239,12 +239,7 @@ impl Batch {
         &self.sequences
     }
 
-    /// Cache slot of each new token (`block * block_size + offset`).
-    pub fn slots(&self) -> &[u32] {
-        &self.slots
-    }
-
-    /// The same as a tensor `[tokens]` on the model's device.
+    /// Cache slot of each new token (`block * block_size + offset`), `[tokens]` on the model's device.
     pub fn slot_index(&self) -> &Tensor {
         &self.slot_index
     }

@@ -4,6 +4,7 @@ use aha_kernels::Rows;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
 };
+use std::ops::Deref;
 
 /// Whether the kernels of this module take the tensor.
 pub(crate) fn is_f32_on_cpu(x: &Tensor) -> bool {
@@ -26,10 +27,37 @@ pub(crate) fn contiguous_f32<'a>(
 /// # Errors
 /// When the tensor is another one.
 pub fn with_f32<R>(x: &Tensor, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let (storage, layout) = x.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(storage) => Ok(work(contiguous_f32(storage, layout)?)),
-        _ => candle_core::bail!("the kernel needs values on the CPU"),
+    Ok(work(borrowed(x).contiguous_f32()?))
+}
+
+/// A tensor whose values are being read.
+pub(crate) struct Borrowed<'a, S> {
+    storage: S,
+    layout: &'a Layout,
+}
+
+/// The tensor, to read its values.
+pub(crate) fn borrowed(tensor: &Tensor) -> Borrowed<'_, impl Deref<Target = Storage>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    Borrowed { storage, layout }
+}
+
+impl<S: Deref<Target = Storage>> Borrowed<'_, S> {
+    fn storage(&self) -> Result<&CpuStorage> {
+        match &*self.storage {
+            Storage::Cpu(storage) => Ok(storage),
+            _ => candle_core::bail!("the kernel needs values on the CPU"),
+        }
+    }
+
+    /// The values of a contiguous f32 tensor on the CPU.
+    pub(crate) fn contiguous_f32(&self) -> Result<&[f32]> {
+        contiguous_f32(self.storage()?, self.layout)
+    }
+
+    /// The rows of an f32 tensor `[rows, …]` on the CPU, see [`rows_f32`].
+    pub(crate) fn rows_f32(&self) -> Result<Rows<'_>> {
+        rows_f32(self.storage()?, self.layout)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rotary positions put to use: the rotation of a batch's heads.
 
-use crate::cpu::{contiguous_f32, is_f32_on_cpu, rows_f32, with_f32};
+use crate::cpu::{borrowed, contiguous_f32, is_f32_on_cpu, rows_f32, with_f32};
 use crate::norm::RmsNorm;
 use crate::rope::RopePairing;
 use aha_kernels::{HeadNorm, HeadRotation};
@@ -67,6 +67,47 @@ impl Rotation {
             _ if norm_after => norm.forward(&self.apply_plain(x)?),
             _ => self.apply_plain(&norm.forward(x)?),
         }
+    }
+
+    /// Calls `work` with the kernel's form of this rotation for queries and keys, each with the number of its heads and
+    /// with its norm; with `None` where the kernel lacks the form.
+    pub(crate) fn with_kernels<R>(
+        &self,
+        heads: [(usize, Option<&RmsNorm>); 2],
+        head_dim: usize,
+        norm_after: bool,
+        work: impl FnOnce(Option<[HeadRotation<'_>; 2]>) -> Result<R>,
+    ) -> Result<R> {
+        let RotationForm::Pairs(pairing) = self.form else {
+            return work(None);
+        };
+        if !is_f32_on_cpu(&self.cos) {
+            return work(None);
+        }
+        let (cos, sin) = (self.cos.contiguous()?, self.sin.contiguous()?);
+        let (cos, sin) = (borrowed(&cos), borrowed(&sin));
+        let weights = heads.map(|(_, norm)| norm.map(|norm| borrowed(norm.weight())));
+        let rotation = |index: usize| -> Result<HeadRotation<'_>> {
+            let (num_heads, norm) = heads[index];
+            let norm = match (norm, &weights[index]) {
+                (Some(norm), Some(weight)) => Some(HeadNorm {
+                    weight: weight.contiguous_f32()?,
+                    epsilon: norm.eps(),
+                    after_rotation: norm_after,
+                }),
+                _ => None,
+            };
+            Ok(HeadRotation {
+                num_heads,
+                head_dim,
+                half: self.cos.dim(1)?,
+                cos: cos.contiguous_f32()?,
+                sin: sin.contiguous_f32()?,
+                interleaved: pairing == RopePairing::Interleaved,
+                norm,
+            })
+        };
+        work(Some([rotation(0)?, rotation(1)?]))
     }
 
     /// The rotation by Candle's own operations.

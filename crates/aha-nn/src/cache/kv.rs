@@ -1,7 +1,6 @@
 //! Keys and values of attention layers.
 
 use crate::batch::Batch;
-use crate::cpu::with_f32;
 use aha_kernels::{PagedCache, WeightKind};
 use candle_core::{DType, Device, Error, Result, Tensor};
 
@@ -54,32 +53,15 @@ impl KvCache {
             values: Tensor::zeros((slots, width), dtype, device)?,
         })
     }
+}
 
-    /// Stores the new tokens' rotated keys and their values, both `[tokens, num_kv_heads * head_dim]`.
-    pub fn append(&mut self, keys: &Tensor, values: &Tensor, batch: &Batch) -> Result<()> {
-        match self {
-            Self::Host(cache) => {
-                let (keys, values) = (keys.contiguous()?, values.contiguous()?);
-                with_f32(&keys, |keys| {
-                    with_f32(&values, |values| cache.write(batch.slots(), keys, values))
-                })??
-                .map_err(Error::wrap)
-            }
-            Self::Device {
-                keys: all_keys,
-                values: all_values,
-            } => {
-                for (all, rows) in [(all_keys, keys), (all_values, values)] {
-                    let rows = rows.contiguous()?;
-                    let index = batch
-                        .slot_index()
-                        .unsqueeze(1)?
-                        .broadcast_as(rows.shape())?
-                        .contiguous()?;
-                    all.scatter_set(&index, &rows, 0)?;
-                }
-                Ok(())
-            }
-        }
-    }
+/// Stores the new tokens' `rows` `[tokens, width]` in their slots of `all` `[slots, width]`.
+pub(crate) fn append(all: &Tensor, rows: &Tensor, batch: &Batch) -> Result<()> {
+    let rows = rows.contiguous()?;
+    let index = batch
+        .slot_index()
+        .unsqueeze(1)?
+        .broadcast_as(rows.shape())?
+        .contiguous()?;
+    all.scatter_set(&index, &rows, 0)
 }

@@ -6,6 +6,7 @@ mod recurrent;
 use aha_kernels::PagedCache;
 use candle_core::{DType, Device, Result};
 pub use kv::KvCache;
+pub(crate) use kv::append;
 pub use recurrent::{RecurrentCache, StateRows};
 
 /// What one layer keeps of a sequence between steps.
