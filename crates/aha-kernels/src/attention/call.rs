@@ -88,10 +88,11 @@ impl Sequence<'_> {
             blocks, block_size, ..
         } = self.places
         {
-            for panel in wanted.panels.start..=wanted.panels.end {
+            let (start, end) = (wanted.panels.start, wanted.panels.end);
+            for (panel, page) in pages.iter_mut().enumerate().take(end + 1).skip(start) {
                 let position = (wanted.tile + panel * PANEL).min(wanted.positions.end - 1);
                 let slot = blocks[position / block_size] as usize * block_size;
-                pages[panel] = (slot + position % block_size) / PagedCache::PAGE;
+                *page = (slot + position % block_size) / PagedCache::PAGE;
             }
         }
         pages
