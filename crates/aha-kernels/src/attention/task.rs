@@ -248,9 +248,10 @@ impl Task {
             let start = (token * call.num_heads + query_head) * dim;
             // SAFETY: each row and head belongs to one task, and rows to one sequence (checked).
             let out = unsafe { call.out.piece(start, dim) };
+            let share = 1.0 / running.sum;
             for (panel, piece) in out.chunks_mut(PANEL).enumerate() {
                 for (value, sum) in piece.iter_mut().zip(head.sums[panel * rows + row].0) {
-                    *value = sum / running.sum;
+                    *value = sum * share;
                 }
             }
         }
