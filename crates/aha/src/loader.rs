@@ -259,6 +259,8 @@ impl Loader {
         };
         let loaded = aha_models::load(&checkpoint.path, &options)?;
         let service = Service::start(loaded, self.engine)?;
+        // A vocabulary is read by way of some copies.
+        aha_kernels::give_back_memory();
         tracing::info!(
             "{} is loaded from {} in {:.2} s",
             checkpoint.name,
