@@ -97,10 +97,11 @@ impl Appending<'_> {
     }
 }
 
-/// A token of a step: its row, and the slot of its position.
+/// A token of a step: its row, its position in its sequence, and the slot of that.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Token {
     row: usize,
+    pub(super) position: usize,
     slot: usize,
 }
 
@@ -145,7 +146,7 @@ impl PagedAttention<'_> {
         let appending = Appending { projected, cache };
         let rotation = projected.rotations.as_ref().map(|[queries, _]| queries);
         if let [token] = tokens[..] {
-            // A task reads no heads but its own, and writes them first.
+            // A task reads no heads but its own, and the one that reads this position writes it first.
             self.attend(
                 set,
                 projected.queries,
@@ -179,6 +180,7 @@ impl PagedAttention<'_> {
                 let block = sequence.blocks[position / self.block_size] as usize;
                 Token {
                     row: sequence.query_start + index,
+                    position,
                     slot: block * self.block_size + position % self.block_size,
                 }
             })

@@ -1,3 +1,4 @@
+use super::stretch::STRETCH;
 use super::tests::{available, bits};
 use crate::matmul::tests::values;
 use crate::pool::with_threads;
@@ -178,6 +179,33 @@ fn a_step_in_one_call_is_that_of_its_parts() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// The task that reads the new position writes it, and no other.
+#[test]
+fn a_token_joins_a_context_that_tasks_share() {
+    let blocks: Vec<u32> = (0..48).rev().collect();
+    let before = 2 * STRETCH + 37;
+    let step = Step::new(1, 5);
+    let history: Vec<u32> = (0..before as u32)
+        .map(|p| blocks[p as usize / BLOCK] * BLOCK as u32 + p % BLOCK as u32)
+        .collect();
+    let rows = values(before * KV_HEADS * DIM, 6);
+    let filled = || {
+        let mut cache = PagedCache::new(WeightKind::F16, 48 * BLOCK, KV_HEADS, DIM).unwrap();
+        cache.write(&history, &rows, &rows).unwrap();
+        cache
+    };
+    let sequences = [sequence(0, 1, before + 1, &blocks)];
+    for set in available() {
+        let want = apart(set, &step, Some(None), &sequences, &mut filled());
+        for threads in [1, 2, 9] {
+            let have = with_threads(threads, || {
+                appended(set, &step, Some(None), &sequences, &mut filled())
+            });
+            assert_eq!(bits(&have), bits(&want), "{set:?} {threads}");
         }
     }
 }

@@ -6,10 +6,12 @@ use super::appending::{Appending, Token};
 use super::cache::PagedCache;
 use super::grid::GridBias;
 use super::source::{Pages, Wanted};
-use super::task::{KEY_PANELS, KEYS, ROWS, Task};
+use super::stretch::{Partials, STRETCH};
+use super::task::{KEY_PANELS, KEYS, Part, ROWS, Task};
 use super::windows::WindowBias;
 use crate::InstructionSet;
-use crate::matmul::PARALLEL_FROM;
+use crate::buffer::{flat_mut, with_scratch};
+use crate::matmul::{PARALLEL_FROM, cut};
 use crate::pack::PANEL;
 use crate::pool::{for_each_task, threads};
 use crate::rotary::HeadRotation;
@@ -175,23 +177,43 @@ impl Output {
 impl Call<'_> {
     /// Computes everything. Each row of `out` must belong to one sequence only.
     pub(super) fn run(&self) {
-        let (tasks, work) = self.tasks();
-        if work < PARALLEL_FROM {
-            tasks.iter().for_each(|task| task.run(self));
-        } else {
-            for_each_task(tasks.len(), |index| tasks[index].run(self));
-        }
+        let Work {
+            tasks,
+            shared,
+            stretches,
+            multiply_adds,
+        } = self.work();
+        let lines =
+            (stretches * Partials::stretch_len(self.num_heads, self.head_dim)).div_ceil(PANEL);
+        with_scratch(lines, |memory| {
+            let partials = Partials::new(flat_mut(memory), self.num_heads, self.head_dim);
+            if multiply_adds < PARALLEL_FROM {
+                tasks.iter().for_each(|task| task.run(self, partials));
+            } else {
+                for_each_task(tasks.len(), |index| tasks[index].run(self, partials));
+            }
+            for shared in shared {
+                for head in 0..self.num_heads {
+                    let start = (shared.row * self.num_heads + head) * self.head_dim;
+                    // SAFETY: all tasks are done.
+                    unsafe {
+                        let out = self.out.piece(start, self.head_dim);
+                        partials.join(shared.stretches.clone(), head, out);
+                    }
+                }
+            }
+        });
     }
 
-    /// The pieces of work, and the multiply-adds of all of them.
-    fn tasks(&self) -> (Vec<Task>, usize) {
+    /// The pieces of work.
+    fn work(&self) -> Work {
         let num_kv_heads = self.num_heads / self.group;
         // Heads of a position lie side by side: a task takes as many as fit its rows, as long as
         // every thread gets a task.
         let sequences = self.sequences.len().max(1);
         let spread = (2 * threads()).div_ceil(sequences);
         let heads_at_most = num_kv_heads.div_ceil(spread);
-        let (mut tasks, mut work) = (Vec::new(), 0_usize);
+        let mut work = Work::default();
         for (index, sequence) in self.sequences.iter().enumerate() {
             // Where all queries see the same keys, more of them share the loading of each; where they do not, scores
             // that nobody sees would outweigh it.
@@ -206,21 +228,66 @@ impl Call<'_> {
                 let start = end.saturating_sub(queries_a_task);
                 let rows = (end - start) * self.group;
                 let heads = (rows_a_task / rows).clamp(1, heads_at_most);
+                // Where one query's heads do not keep the threads busy, they share its context.
+                let visible = match sequence.places {
+                    Places::Blocks { .. } if sequence.query_len == 1 => sequence.visible(0),
+                    _ => 0..0,
+                };
+                let stretches = visible.start / STRETCH..visible.end.div_ceil(STRETCH);
+                let alone = sequences * num_kv_heads.div_ceil(heads);
+                let parts = (2 * threads()).div_ceil(alone).min(stretches.len()).max(1);
                 for first in (0..num_kv_heads).step_by(heads) {
-                    let kv_heads = first..num_kv_heads.min(first + heads);
-                    tasks.push(Task {
+                    let task = Task {
                         sequence: index,
-                        kv_heads,
+                        kv_heads: first..num_kv_heads.min(first + heads),
                         start,
                         end,
+                        part: None,
+                    };
+                    if parts == 1 {
+                        work.tasks.push(task);
+                        continue;
+                    }
+                    let bound = |part| stretches.start + cut(stretches.len(), parts, part);
+                    work.tasks.extend((0..parts).map(|part| Task {
+                        part: Some(Part {
+                            stretches: bound(part)..bound(part + 1),
+                            first: work.stretches + bound(part) - stretches.start,
+                        }),
+                        ..task.clone()
+                    }));
+                }
+                if parts > 1 {
+                    work.shared.push(Shared {
+                        row: sequence.query_start,
+                        stretches: work.stretches..work.stretches + stretches.len(),
                     });
+                    work.stretches += stretches.len();
                 }
                 end = start;
             }
             let width = self.num_heads.saturating_mul(self.head_dim);
             let pairs = sequence.query_len.saturating_mul(sequence.context_len);
-            work = work.saturating_add(pairs.saturating_mul(width).saturating_mul(2));
+            let multiply_adds = pairs.saturating_mul(width).saturating_mul(2);
+            work.multiply_adds = work.multiply_adds.saturating_add(multiply_adds);
         }
-        (tasks, work)
+        work
     }
+}
+
+/// The pieces that a call is cut into.
+#[derive(Default)]
+struct Work {
+    tasks: Vec<Task>,
+    /// Rows whose context is shared by several tasks.
+    shared: Vec<Shared>,
+    /// Stretches of all shared contexts.
+    stretches: usize,
+    multiply_adds: usize,
+}
+
+/// A row whose context is shared: where its stretches are among those of all.
+struct Shared {
+    row: usize,
+    stretches: Range<usize>,
 }

@@ -9,6 +9,7 @@ mod grid;
 mod ragged;
 mod scalar;
 mod source;
+mod stretch;
 mod task;
 mod windows;
 

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::call::{Bias, Call};
+use super::call::{Bias, Call, Places};
 use super::source::{Room, Source, Wanted};
+use super::stretch::{Partials, Running, STRETCH};
 use crate::InstructionSet;
 use crate::buffer::{Line, flat, flat_mut, with_scratch};
 use crate::matmul::{Activations, Sums, TILE_ROWS, tile, tile_panels};
@@ -30,13 +31,16 @@ pub(super) struct Task {
     pub(super) kv_heads: Range<usize>,
     pub(super) start: usize,
     pub(super) end: usize,
+    /// The part of the context that it takes; all of it where there is none.
+    pub(super) part: Option<Part>,
 }
 
-/// The running softmax of a row: the largest score so far and the sum of `exp(score - largest)`.
-#[derive(Clone, Copy)]
-struct Running {
-    largest: f32,
-    sum: f32,
+/// Some stretches of a context that tasks share.
+#[derive(Clone)]
+pub(super) struct Part {
+    pub(super) stretches: Range<usize>,
+    /// The place of the first one among the stretches of all shared contexts.
+    pub(super) first: usize,
 }
 
 /// What the softmax of a row over one more tile changes.
@@ -56,9 +60,13 @@ pub(super) const LANES: usize = 8;
 struct Head<'a> {
     kv_head: usize,
     queries: &'a mut [Line],
+    /// Of the stretch at work.
     running: &'a mut [Running],
-    /// `[panel of dims][row]`.
+    /// Of the stretch at work, `[panel of dims][row]`.
     sums: &'a mut [Line],
+    /// The same of the stretches before; nothing where there is but one.
+    totals: &'a mut [Running],
+    total_sums: &'a mut [Line],
     /// Of the tile at work, `[panel][row]`.
     scores: &'a mut [Line],
     /// Of the tile at work, `[row][key]`.
@@ -66,9 +74,15 @@ struct Head<'a> {
 }
 
 impl Task {
-    pub(super) fn run(&self, call: &Call<'_>) {
-        if let Some((appending, token)) = call.new {
-            // SAFETY: heads belong to one task, there is no other token, and nobody has read the cache for this one yet.
+    pub(super) fn run(&self, call: &Call<'_>, partials: Partials) {
+        let positions = match &self.part {
+            Some(part) => part.stretches.start * STRETCH..part.stretches.end * STRETCH,
+            None => 0..usize::MAX,
+        };
+        if let Some((appending, token)) = call.new
+            && positions.contains(&token.position)
+        {
+            // SAFETY: there is no other token, and this task alone reads this position of these heads.
             unsafe { appending.place_all(call.set, &[token], self.kv_heads.clone()) }
         }
         let (dim, heads) = (call.head_dim, self.kv_heads.len());
@@ -81,14 +95,15 @@ impl Task {
             None => (KEY_PANELS * dim, dim_panels * KEYS),
         };
         let (queries, sums) = ((rows * dim).div_ceil(PANEL), dim_panels * rows);
+        let first = sequence.visible(self.start).start.max(positions.start);
+        let last = sequence.visible(self.end - 1).end.min(positions.end);
+        let is_cached = matches!(sequence.places, Places::Blocks { .. });
+        let joins = is_cached && self.part.is_none() && first / STRETCH < (last - 1) / STRETCH;
         let scores = KEY_PANELS * rows;
-        let own = queries + sums + 2 * scores;
+        let totals = if joins { rows } else { 0 };
+        let own = queries + sums + dim_panels * totals + 2 * scores;
         let lines = 2 * dim_panels + keys + values + heads * own;
-        let start = Running {
-            largest: f32::NEG_INFINITY,
-            sum: 0.0,
-        };
-        let mut running = vec![start; heads * rows];
+        let mut running = vec![Running::NOTHING; heads * (rows + totals)];
         with_scratch(lines, |scratch| {
             let (zeros, scratch) = scratch.split_at_mut(dim_panels);
             let (turned, scratch) = scratch.split_at_mut(dim_panels);
@@ -103,27 +118,33 @@ impl Task {
             };
             let mut states: Vec<Head<'_>> = (self.kv_heads.clone())
                 .zip(scratch.chunks_exact_mut(own))
-                .zip(running.chunks_exact_mut(rows))
+                .zip(running.chunks_exact_mut(rows + totals))
                 .map(|((kv_head, own), running)| {
                     let (queries, own) = own.split_at_mut(queries);
                     let (sums, own) = own.split_at_mut(sums);
+                    let (total_sums, own) = own.split_at_mut(dim_panels * totals);
+                    let (running, totals) = running.split_at_mut(rows);
                     let (scores, probabilities) = own.split_at_mut(scores);
                     self.pack_queries(call, kv_head, turned, flat_mut(queries));
                     sums.fill(Line::ZERO);
+                    total_sums.fill(Line::ZERO);
                     Head {
                         kv_head,
                         queries,
                         running,
                         sums,
+                        totals,
+                        total_sums,
                         scores,
                         probabilities,
                     }
                 })
                 .collect();
-            let first = sequence.visible(self.start).start;
-            let last = sequence.visible(self.end - 1).end;
             // Heads inside, tiles outside: the heads of a position are neighbours in the cache.
             for tile in (first / KEYS * KEYS..last).step_by(KEYS) {
+                if is_cached && tile > first && tile.is_multiple_of(STRETCH) {
+                    self.end_stretch(call, partials, tile / STRETCH - 1, &mut states);
+                }
                 // Panels that no query of the task sees are neither loaded nor multiplied.
                 let wanted = first.max(tile)..last.min(tile + KEYS);
                 let panels = (wanted.start - tile) / PANEL..(wanted.end - tile).div_ceil(PANEL);
@@ -174,10 +195,43 @@ impl Task {
                     }
                 }
             }
-            for head in &states {
-                self.write(call, head);
+            self.end_stretch(
+                call,
+                partials,
+                last.saturating_sub(1) / STRETCH,
+                &mut states,
+            );
+            if self.part.is_none() {
+                for head in &states {
+                    self.write(call, head);
+                }
             }
         });
+    }
+
+    /// Puts what the heads have of a stretch with what they had before, or where the tasks that share it meet.
+    fn end_stretch(
+        &self,
+        call: &Call<'_>,
+        partials: Partials,
+        stretch: usize,
+        heads: &mut [Head<'_>],
+    ) {
+        for head in heads {
+            let Some(part) = &self.part else {
+                head.join();
+                continue;
+            };
+            let rows = head.running.len();
+            let place = part.first + stretch - part.stretches.start;
+            for (row, &running) in head.running.iter().enumerate() {
+                let (_, query_head) = self.query(call, head.kv_head, row);
+                let panels = head.sums[row..].iter().step_by(rows).map(|line| &line.0);
+                // SAFETY: each stretch and head belongs to one task.
+                unsafe { partials.put(place, query_head, running, panels) }
+            }
+            head.clear();
+        }
     }
 
     /// Token and query head of row `row` of a key head.
@@ -243,14 +297,18 @@ impl Task {
 
     fn write(&self, call: &Call<'_>, head: &Head<'_>) {
         let (dim, rows) = (call.head_dim, head.running.len());
-        for (row, running) in head.running.iter().enumerate() {
+        let (running, sums) = match head.totals {
+            [] => (&*head.running, &*head.sums),
+            _ => (&*head.totals, &*head.total_sums),
+        };
+        for (row, running) in running.iter().enumerate() {
             let (token, query_head) = self.query(call, head.kv_head, row);
             let start = (token * call.num_heads + query_head) * dim;
             // SAFETY: each row and head belongs to one task, and rows to one sequence (checked).
             let out = unsafe { call.out.piece(start, dim) };
             let share = 1.0 / running.sum;
             for (panel, piece) in out.chunks_mut(PANEL).enumerate() {
-                for (value, sum) in piece.iter_mut().zip(head.sums[panel * rows + row].0) {
+                for (value, sum) in piece.iter_mut().zip(sums[panel * rows + row].0) {
                     *value = sum * share;
                 }
             }
@@ -259,6 +317,28 @@ impl Task {
 }
 
 impl Head<'_> {
+    /// Begins a stretch.
+    fn clear(&mut self) {
+        self.running.fill(Running::NOTHING);
+        self.sums.fill(Line::ZERO);
+    }
+
+    /// Puts the stretch at work behind those before, where there are more than one.
+    fn join(&mut self) {
+        if self.totals.is_empty() {
+            return;
+        }
+        let rows = self.running.len();
+        for (row, (total, &next)) in self.totals.iter_mut().zip(&*self.running).enumerate() {
+            let join = total.join(next);
+            let totals = self.total_sums[row..].iter_mut().step_by(rows);
+            for (total, sums) in totals.zip(self.sums[row..].iter().step_by(rows)) {
+                join.apply(&mut total.0, &sums.0);
+            }
+        }
+        self.clear();
+    }
+
     /// `scores[panel][row] = query · key`, for some panels of the tile.
     fn score(&mut self, call: &Call<'_>, source: Source<'_>, panels: Range<usize>) {
         let (dim, rows) = (call.head_dim, self.running.len());

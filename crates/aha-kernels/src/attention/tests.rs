@@ -1,3 +1,4 @@
+use super::stretch::STRETCH;
 use crate::matmul::tests::values;
 use crate::pool::with_threads;
 use crate::{InstructionSet, KernelError, PagedAttention, PagedCache, PagedSequence, WeightKind};
@@ -322,6 +323,51 @@ fn the_number_of_threads_changes_no_bit() {
     for set in available() {
         let on = |threads| with_threads(threads, || bits(&cached.chunk(set, 0, 200)));
         assert_eq!(on(1), on(3));
+    }
+}
+
+/// Contexts of several stretches, which tasks share where a query's heads do not keep the threads busy.
+#[test]
+fn threads_that_share_a_long_context_change_no_bit() {
+    let len = 2 * STRETCH + 70;
+    let shape = |heads, kv_heads, window| Shape {
+        heads,
+        kv_heads,
+        dim: 24,
+        window,
+    };
+    for (shape, kind) in [
+        shape(2, 1, None),
+        shape(6, 2, None),
+        shape(6, 2, Some(STRETCH + 40)),
+        shape(3, 1, Some(30)),
+    ]
+    .into_iter()
+    .flat_map(|shape| KINDS.map(|kind| (shape, kind)))
+    {
+        let cached = Cached::of_kind(shape, len, kind);
+        let row = shape.heads * shape.dim;
+        for set in available() {
+            // All of the last stretch, and the edges of the others.
+            let queries = [STRETCH - 2..STRETCH + 3, 2 * STRETCH - 3..len];
+            for queries in queries {
+                let whole = cached.chunk(set, queries.start, queries.end);
+                for (query, whole) in queries.zip(whole.chunks_exact(row)) {
+                    let alone =
+                        |threads| with_threads(threads, || cached.chunk(set, query, query + 1));
+                    for threads in [1, 2, 9] {
+                        let alone = alone(threads);
+                        assert_eq!(bits(whole), bits(&alone), "{shape:?} {set:?} {query}");
+                    }
+                    for (head, out) in whole.chunks(shape.dim).enumerate().take(2) {
+                        let want = cached.reference(query, head);
+                        for (&got, want) in out.iter().zip(want) {
+                            assert!((f64::from(got) - want).abs() < 4e-6, "{shape:?} {set:?}");
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
