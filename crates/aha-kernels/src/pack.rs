@@ -332,7 +332,7 @@ impl PackedMatrix {
         let format = quant::format_of(kind)?;
         let row_bytes = format.row_bytes(cols)?;
         Self::pack(kind, rows, cols, row_bytes, data, |panel, source| {
-            quant::pack_panel(kind, &format, panel, source, row_bytes);
+            quant::pack_panel(kind, panel, source, row_bytes);
         })
     }
 

@@ -2,15 +2,12 @@
 
 use half::f16;
 
-use super::{Format, Place, Scales, UNIT};
+use super::{Format, Scales, UNIT};
 use crate::WeightKind;
 use crate::pack::PANEL;
 
-/// Values of the largest block.
-const MOST: usize = 256;
-
-/// One block of one row, with every field in a place of its own.
-pub(super) struct Block {
+/// One block of one row, of `VALUES` values, with every field in a place of its own.
+pub(super) struct Block<const VALUES: usize> {
     /// Bits of the `f16` factor of the scales.
     scale: u16,
     /// Bits of the `f16` factor of the minima, or (plain scales) of the term that is added.
@@ -20,18 +17,21 @@ pub(super) struct Block {
     /// Nested minima, by group.
     minima: [u8; 16],
     /// Codes as the file has them: not negative, except for `Q8_0`.
-    codes: [u8; MOST],
+    codes: [u8; VALUES],
 }
 
-impl Block {
+// What packs is inlined where the format is a constant: of the many cases one is left.
+#[allow(clippy::inline_always, reason = "said above")]
+impl<const VALUES: usize> Block<VALUES> {
     /// Takes a block apart. `bytes` must have the length of the kind's block.
+    #[inline(always)]
     pub(super) fn read(kind: WeightKind, bytes: &[u8]) -> Self {
         let mut block = Self {
             scale: 0,
             minimum: 0,
             scales: [0; 16],
             minima: [0; 16],
-            codes: [0; MOST],
+            codes: [0; VALUES],
         };
         match kind {
             WeightKind::F32 | WeightKind::F16 | WeightKind::Bf16 => {}
@@ -59,6 +59,7 @@ impl Block {
     }
 
     /// 32 values: the low halves of sixteen bytes, then the high halves; fifth bits in a word.
+    #[inline(always)]
     fn read_plain(&mut self, kind: WeightKind, bytes: &[u8]) {
         self.scale = half_at(bytes, 0);
         let mut rest = &bytes[2..];
@@ -79,6 +80,7 @@ impl Block {
     }
 
     /// Two bits a value: 32 bytes hold 128 values, a quarter of them at each bit pair.
+    #[inline(always)]
     fn read_pairs(&mut self, bytes: &[u8]) {
         for (index, code) in self.codes.iter_mut().enumerate() {
             let (half, quarter, place) = (index / 128, index / 32 % 4, index % 32);
@@ -86,6 +88,7 @@ impl Block {
         }
     }
 
+    #[inline(always)]
     fn read_q3k(&mut self, bytes: &[u8]) {
         let (high, low, scales) = (&bytes[..32], &bytes[32..96], &bytes[96..108]);
         self.scale = half_at(bytes, 108);
@@ -100,6 +103,7 @@ impl Block {
         }
     }
 
+    #[inline(always)]
     fn read_q4k_q5k(&mut self, kind: WeightKind, bytes: &[u8]) {
         self.scale = half_at(bytes, 0);
         self.minimum = half_at(bytes, 2);
@@ -132,6 +136,7 @@ impl Block {
         }
     }
 
+    #[inline(always)]
     fn read_q6k(&mut self, bytes: &[u8]) {
         self.scale = half_at(bytes, 208);
         for (scale, byte) in self.scales.iter_mut().zip(&bytes[192..208]) {
@@ -175,15 +180,8 @@ impl Block {
     }
 
     /// Writes the block, which is the row's `index`th, to its lane of a panel that is still zero there.
-    pub(super) fn pack(
-        &self,
-        format: &Format,
-        places: &Places,
-        lane: usize,
-        index: usize,
-        panel: &mut [u8],
-    ) {
-        let planes = places.1;
+    #[inline(always)]
+    pub(super) fn pack(&self, format: &Format, lane: usize, index: usize, panel: &mut [u8]) {
         let sign = if centred_in_file(format) {
             0x8080_8080
         } else {
@@ -215,9 +213,9 @@ impl Block {
             }
             let mut words = [0_u32; 8];
             let own = self.codes[unit * UNIT..][..UNIT].as_chunks::<4>().0;
-            for (codes, places) in own.iter().zip(&places.0) {
+            for (step, codes) in own.iter().enumerate() {
                 let codes = u32::from_ne_bytes(*codes) ^ sign;
-                for place in &places[..planes] {
+                for place in format.places(step) {
                     let mask = ((1 << place.bits) - 1) * 0x0101_0101_u32;
                     words[place.word] |= (codes >> place.low & mask) << place.shift;
                 }
@@ -233,30 +231,6 @@ impl Block {
 /// Whether codes are in two's complement in the file: those of `Q8_0` alone.
 fn centred_in_file(format: &Format) -> bool {
     format.bits == 8
-}
-
-/// The places of a unit's codes, step by step, and how many of each two count.
-pub(super) struct Places([[Place; 2]; UNIT / 4], usize);
-
-impl Places {
-    pub(super) fn of(format: &Format) -> Self {
-        let none = Place {
-            word: 0,
-            shift: 0,
-            bits: 0,
-            low: 0,
-        };
-        let mut places = [[none; 2]; UNIT / 4];
-        let mut planes = 0;
-        for (step, places) in places.iter_mut().enumerate() {
-            planes = 0;
-            for (to, place) in places.iter_mut().zip(format.places(step)) {
-                *to = place;
-                planes += 1;
-            }
-        }
-        Self(places, planes)
-    }
 }
 
 /// The little-endian 16-bit word at byte `at`.

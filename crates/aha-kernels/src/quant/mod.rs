@@ -31,7 +31,7 @@ use crate::error::{check_len, checked_mul};
 use crate::pack::PANEL;
 use crate::{KernelError, WeightKind};
 
-use block::{Block, Places};
+use block::Block;
 pub use encode::quantize_gguf;
 
 /// Columns of a unit: 32 codes of `bits` bits are `bits` whole words.
@@ -136,17 +136,22 @@ impl Format {
         if self.signed { 1 << (self.bits - 1) } else { 0 }
     }
 
-    /// Where a packed unit has the codes of columns `4 * step..4 * step + 4`, plane by plane.
-    pub(crate) fn places(&self, step: usize) -> impl Iterator<Item = Place> {
-        let planes: &[usize] = match self.bits {
+    /// The bits of the planes of a code.
+    const fn planes(&self) -> &'static [usize] {
+        match self.bits {
             6 => &[4, 2],
             5 => &[4, 1],
             3 => &[2, 1],
             8 => &[8],
             4 => &[4],
             _ => &[2],
-        };
-        planes.iter().scan(0, move |low, &bits| {
+        }
+    }
+
+    /// Where a packed unit has the codes of columns `4 * step..4 * step + 4`, plane by plane.
+    #[inline(always)] // so that packing knows the places of a kind as it is compiled
+    pub(crate) fn places(&self, step: usize) -> impl Iterator<Item = Place> {
+        self.planes().iter().scan(0, move |low, &bits| {
             let steps = 8 / bits; // that share a word
             let place = Place {
                 word: *low + step / steps,
@@ -261,6 +266,28 @@ impl WeightKind {
     }
 }
 
+/// Runs `$body` with the format of `$kind` as a constant, of which the compiler makes a loop for each kind. Does nothing
+/// for kinds without blocks.
+macro_rules! with_format {
+    ($kind:expr, |$format:ident| $body:block) => {
+        with_format!(
+            $kind, $format, $body, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K
+        )
+    };
+    ($kind:expr, $format:ident, $body:block, $($name:ident),*) => {
+        match $kind {
+            WeightKind::F32 | WeightKind::F16 | WeightKind::Bf16 => {}
+            $(WeightKind::$name => {
+                const $format: Format = match Format::of(WeightKind::$name) {
+                    Some(format) => format,
+                    None => unreachable!(),
+                };
+                $body
+            })*
+        }
+    };
+}
+
 /// Decodes GGUF blocks: `out` receives the values of `data` one after another.
 ///
 /// # Errors
@@ -280,12 +307,12 @@ pub fn dequantize_gguf(kind: WeightKind, data: &[u8], out: &mut [f32]) -> Result
         checked_mul(data.len() / format.file_bytes, format.values)?,
         out.len(),
     )?;
-    for (bytes, out) in data
-        .chunks_exact(format.file_bytes)
-        .zip(out.chunks_exact_mut(format.values))
-    {
-        Block::read(kind, bytes).values(&format, out);
-    }
+    with_format!(kind, |FORMAT| {
+        let blocks = data.chunks_exact(FORMAT.file_bytes);
+        for (bytes, out) in blocks.zip(out.chunks_exact_mut(FORMAT.values)) {
+            Block::<{ FORMAT.values }>::read(kind, bytes).values(&FORMAT, out);
+        }
+    });
     Ok(())
 }
 
@@ -298,19 +325,14 @@ pub(crate) fn format_of(kind: WeightKind) -> Result<Format, KernelError> {
 }
 
 /// Packs up to sixteen rows of blocks to a panel of zeros.
-pub(crate) fn pack_panel(
-    kind: WeightKind,
-    format: &Format,
-    panel: &mut [u8],
-    rows: &[u8],
-    row_bytes: usize,
-) {
-    let places = Places::of(format);
-    for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-        for (index, bytes) in row.chunks_exact(format.file_bytes).enumerate() {
-            Block::read(kind, bytes).pack(format, &places, lane, index, panel);
+pub(crate) fn pack_panel(kind: WeightKind, panel: &mut [u8], rows: &[u8], row_bytes: usize) {
+    with_format!(kind, |FORMAT| {
+        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+            for (index, bytes) in row.chunks_exact(FORMAT.file_bytes).enumerate() {
+                Block::<{ FORMAT.values }>::read(kind, bytes).pack(&FORMAT, lane, index, panel);
+            }
         }
-    }
+    });
 }
 
 #[cfg(test)]
