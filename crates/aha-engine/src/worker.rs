@@ -252,8 +252,14 @@ impl Worker {
             }
         }
         self.shared.begin_step();
-        // Inside the pool, a step's many small parallel loops start without handing work from thread to thread.
-        let result = catch_unwind(AssertUnwindSafe(|| rayon::scope(|_| self.compute(&plan))));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            if plan.generates() {
+                self.compute(&plan)
+            } else {
+                // Inside the pool, a prompt's parallel loops start without handing work from thread to thread.
+                rayon::scope(|_| self.compute(&plan))
+            }
+        }));
         self.shared.end_step();
         match result {
             Ok(Ok(())) => {}
@@ -322,11 +328,16 @@ impl Worker {
                 ))
             })
             .collect();
-        // Choosing from a large vocabulary takes long enough to be worth all cores.
-        self.active
+        let mut choosing: Vec<_> = self
+            .active
             .iter_mut()
             .filter_map(|(id, active)| Some((*id, active, rows.remove(id)?)))
-            .collect::<Vec<_>>()
+            .collect();
+        if let [(id, active, row)] = &mut choosing[..] {
+            return vec![(*id, active.choose(row))];
+        }
+        // Choosing from a large vocabulary takes long enough to be worth all cores.
+        choosing
             .into_par_iter()
             .map(|(id, active, row)| (id, active.choose(row)))
             .collect()

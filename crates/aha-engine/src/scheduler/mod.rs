@@ -100,6 +100,16 @@ pub(crate) struct Plan {
     pub(crate) restored: Vec<(u32, u32)>,
 }
 
+impl Plan {
+    /// Whether the step only goes on with answers, a token each. Its work is that of the kernels, which have threads of
+    /// their own: others that are woken for the step would take cores from them while they look for work.
+    pub(crate) fn generates(&self) -> bool {
+        self.scheduled
+            .iter()
+            .all(|scheduled| scheduled.slice.query_len == 1)
+    }
+}
+
 /// Running and waiting sequences of one model.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
