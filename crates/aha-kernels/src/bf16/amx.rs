@@ -7,7 +7,7 @@
 use std::arch::asm;
 use std::ops::Range;
 
-use super::{with_panels, work};
+use super::{PREFETCH, with_panels, work};
 use crate::buffer::Line;
 use crate::matmul::{Job, for_each_job_piece, tasks};
 
@@ -53,8 +53,20 @@ fn multiply_group(job: &Job<'_>, panels: Range<usize>, weights: &[u8], x: &[u32]
     for from in (0..m).step_by(TILE) {
         let rows = from..m.min(from + TILE);
         let x = &x[rows.start * pairs..rows.end * pairs];
+        // The first rows find the panels in memory, the others in a cache.
+        let is_first = from == 0;
         // SAFETY: the instruction set was checked by the caller of `matmul`.
-        unsafe { tiles(x, rows.len(), pairs, weights, panels.len(), &mut sums) }
+        unsafe {
+            tiles(
+                x,
+                rows.len(),
+                pairs,
+                weights,
+                panels.len(),
+                is_first,
+                &mut sums,
+            )
+        }
         for (panel, sums) in panels.clone().zip(sums.chunks_exact(TILE)) {
             for (row, line) in rows.clone().zip(sums) {
                 // SAFETY: these panels are this task's own.
@@ -91,30 +103,19 @@ impl Config {
     }
 }
 
-/// Up to sixteen rows with up to four panels.
-///
-/// # Safety
-/// AMX with BF16 must be granted.
-unsafe fn tiles(
-    x: &[u32],
-    rows: usize,
-    pairs: usize,
-    panels: &[u8],
-    count: usize,
-    sums: &mut [Line; PANELS * TILE],
-) {
-    const TILE_BYTES: usize = TILE * size_of::<Line>();
-    let panel_bytes = pairs * size_of::<Line>();
-    assert!((1..=TILE).contains(&rows) && x.len() >= rows * pairs);
-    assert!(pairs >= TILE && pairs.is_multiple_of(TILE));
-    assert!((1..=PANELS).contains(&count) && panels.len() >= count * panel_bytes);
-    // Where there are fewer panels than tiles, the last one stands in; nobody reads its sums.
-    let panel = |index: usize| panels[index.min(count - 1) * panel_bytes..].as_ptr();
-    let config = Config::new(rows);
-    // SAFETY: tiles are configured with the rows that `x` has, of a stride that stays inside while
-    // `pairs / TILE` steps of 64 bytes pass; panels have as many tiles each (asserted), and `sums` room for
-    // four. The tiles are released before anything else runs.
-    unsafe {
+/// Asks for the tile that a panel has [`PREFETCH`] bytes further on.
+macro_rules! fetch_tile {
+    ($panel:literal) => {
+        fetch_tile!($panel, 0, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960)
+    };
+    ($panel:literal, $($line:literal),*) => {
+        concat!($("prefetcht1 [{", $panel, "} + {ahead} + ", $line, "]\n"),*)
+    };
+}
+
+/// The loop over the columns, 32 at a time, with what is fetched meanwhile.
+macro_rules! multiply_tiles {
+    ([$($fetch:expr),*], $($operands:tt)*) => {
         asm!(
             "ldtilecfg [{config}]",
             "tilezero tmm0",
@@ -122,6 +123,7 @@ unsafe fn tiles(
             "tilezero tmm2",
             "tilezero tmm3",
             "2:",
+            $($fetch,)*
             "tileloadd tmm4, [{x} + {row} * 1]",
             "tileloadd tmm6, [{w0} + {line} * 1]",
             "tileloadd tmm7, [{w1} + {line} * 1]",
@@ -131,7 +133,6 @@ unsafe fn tiles(
             "tileloadd tmm7, [{w3} + {line} * 1]",
             "tdpbf16ps tmm2, tmm4, tmm6",
             "tdpbf16ps tmm3, tmm4, tmm7",
-            "prefetcht0 [{w0} + 4096]",
             "add {x}, 64",
             "add {w0}, {tile}",
             "add {w1}, {tile}",
@@ -144,19 +145,68 @@ unsafe fn tiles(
             "tilestored [{sums} + {line} * 1 + 2048], tmm2",
             "tilestored [{sums} + {line} * 1 + 3072], tmm3",
             "tilerelease",
-            config = in(reg) &config,
-            x = inout(reg) x.as_ptr() => _,
-            row = in(reg) 4 * pairs,
+            tile = const TILE * size_of::<Line>(),
             line = in(reg) size_of::<Line>(),
-            tile = const TILE_BYTES,
-            w0 = inout(reg) panel(0) => _,
-            w1 = inout(reg) panel(1) => _,
-            w2 = inout(reg) panel(2) => _,
-            w3 = inout(reg) panel(3) => _,
-            steps = inout(reg) pairs / TILE => _,
-            sums = in(reg) sums.as_mut_ptr(),
             options(nostack),
-        );
+            $($operands)*
+        )
+    };
+}
+
+/// Up to sixteen rows with up to four panels, which come from memory as they are used, or are in a cache.
+///
+/// # Safety
+/// AMX with BF16 must be granted.
+unsafe fn tiles(
+    x: &[u32],
+    rows: usize,
+    pairs: usize,
+    panels: &[u8],
+    count: usize,
+    from_memory: bool,
+    sums: &mut [Line; PANELS * TILE],
+) {
+    let panel_bytes = pairs * size_of::<Line>();
+    assert!((1..=TILE).contains(&rows) && x.len() >= rows * pairs);
+    assert!(pairs >= TILE && pairs.is_multiple_of(TILE));
+    assert!((1..=PANELS).contains(&count) && panels.len() >= count * panel_bytes);
+    // Where there are fewer panels than tiles, the last one stands in; nobody reads its sums.
+    let panel = |index: usize| panels[index.min(count - 1) * panel_bytes..].as_ptr();
+    let config = Config::new(rows);
+    // SAFETY: tiles are configured with the rows that `x` has, of a stride that stays inside while
+    // `pairs / TILE` steps of 64 bytes pass; panels have as many tiles each (asserted), and `sums` room for
+    // four. The tiles are released before anything else runs. Asking for memory ahead is allowed anywhere.
+    unsafe {
+        macro_rules! run {
+            ($fetches:tt $(, $ahead:ident)?) => {
+                multiply_tiles!(
+                    $fetches,
+                    config = in(reg) &config,
+                    x = inout(reg) x.as_ptr() => _,
+                    row = in(reg) 4 * pairs,
+                    w0 = inout(reg) panel(0) => _,
+                    w1 = inout(reg) panel(1) => _,
+                    w2 = inout(reg) panel(2) => _,
+                    w3 = inout(reg) panel(3) => _,
+                    steps = inout(reg) pairs / TILE => _,
+                    sums = in(reg) sums.as_mut_ptr(),
+                    $(ahead = const $ahead,)?
+                )
+            };
+        }
+        if from_memory {
+            run!(
+                [
+                    fetch_tile!("w0"),
+                    fetch_tile!("w1"),
+                    fetch_tile!("w2"),
+                    fetch_tile!("w3")
+                ],
+                PREFETCH
+            );
+        } else {
+            run!([]);
+        }
     }
 }
 
