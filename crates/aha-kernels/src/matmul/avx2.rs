@@ -111,13 +111,22 @@ pub(super) unsafe fn tile(
     sums: Sums<'_>,
 ) {
     let (data, c) = (w.data.as_ptr(), sums.lines.as_mut_ptr());
+    // Evenly: what is asked for all at once only waits.
+    let lines = (w.ahead.len() / size_of::<Line>()).div_ceil((depth / 2).max(1));
     macro_rules! shapes {
         ($columns:ty, $packed:literal, $x:expr, $stride:expr, $($rows:literal x $panels:literal),*) => {
+            match lines {
+                0 => shapes!($columns, $packed, 0, $x, $stride, $($rows x $panels),*),
+                1 => shapes!($columns, $packed, 1, $x, $stride, $($rows x $panels),*),
+                _ => shapes!($columns, $packed, 2, $x, $stride, $($rows x $panels),*),
+            }
+        };
+        ($columns:ty, $packed:literal, $lines:literal, $x:expr, $stride:expr, $($rows:literal x $panels:literal),*) => {
             match (rows, w.count) {
                 $(($rows, $panels) => {
                     // SAFETY: the caller's promise.
                     unsafe {
-                        kernel::<$columns, $rows, $panels, $packed>(
+                        kernel::<$columns, $rows, $panels, $packed, $lines>(
                             $x, $stride, data, w.stride, w.ahead, depth, c, sums.stride,
                             sums.accumulate,
                         );
@@ -156,7 +165,13 @@ pub(super) unsafe fn tile(
     reason = "one flat call into the innermost loop"
 )]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn kernel<C: Columns, const ROWS: usize, const PANELS: usize, const PACKED: bool>(
+unsafe fn kernel<
+    C: Columns,
+    const ROWS: usize,
+    const PANELS: usize,
+    const PACKED: bool,
+    const LINES: usize,
+>(
     x: *const f32,
     x_stride: usize,
     w: *const u8,
@@ -178,8 +193,6 @@ unsafe fn kernel<C: Columns, const ROWS: usize, const PANELS: usize, const PACKE
                 }
             }
         }
-        // Evenly: what is asked for all at once only waits.
-        let lines = (ahead.len() / size_of::<Line>()).div_ceil((depth / 2).max(1));
         let value = |k: usize, row: usize| {
             let at = if PACKED {
                 x.add(k * ROWS + row)
@@ -189,13 +202,13 @@ unsafe fn kernel<C: Columns, const ROWS: usize, const PANELS: usize, const PACKE
             _mm256_broadcast_ss(&*at)
         };
         for pair in 0..depth / 2 {
-            for line in pair * lines..(pair + 1) * lines {
-                prefetch_at(ahead.as_ptr().wrapping_add(64 * line));
+            for line in 0..LINES {
+                prefetch_at(ahead.as_ptr().wrapping_add(64 * (pair * LINES + line)));
             }
             let mut columns = [[[_mm256_setzero_ps(); 2]; 2]; PANELS];
             for (panel, columns) in columns.iter_mut().enumerate() {
                 let at = w.add(panel * w_stride + pair * C::PAIR_BYTES);
-                if !PACKED && lines == 0 {
+                if !PACKED && LINES == 0 {
                     for line in (0..C::PAIR_BYTES).step_by(64) {
                         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH + line).cast());
                     }
