@@ -28,11 +28,9 @@ pub struct Projected<'a> {
 
 impl Projected<'_> {
     fn check(&self, heads: [usize; 2], head_dim: usize, tokens: usize) -> Result<(), KernelError> {
-        let [width, kv_width] = [
-            checked_mul(heads[0], head_dim)?,
-            checked_mul(heads[1], head_dim)?,
-        ];
-        self.queries.check("queries", tokens, width)?;
+        let kv_width = checked_mul(heads[1], head_dim)?;
+        self.queries
+            .check("queries", tokens, checked_mul(heads[0], head_dim)?)?;
         self.keys.check("keys", tokens, kv_width)?;
         self.values.check("values", tokens, kv_width)?;
         for (rotation, heads) in self.rotations.iter().flatten().zip(heads) {
@@ -147,14 +145,8 @@ impl PagedAttention<'_> {
         let rotation = projected.rotations.as_ref().map(|[queries, _]| queries);
         if let [token] = tokens[..] {
             // A task reads no heads but its own, and the one that reads this position writes it first.
-            self.attend(
-                set,
-                projected.queries,
-                rotation,
-                cache,
-                Some((appending, token)),
-                out,
-            );
+            let new = Some((appending, token));
+            self.attend(set, projected.queries, rotation, cache, new, out);
             return Ok(());
         }
         let chunks = tokens.chunks(TOKENS);
@@ -186,6 +178,9 @@ impl PagedAttention<'_> {
             })
         });
         let tokens: Vec<_> = tokens.collect();
+        if tokens.len() == 1 {
+            return Ok(tokens);
+        }
         let mut slots: Vec<_> = tokens.iter().map(|token| token.slot).collect();
         slots.sort_unstable();
         match slots.windows(2).find(|pair| pair[0] == pair[1]) {
