@@ -8,7 +8,6 @@ use super::pre::PreKind;
 use super::{Tokenizer, TokenizerError};
 use aha_nn::weights::gguf::Value as GgufValue;
 use serde_json::Value;
-use std::borrow::Cow;
 use std::collections::HashMap;
 use tokenizers::ModelWrapper;
 
@@ -41,15 +40,7 @@ impl Tokenizer {
                     "pre",
                     GgufValue::Text(pre_name(model, &cuts, &normalizer, pre)?.to_owned()),
                 ),
-                (
-                    "merges",
-                    GgufValue::Texts(
-                        merges
-                            .iter()
-                            .map(|(left, right)| format!("{left} {right}"))
-                            .collect(),
-                    ),
-                ),
+                ("merges", GgufValue::Texts(merges)),
             ],
             PieceCoding::Metaspace => vec![
                 ("model", GgufValue::Text("llama".to_owned())),
@@ -172,14 +163,15 @@ fn unsupported(key: &str, value: &str, known: &str) -> TokenizerError {
     }
 }
 
-/// The pairs that are joined, by rank.
-fn merges(model: &Bpe) -> Result<Vec<(Cow<'_, str>, Cow<'_, str>)>, TokenizerError> {
+/// The pairs that are joined, by rank, with a space between the two.
+fn merges(model: &Bpe) -> Result<Vec<String>, TokenizerError> {
     let pairs = model.merges().enumerate().map(|(number, merge)| {
         let text = |id| model.pieces().text(id);
-        // The format has a space between the two, so neither may have one.
         text(merge.left)
             .zip(text(merge.right))
+            // Neither may have a space itself.
             .filter(|(left, right)| !left.contains(' ') && !right.contains(' '))
+            .map(|(left, right)| format!("{left} {right}"))
             .ok_or_else(|| {
                 TokenizerError::malformed("model.merges", format!("entry {number} is no pair"))
             })

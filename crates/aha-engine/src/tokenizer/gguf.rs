@@ -223,10 +223,9 @@ impl<'m> Vocabulary<'m> {
     fn pieces(&self) -> Result<Pieces, TokenizerError> {
         let mut seen = HashSet::with_capacity(self.tokens.len());
         let mut list = PieceList::default();
-        let entries = (0..).zip(self.tokens).filter(|entry| seen.insert(entry.1));
+        let mut entries = (0..).zip(self.tokens).filter(|entry| seen.insert(entry.1));
         entries
-            .map(|(id, text)| list.push(id, text))
-            .collect::<Result<(), _>>()
+            .try_for_each(|(id, text)| list.push(id, text))
             .and_then(|()| Pieces::new(list))
             .map_err(|error| TokenizerError::malformed(TOKENS, error))
     }
@@ -376,7 +375,7 @@ impl<'m> Vocabulary<'m> {
             }
             let sequence = tokenizers::normalizers::utils::Sequence::new(normalizers);
             steps.normalizer = Some(NormalizerWrapper::from(sequence));
-            Ok(Unigram::from(pieces, unknown, has_bytes)?)
+            Unigram::from(pieces, unknown, has_bytes)
         })?;
         pipeline(TOKENS, ModelParts::Library(model.into()), steps)
     }

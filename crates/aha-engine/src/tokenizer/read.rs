@@ -50,6 +50,8 @@ impl<'de> Deserialize<'de> for ModelParts {
     }
 }
 
+const KINDS: &[&str] = &["BPE", "WordPiece", "WordLevel", "Unigram"];
+
 struct ModelVisitor;
 
 impl<'de> Visitor<'de> for ModelVisitor {
@@ -74,6 +76,9 @@ impl<'de> Visitor<'de> for ModelVisitor {
         if kind == Some("BPE") || (kind.is_none() && fields.contains_key("merges")) {
             let parts = fields.into_deserializer().deserialize_map(BpeVisitor);
             return parts.map(ModelParts::Bpe).map_err(Error::custom);
+        }
+        if let Some(unknown) = kind.filter(|kind| !KINDS.contains(kind)) {
+            return Err(Error::unknown_variant(unknown, KINDS));
         }
         ModelWrapper::deserialize(Value::Object(fields))
             .map(ModelParts::Library)
