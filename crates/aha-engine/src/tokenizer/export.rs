@@ -1,12 +1,15 @@
 //! Tokenizers as the metadata of GGUF files: the mirror of [`Tokenizer::from_gguf`].
 
+use super::bpe::Bpe;
+use super::coding::{PieceCoding, byte_piece};
 use super::gguf::token_type;
+use super::model::Model;
 use super::pre::PreKind;
-use super::table::{PieceCoding, byte_piece};
-use super::{Tokenizer, TokenizerError, decoding_rules};
+use super::{Tokenizer, TokenizerError};
 use aha_nn::weights::gguf::Value as GgufValue;
 use serde_json::Value;
 use std::collections::HashMap;
+use tokenizers::ModelWrapper;
 
 /// The kinds of tokenizers that can be written.
 const KNOWN: &str = "byte-level BPE and sentencepiece's BPE";
@@ -24,46 +27,35 @@ impl Tokenizer {
         ends: &[u32],
         pre: Option<&str>,
     ) -> Result<Vec<(String, GgufValue)>, TokenizerError> {
-        let description = serde_json::to_value(&self.inner)
-            .map_err(|error| TokenizerError::malformed("the tokenizer", error))?;
-        let model = &description["model"];
-        let kind = model["type"].as_str().unwrap_or("an unnamed kind");
-        if kind != "BPE" {
-            return Err(unsupported("model.type", kind, KNOWN));
-        }
+        let model = self.exportable_model()?;
         let merges = merges(model)?;
-        let (coding, _) = decoding_rules(&self.inner)?;
+        let wrong = |error| TokenizerError::malformed("the tokenizer", error);
+        let normalizer = serde_json::to_value(self.inner.get_normalizer()).map_err(wrong)?;
+        let cuts = serde_json::to_value(self.inner.get_pre_tokenizer()).map_err(wrong)?;
+        let coding = model.pieces().coding();
         let mut keys = match coding {
             PieceCoding::ByteLevel => vec![
                 ("model", GgufValue::Text("gpt2".to_owned())),
                 (
                     "pre",
-                    GgufValue::Text(pre_name(&description, pre)?.to_owned()),
+                    GgufValue::Text(pre_name(model, &cuts, &normalizer, pre)?.to_owned()),
                 ),
-                (
-                    "merges",
-                    GgufValue::Texts(
-                        merges
-                            .iter()
-                            .map(|(left, right)| format!("{left} {right}"))
-                            .collect(),
-                    ),
-                ),
+                ("merges", GgufValue::Texts(merges)),
             ],
             PieceCoding::Metaspace => vec![
                 ("model", GgufValue::Text("llama".to_owned())),
                 ("pre", GgufValue::Text("default".to_owned())),
-                ("scores", GgufValue::Floats(self.scores(rows, &merges))),
+                ("scores", GgufValue::Floats(self.scores(rows, model))),
                 (
                     "add_space_prefix",
-                    GgufValue::Boolean(prepends_space(&description)),
+                    GgufValue::Boolean(prepends_space(&normalizer, &cuts)),
                 ),
             ],
             PieceCoding::Plain | PieceCoding::WordPiece => {
                 return Err(unsupported("decoder", "of another kind", KNOWN));
             }
         };
-        let (tokens, types) = self.tokens(rows, coding, model["unk_token"].as_str());
+        let (tokens, types) = self.tokens(rows, model);
         keys.extend([
             ("tokens", GgufValue::Texts(tokens)),
             ("token_type", GgufValue::Integers(types)),
@@ -75,22 +67,43 @@ impl Tokenizer {
             .collect())
     }
 
+    /// The model, if the format can say what it does.
+    fn exportable_model(&self) -> Result<&Bpe, TokenizerError> {
+        let model = match self.inner.get_model() {
+            Model::Bpe(model) => model,
+            Model::Library { model, .. } => {
+                let kind = match model {
+                    ModelWrapper::BPE(_) => "BPE",
+                    ModelWrapper::WordPiece(_) => "WordPiece",
+                    ModelWrapper::WordLevel(_) => "WordLevel",
+                    ModelWrapper::Unigram(_) => "Unigram",
+                };
+                return Err(unsupported("model.type", kind, KNOWN));
+            }
+        };
+        let options = model.options();
+        for (key, value) in [
+            ("model.continuing_subword_prefix", &options.prefix),
+            ("model.end_of_word_suffix", &options.suffix),
+        ] {
+            if !value.is_empty() {
+                return Err(unsupported(key, value, "none"));
+            }
+        }
+        Ok(model)
+    }
+
     /// Texts and types of all tokens.
-    fn tokens(
-        &self,
-        rows: usize,
-        coding: PieceCoding,
-        unknown: Option<&str>,
-    ) -> (Vec<String>, Vec<i64>) {
-        let added = self.inner.get_added_tokens_decoder();
+    fn tokens(&self, rows: usize, model: &Bpe) -> (Vec<String>, Vec<i64>) {
+        let unknown = model.options().unknown.as_deref();
+        let sentencepiece = model.pieces().coding() == PieceCoding::Metaspace;
         (0..rows)
             .map(|id| {
                 let number = u32::try_from(id).unwrap_or(u32::MAX);
                 let Some(text) = self.inner.id_to_token(number) else {
                     return (format!("[PAD{id}]"), token_type::UNUSED);
                 };
-                let sentencepiece = matches!(coding, PieceCoding::Metaspace);
-                let kind = match added.get(&number) {
+                let kind = match self.added.get(&number) {
                     _ if sentencepiece && unknown == Some(text.as_str()) => token_type::UNKNOWN,
                     Some(token) if token.special => token_type::CONTROL,
                     Some(_) => token_type::USER_DEFINED,
@@ -103,21 +116,15 @@ impl Tokenizer {
     }
 
     /// Sentencepiece's scores, of which only the order counts: a piece has that of the merge that makes it.
-    fn scores(&self, rows: usize, merges: &[(&str, &str)]) -> Vec<f32> {
+    fn scores(&self, rows: usize, model: &Bpe) -> Vec<f32> {
         let mut ranks = HashMap::new();
-        for (rank, (left, right)) in merges.iter().enumerate() {
-            ranks.entry(format!("{left}{right}")).or_insert(rank);
+        for (rank, merge) in model.merges().enumerate() {
+            ranks.entry(merge.whole as usize).or_insert(rank);
         }
-        (0..rows)
-            .map(|id| {
-                let text = u32::try_from(id)
-                    .ok()
-                    .and_then(|id| self.inner.id_to_token(id));
-                let rank = text.and_then(|text| ranks.get(&text).copied());
-                // Pieces that no merge makes come behind all others.
-                -(rank.unwrap_or(merges.len() + id) as f32)
-            })
-            .collect()
+        let behind = model.merges().count();
+        // Pieces that no merge makes come behind all others.
+        let rank = |id| ranks.get(&id).copied().unwrap_or(behind + id);
+        (0..rows).map(|id| -(rank(id) as f32)).collect()
     }
 
     /// Ids of named tokens, and which of them stand around a text.
@@ -156,34 +163,34 @@ fn unsupported(key: &str, value: &str, known: &str) -> TokenizerError {
     }
 }
 
-/// Pairs, in either way of writing them.
-fn merges(model: &Value) -> Result<Vec<(&str, &str)>, TokenizerError> {
-    let list = model["merges"].as_array().map_or(&[][..], Vec::as_slice);
-    list.iter()
-        .map(|merge| match merge {
-            Value::String(text) => text.split_once(' '),
-            pair => pair[0].as_str().zip(pair[1].as_str()),
-        })
-        .enumerate()
-        .map(|(number, pair)| {
-            // The format has a space between the two, so neither may have one.
-            pair.filter(|(left, right)| !left.contains(' ') && !right.contains(' '))
-                .ok_or_else(|| {
-                    TokenizerError::malformed("model.merges", format!("entry {number} is no pair"))
-                })
-        })
-        .collect()
+/// The pairs that are joined, by rank, with a space between the two.
+fn merges(model: &Bpe) -> Result<Vec<String>, TokenizerError> {
+    let pairs = model.merges().enumerate().map(|(number, merge)| {
+        let text = |id| model.pieces().text(id);
+        text(merge.left)
+            .zip(text(merge.right))
+            // Neither may have a space itself.
+            .filter(|(left, right)| !left.contains(' ') && !right.contains(' '))
+            .map(|(left, right)| format!("{left} {right}"))
+            .ok_or_else(|| {
+                TokenizerError::malformed("model.merges", format!("entry {number} is no pair"))
+            })
+    });
+    pairs.collect()
 }
 
 /// The format's name for the way in which texts are cut.
-fn pre_name<'a>(description: &Value, own: Option<&'a str>) -> Result<&'a str, TokenizerError> {
-    let parts = &description["pre_tokenizer"];
-    let ignores_merges = description["model"]["ignore_merges"] == true;
-    let shown = || parts.to_string();
-    let kind = PreKind::recognise(parts, &description["normalizer"])?.ok_or_else(|| {
+fn pre_name<'a>(
+    model: &Bpe,
+    cuts: &Value,
+    normalizer: &Value,
+    own: Option<&'a str>,
+) -> Result<&'a str, TokenizerError> {
+    let ignores_merges = model.options().ignore_merges;
+    let kind = PreKind::recognise(cuts, normalizer)?.ok_or_else(|| {
         unsupported(
             "pre_tokenizer",
-            &shown(),
+            &cuts.to_string(),
             "those of the usual byte-level vocabularies",
         )
     })?;
@@ -193,20 +200,18 @@ fn pre_name<'a>(description: &Value, own: Option<&'a str>) -> Result<&'a str, To
         return Ok(own);
     }
     kind.gguf_name(ignores_merges).ok_or_else(|| {
-        let value = format!("ignore_merges: {ignores_merges}, with {}", shown());
+        let value = format!("ignore_merges: {ignores_merges}, with {cuts}");
         unsupported("pre_tokenizer", &value, "the other value of ignore_merges")
     })
 }
 
-fn prepends_space(description: &Value) -> bool {
-    let normalizer = &description["normalizer"];
+fn prepends_space(normalizer: &Value, cuts: &Value) -> bool {
     let steps = match normalizer.get("normalizers") {
         Some(Value::Array(steps)) => steps.as_slice(),
         _ => std::slice::from_ref(normalizer),
     };
-    let metaspace = &description["pre_tokenizer"];
     steps.iter().any(|step| step["type"] == "Prepend")
-        || metaspace["type"] == "Metaspace" && metaspace["prepend_scheme"] != "never"
+        || cuts["type"] == "Metaspace" && cuts["prepend_scheme"] != "never"
 }
 
 #[cfg(test)]

@@ -1,12 +1,15 @@
 //! Tokenizers from the files of a Hugging Face checkpoint.
 
+use super::bpe::{BpeOptions, BpeParts, MergeList};
+use super::model::ModelParts;
 use super::pre::PreKind;
-use super::{SpecialTokens, Tokenizer, TokenizerError, guarded, read_json, read_text};
+use super::read::{Steps, TokenizerFile, Vocabulary};
+use super::{
+    Pipeline, SpecialTokens, Tokenizer, TokenizerError, guarded, pipeline, read_json, read_text,
+};
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::path::Path;
 use tokenizers::AddedToken;
-use tokenizers::models::bpe::{BPE, Vocab};
 
 /// The largest known tokenizer.json has 34 MB.
 const MAX_TOKENIZER_BYTES: u64 = 192 << 20;
@@ -29,9 +32,7 @@ impl Tokenizer {
 
         let path = folder.join("tokenizer.json");
         let mut inner = match read_text(&path, MAX_TOKENIZER_BYTES)? {
-            Some(text) => guarded(&path.display().to_string(), || {
-                tokenizers::Tokenizer::from_bytes(text.as_bytes())
-            })?,
+            Some(text) => from_description(&path.display().to_string(), &text)?,
             None => from_vocabulary_and_merges(folder, &config)?,
         };
         let origin = config_path.display().to_string();
@@ -46,10 +47,41 @@ impl Tokenizer {
     }
 }
 
+/// The tokenizer of a tokenizer.json.
+fn from_description(origin: &str, text: &str) -> Result<Pipeline, TokenizerError> {
+    let file: TokenizerFile = guarded(origin, || Ok(serde_json::from_str(text)?))?;
+    if let Some(version) = file.version.filter(|version| version != "1.0") {
+        return Err(TokenizerError::Unsupported {
+            key: format!("{origin}: version"),
+            value: version,
+            known: "1.0".to_owned(),
+        });
+    }
+    let mut inner = pipeline(origin, file.model, file.steps)?;
+    for listed in &file.added_tokens {
+        let text = &listed.token.content;
+        if let Some(id) = inner.token_to_id(text)
+            && id != listed.id
+        {
+            tracing::warn!(
+                origin,
+                text,
+                id,
+                listed = listed.id,
+                "an added token has another id in the vocabulary, which counts"
+            );
+        }
+    }
+    guarded(origin, || {
+        inner.add_tokens(file.added_tokens.into_iter().map(|listed| listed.token))
+    })?;
+    Ok(inner)
+}
+
 /// Adds the tokens that only tokenizer_config.json lists, or lists otherwise: the reference does so after reading
 /// tokenizer.json.
 fn add_configured_tokens(
-    inner: &mut tokenizers::Tokenizer,
+    inner: &mut Pipeline,
     config: &Value,
     special: &SpecialTokens,
 ) -> Result<(), tokenizers::Error> {
@@ -96,10 +128,7 @@ fn add_configured_tokens(
 }
 
 /// Byte-level BPE of the slow tokenizer classes, whose checkpoints may come without a tokenizer.json.
-fn from_vocabulary_and_merges(
-    folder: &Path,
-    config: &Value,
-) -> Result<tokenizers::Tokenizer, TokenizerError> {
+fn from_vocabulary_and_merges(folder: &Path, config: &Value) -> Result<Pipeline, TokenizerError> {
     let missing = || TokenizerError::Missing {
         path: folder.to_owned(),
     };
@@ -113,62 +142,45 @@ fn from_vocabulary_and_merges(
         .unwrap_or_default();
     let kind = PreKind::from_class(class)?;
 
-    let vocabulary: HashMap<String, u32> = serde_json::from_str(&vocabulary)
+    let vocabulary: Vocabulary = serde_json::from_str(&vocabulary)
         .map_err(|error| TokenizerError::malformed(vocabulary_path.display().to_string(), error))?;
-    let mut pairs = Vec::new();
+    let origin = merges_path.display().to_string();
+    let mut list = MergeList::new(&vocabulary.0, "");
     for (number, line) in merges.lines().enumerate() {
         if line.is_empty() || (number == 0 && line.starts_with("#version")) {
             continue;
         }
-        let (left, right) = line.split_once(' ').ok_or_else(|| {
-            TokenizerError::malformed(
-                merges_path.display().to_string(),
-                format!("line {} is not a pair", number + 1),
-            )
-        })?;
-        pairs.push((left.to_owned(), right.to_owned()));
+        list.push_line(line)
+            .map_err(|error| TokenizerError::malformed(&origin, error))?;
     }
+    let merges = list.into_merges();
     byte_level_bpe(
-        &merges_path.display().to_string(),
-        vocabulary,
-        pairs,
+        &origin,
+        BpeParts {
+            pieces: vocabulary.0,
+            merges,
+            options: BpeOptions::default(),
+        },
         kind,
-        false,
     )
 }
 
 /// A byte-level BPE tokenizer without added tokens.
 pub(super) fn byte_level_bpe(
     origin: &str,
-    vocabulary: HashMap<String, u32>,
-    merges: Vec<(String, String)>,
+    parts: BpeParts,
     kind: PreKind,
-    ignore_merges: bool,
-) -> Result<tokenizers::Tokenizer, TokenizerError> {
-    // The library takes these for granted.
-    for (left, right) in &merges {
-        for text in [left.as_str(), right.as_str(), &format!("{left}{right}")] {
-            if !vocabulary.contains_key(text) {
-                return Err(TokenizerError::malformed(
-                    origin,
-                    format!(
-                        "the merge of `{left}` and `{right}` needs `{text}`, which is no token"
-                    ),
-                ));
-            }
-        }
-    }
-    guarded(origin, || {
-        let model = BPE::builder()
-            .vocab_and_merges(vocabulary.into_iter().collect::<Vocab>(), merges)
-            .ignore_merges(ignore_merges)
-            .build()?;
-        let mut inner = tokenizers::Tokenizer::new(model);
-        inner.with_normalizer(kind.normalizer()?)?;
-        inner.with_pre_tokenizer(Some(kind.pre_tokenizer()?));
-        inner.with_decoder(Some(serde_json::from_value::<tokenizers::DecoderWrapper>(json!(
+) -> Result<Pipeline, TokenizerError> {
+    let steps = guarded(origin, || {
+        let decoder = json!(
             {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}
-        ))?));
-        Ok(inner)
-    })
+        );
+        Ok(Steps {
+            normalizer: kind.normalizer()?,
+            pre_tokenizer: Some(kind.pre_tokenizer()?),
+            post_processor: None,
+            decoder: Some(serde_json::from_value(decoder)?),
+        })
+    })?;
+    pipeline(origin, ModelParts::Bpe(parts), steps)
 }

@@ -1,21 +1,25 @@
 //! Tokenizers from the metadata of GGUF files.
 
+use super::bpe::{BpeOptions, BpeParts, Merge, MergeList};
+use super::coding::{SPACE, byte_piece};
 use super::folder::byte_level_bpe;
+use super::model::ModelParts;
+use super::pieces::{PieceList, Pieces};
 use super::pre::PreKind;
-use super::table::byte_piece;
-use super::{SpecialTokens, Tokenizer, TokenizerError, guarded};
+use super::read::Steps;
+use super::{Pipeline, SpecialTokens, Tokenizer, TokenizerError, guarded, pipeline};
 use aha_nn::weights::gguf::Metadata;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
-use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::models::bpe::Vocab;
 use tokenizers::models::unigram::Unigram;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::precompiled::Precompiled;
-use tokenizers::{AddedToken, ModelWrapper, NormalizerWrapper};
+use tokenizers::{AddedToken, NormalizerWrapper};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const TOKENS: &str = "tokenizer.ggml.tokens";
-const SPACE: char = '▁';
+const MERGES: &str = "tokenizer.ggml.merges";
 /// Sentencepiece gives an unknown character this much less than the least probable piece.
 const UNKNOWN_PENALTY: f64 = 10.0;
 
@@ -31,13 +35,13 @@ pub(super) mod token_type {
 
 /// The tokenizer's metadata, of one length throughout.
 #[derive(Debug, Default)]
-pub(super) struct Vocabulary {
+pub(super) struct Vocabulary<'m> {
     pub(super) model: String,
     pub(super) pre: Option<String>,
-    pub(super) tokens: Vec<String>,
+    pub(super) tokens: &'m [String],
     pub(super) scores: Vec<f32>,
     pub(super) types: Vec<i64>,
-    pub(super) merges: Vec<String>,
+    pub(super) merges: &'m [String],
     pub(super) add_bos: Option<bool>,
     pub(super) add_eos: Option<bool>,
     pub(super) add_space_prefix: Option<bool>,
@@ -58,8 +62,8 @@ impl Tokenizer {
     }
 }
 
-impl Vocabulary {
-    fn read(metadata: &Metadata) -> Result<Self, TokenizerError> {
+impl<'m> Vocabulary<'m> {
+    fn read(metadata: &'m Metadata) -> Result<Self, TokenizerError> {
         let wrong = |error: aha_nn::weights::WeightsError| {
             TokenizerError::malformed("GGUF metadata", error)
         };
@@ -98,11 +102,7 @@ impl Vocabulary {
                 .text(&key("pre"))
                 .map_err(wrong)?
                 .map(str::to_owned),
-            tokens: metadata
-                .texts(TOKENS)
-                .map_err(wrong)?
-                .unwrap_or_default()
-                .to_vec(),
+            tokens: metadata.texts(TOKENS).map_err(wrong)?.unwrap_or_default(),
             scores: metadata
                 .floats(&key("scores"))
                 .map_err(wrong)?
@@ -111,11 +111,7 @@ impl Vocabulary {
                 .integers(&key("token_type"))
                 .map_err(wrong)?
                 .unwrap_or_default(),
-            merges: metadata
-                .texts(&key("merges"))
-                .map_err(wrong)?
-                .unwrap_or_default()
-                .to_vec(),
+            merges: metadata.texts(MERGES).map_err(wrong)?.unwrap_or_default(),
             add_bos: flag("add_bos_token")?,
             add_eos: flag("add_eos_token")?,
             add_space_prefix: flag("add_space_prefix")?,
@@ -223,13 +219,15 @@ impl Vocabulary {
         self.tokens.get(id as usize).map(String::as_str)
     }
 
-    /// Ids by text. Of two tokens with the same text the first one is used for encoding.
-    fn ids_by_text(&self) -> HashMap<String, u32> {
-        let mut ids = HashMap::with_capacity(self.tokens.len());
-        for (id, text) in (0..).zip(&self.tokens) {
-            ids.entry(text.clone()).or_insert(id);
-        }
-        ids
+    /// All tokens by text and by id. Of two with the same text, the first one is used for encoding.
+    fn pieces(&self) -> Result<Pieces, TokenizerError> {
+        let mut seen = HashSet::with_capacity(self.tokens.len());
+        let mut list = PieceList::default();
+        let mut entries = (0..).zip(self.tokens).filter(|entry| seen.insert(entry.1));
+        entries
+            .try_for_each(|(id, text)| list.push(id, text))
+            .and_then(|()| Pieces::new(list))
+            .map_err(|error| TokenizerError::malformed(TOKENS, error))
     }
 
     /// Tokens that are matched as a whole before anything else. User-defined pieces with sentencepiece's space are
@@ -250,34 +248,33 @@ impl Vocabulary {
             .collect()
     }
 
-    fn byte_level(&self) -> Result<tokenizers::Tokenizer, TokenizerError> {
-        const MERGES: &str = "tokenizer.ggml.merges";
+    fn byte_level(&self) -> Result<Pipeline, TokenizerError> {
         let kind = PreKind::from_gguf(self.pre.as_deref())?;
-        let mut merges = Vec::with_capacity(self.merges.len());
-        for (number, merge) in self.merges.iter().enumerate() {
-            // A piece may begin with a plain space only in vocabularies that are not byte-level.
-            let (left, right) = merge.split_once(' ').ok_or_else(|| {
-                TokenizerError::malformed(
-                    MERGES,
-                    format!("entry {number}, `{merge}`, is not a pair"),
-                )
-            })?;
-            merges.push((left.to_owned(), right.to_owned()));
+        let pieces = self.pieces()?;
+        let mut merges = MergeList::new(&pieces, "");
+        for merge in self.merges {
+            merges
+                .push_line(merge)
+                .map_err(|error| TokenizerError::malformed(MERGES, error))?;
         }
-        byte_level_bpe(
-            MERGES,
-            self.ids_by_text(),
+        let merges = merges.into_merges();
+        let options = BpeOptions {
+            ignore_merges: kind.ignores_merges(self.pre.as_deref()),
+            ..BpeOptions::default()
+        };
+        let parts = BpeParts {
+            pieces,
             merges,
-            kind,
-            kind.ignores_merges(self.pre.as_deref()),
-        )
+            options,
+        };
+        byte_level_bpe(MERGES, parts, kind)
     }
 
     /// Sentencepiece's BPE joins the neighbours whose union has the best score. As ranked merges: every way to cut
     /// every piece into two pieces, by the score of the whole.
-    fn sentencepiece_bpe(&self) -> Result<tokenizers::Tokenizer, TokenizerError> {
-        let ids = self.ids_by_text();
-        let mut merges: Vec<(f32, usize, u32, u32, &str, &str)> = Vec::new();
+    fn sentencepiece_bpe(&self) -> Result<Pipeline, TokenizerError> {
+        let pieces = self.pieces()?;
+        let mut merges: Vec<(f32, Merge)> = Vec::new();
         for ((text, &score), &kind) in self.tokens.iter().zip(&self.scores).zip(&self.types) {
             if matches!(kind, token_type::CONTROL | token_type::UNKNOWN)
                 || byte_piece(text).is_some()
@@ -286,54 +283,52 @@ impl Vocabulary {
             }
             for (cut, _) in text.char_indices().skip(1) {
                 let (left, right) = text.split_at(cut);
-                if let (Some(&left_id), Some(&right_id)) = (ids.get(left), ids.get(right)) {
-                    merges.push((score, text.len(), left_id, right_id, left, right));
+                if let (Some(left), Some(right), Some(whole)) =
+                    (pieces.id(left), pieces.id(right), pieces.id(text))
+                {
+                    merges.push((score, Merge { left, right, whole }));
                 }
             }
         }
-        merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.2.cmp(&b.2)).then(a.3.cmp(&b.3)));
-        let merges = merges
-            .into_iter()
-            .map(|(.., left, right)| (left.to_owned(), right.to_owned()))
-            .collect();
-        let has_bytes = ids.contains_key("<0x00>");
-        let unknown = self.named("unknown").map(str::to_owned);
+        merges.sort_by(|(score, merge), (other_score, other)| {
+            let order = other_score.total_cmp(score);
+            order.then((merge.left, merge.right).cmp(&(other.left, other.right)))
+        });
+        let options = BpeOptions {
+            unknown: self.named("unknown").map(str::to_owned),
+            fuse_unknown: true,
+            byte_fallback: pieces.id("<0x00>").is_some(),
+            ..BpeOptions::default()
+        };
+        let parts = BpeParts {
+            merges: merges.into_iter().map(|(_, merge)| merge).collect(),
+            pieces,
+            options,
+        };
+
         let prefix = self.add_space_prefix.unwrap_or(true);
-        guarded(TOKENS, || {
-            let mut model = BPE::builder()
-                .vocab_and_merges(ids.into_iter().collect::<Vocab>(), merges)
-                .byte_fallback(has_bytes)
-                .fuse_unk(true);
-            if let Some(unknown) = unknown {
-                model = model.unk_token(unknown);
-            }
-            let mut inner = tokenizers::Tokenizer::new(model.build()?);
-            let space = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
-            let normalizers = if prefix {
-                json!([{"type": "Prepend", "prepend": SPACE}, space])
-            } else {
-                json!([space])
-            };
-            inner.with_normalizer(Some(normalizer(
-                json!({"type": "Sequence", "normalizers": normalizers}),
-            )?))?;
-            let mut decoders = vec![
-                json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),
-                json!({"type": "ByteFallback"}),
-                json!({"type": "Fuse"}),
-            ];
-            if prefix {
-                decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
-            }
-            let decoder = json!({"type": "Sequence", "decoders": decoders});
-            inner.with_decoder(Some(serde_json::from_value::<tokenizers::DecoderWrapper>(
-                decoder,
-            )?));
-            Ok(inner)
-        })
+        let space = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
+        let normalizers = if prefix {
+            json!([{"type": "Prepend", "prepend": SPACE}, space])
+        } else {
+            json!([space])
+        };
+        let mut decoders = vec![
+            json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),
+            json!({"type": "ByteFallback"}),
+            json!({"type": "Fuse"}),
+        ];
+        if prefix {
+            decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+        }
+        let steps = described_steps(json!({
+            "normalizer": {"type": "Sequence", "normalizers": normalizers},
+            "decoder": {"type": "Sequence", "decoders": decoders},
+        }))?;
+        pipeline(TOKENS, ModelParts::Bpe(parts), steps)
     }
 
-    fn unigram(&self) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    fn unigram(&self) -> Result<Pipeline, TokenizerError> {
         let unknown = self.ids.get("unknown").map(|&id| id as usize);
         let mut seen = HashSet::new();
         let floor = self.scores.iter().copied().fold(0.0_f32, f32::min);
@@ -358,9 +353,14 @@ impl Vocabulary {
         let has_bytes = self.tokens.iter().any(|text| text == "<0x00>");
         let prefix = self.add_space_prefix.unwrap_or(true);
         let squeeze = self.remove_extra_whitespaces.unwrap_or(true);
-        guarded(TOKENS, || {
-            let model = Unigram::from(pieces, unknown, has_bytes)?;
-            let mut inner = tokenizers::Tokenizer::new(ModelWrapper::from(model));
+        let metaspace = json!({
+            "type": "Metaspace",
+            "replacement": SPACE,
+            "prepend_scheme": if prefix { "always" } else { "never" },
+            "split": true,
+        });
+        let mut steps = described_steps(json!({"pre_tokenizer": metaspace, "decoder": metaspace}))?;
+        let model = guarded(TOKENS, || {
             let mut normalizers = Vec::new();
             if !self.charsmap.is_empty() {
                 normalizers.push(NormalizerWrapper::from(Precompiled::from(&self.charsmap)?));
@@ -374,25 +374,14 @@ impl Vocabulary {
                 )?);
             }
             let sequence = tokenizers::normalizers::utils::Sequence::new(normalizers);
-            inner.with_normalizer(Some(NormalizerWrapper::from(sequence)))?;
-            let metaspace = json!({
-                "type": "Metaspace",
-                "replacement": SPACE,
-                "prepend_scheme": if prefix { "always" } else { "never" },
-                "split": true,
-            });
-            inner.with_pre_tokenizer(Some(serde_json::from_value::<
-                tokenizers::PreTokenizerWrapper,
-            >(metaspace.clone())?));
-            inner.with_decoder(Some(serde_json::from_value::<tokenizers::DecoderWrapper>(
-                metaspace,
-            )?));
-            Ok(inner)
-        })
+            steps.normalizer = Some(NormalizerWrapper::from(sequence));
+            Unigram::from(pieces, unknown, has_bytes)
+        })?;
+        pipeline(TOKENS, ModelParts::Library(model.into()), steps)
     }
 
     /// WordPiece as BERT has it. Converters mark the beginnings of words instead of their continuations.
-    fn word_piece(&self) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    fn word_piece(&self) -> Result<Pipeline, TokenizerError> {
         let control = |kind: i64| matches!(kind, token_type::CONTROL | token_type::UNKNOWN);
         let pieces = || {
             let pairs = self.tokens.iter().zip(&self.types);
@@ -412,27 +401,22 @@ impl Vocabulary {
         let cased = pieces()
             .any(|(text, control)| !control && text.bytes().any(|b| b.is_ascii_uppercase()));
         let unknown = self.named("unknown").unwrap_or("[UNK]").to_owned();
-        guarded(TOKENS, || {
-            let model = WordPiece::builder()
-                .vocab(vocabulary)
-                .unk_token(unknown)
-                .build()?;
-            let mut inner = tokenizers::Tokenizer::new(model);
-            inner.with_normalizer(Some(normalizer(json!({
+        let model = guarded(TOKENS, || {
+            let model = WordPiece::builder().vocab(vocabulary).unk_token(unknown);
+            model.build()
+        })?;
+        let steps = described_steps(json!({
+            "normalizer": {
                 "type": "BertNormalizer",
                 "clean_text": true,
                 "handle_chinese_chars": true,
                 "strip_accents": null,
                 "lowercase": !cased,
-            }))?))?;
-            inner.with_pre_tokenizer(Some(serde_json::from_value::<
-                tokenizers::PreTokenizerWrapper,
-            >(json!({"type": "BertPreTokenizer"}))?));
-            inner.with_decoder(Some(serde_json::from_value::<tokenizers::DecoderWrapper>(
-                json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),
-            )?));
-            Ok(inner)
-        })
+            },
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        }))?;
+        pipeline(TOKENS, ModelParts::Library(model.into()), steps)
     }
 
     /// The tokens around a text, with the defaults of each kind where the file does not say.
@@ -474,6 +458,11 @@ impl Vocabulary {
             json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": around}),
         )
     }
+}
+
+/// Steps as tokenizer.json describes them.
+fn described_steps(description: Value) -> Result<Steps, TokenizerError> {
+    guarded(TOKENS, || Ok(serde_json::from_value(description)?))
 }
 
 fn normalizer(description: Value) -> Result<NormalizerWrapper, serde_json::Error> {

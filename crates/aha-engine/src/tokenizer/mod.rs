@@ -1,35 +1,58 @@
 //! Text to token ids and back.
 //!
-//! The Hugging Face `tokenizers` library encodes; decoding is our own, on a table of the bytes of every token, since
-//! streaming needs bytes and the library gives strings.
+//! The Hugging Face `tokenizers` library normalises, cuts texts into words and puts tokens around them. Byte-pair encoding is our
+//! own, on tables a fifth the size of the library's, and so is decoding, on the bytes of every token, since streaming
+//! needs bytes and the library gives strings.
 
+mod bpe;
+mod coding;
 mod error;
 mod export;
 mod files;
 mod folder;
 mod gguf;
+mod model;
+mod pieces;
 mod pre;
+mod read;
+mod slots;
 mod special;
-mod table;
 
 pub use error::TokenizerError;
 pub use special::SpecialTokens;
 
 pub(crate) use files::{read_json, read_text};
 
+use coding::PieceCoding;
+use model::{Model, ModelParts};
+use read::Steps;
 use serde_json::Value;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use table::{PieceCoding, TokenKind, TokenTable};
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    TokenizerImpl,
+};
 
 /// Most whitespace characters in a row that a text may have. The usual patterns look ahead after whitespace, and the
 /// regular expression engine gives up (silently, inside the tokenizer library) after a million steps back.
 const MAX_WHITESPACE_RUN: usize = 200_000;
 
+/// The library's pipeline around a model.
+type Pipeline = TokenizerImpl<
+    Model,
+    NormalizerWrapper,
+    PreTokenizerWrapper,
+    PostProcessorWrapper,
+    DecoderWrapper,
+>;
+
 /// A checkpoint's tokenizer.
-#[derive(Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
-    table: TokenTable,
+    inner: Pipeline,
+    /// Tokens that are matched as a whole, many of which are no pieces of the model.
+    added: HashMap<u32, AddedToken>,
+    vocab_size: usize,
     special: SpecialTokens,
     ends: Vec<u32>,
     strips_leading_space: bool,
@@ -38,48 +61,19 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Makes the decoding table. `ends` are the tokens that end a generation, as far as the tokenizer's files say.
+    /// `ends` are the tokens that end a generation, as far as the tokenizer's files say.
     fn assemble(
-        mut inner: tokenizers::Tokenizer,
+        inner: Pipeline,
         special: SpecialTokens,
         ends: Vec<u32>,
     ) -> Result<Self, TokenizerError> {
-        // Nothing is ever cut or padded silently: whoever needs a length limit applies it to the ids.
-        inner
-            .with_truncation(None)
-            .map_err(|error| TokenizerError::malformed("tokenizer.json", error))?;
-        inner.with_padding(None);
-
-        let (coding, strips_leading_space) = decoding_rules(&inner)?;
-        let added = inner.get_added_tokens_decoder();
-        let vocabulary = inner.get_vocab(true);
-        let mut entries: Vec<(u32, &str, TokenKind)> = vocabulary
-            .iter()
-            .map(|(text, &id)| {
-                let kind = match added.get(&id) {
-                    Some(token) if token.special => TokenKind::Special,
-                    Some(_) => TokenKind::Added,
-                    None => TokenKind::Piece,
-                };
-                (id, text.as_str(), kind)
-            })
-            .collect();
-        entries.sort_unstable_by_key(|(id, ..)| *id);
-        // Ids come from the file: a lone huge one must not size the table.
-        let largest = entries.last().map_or(0, |entry| entry.0 as usize);
-        if largest > 4 * entries.len() + 65_536 {
-            return Err(TokenizerError::malformed(
-                "tokenizer.json",
-                format!(
-                    "the largest token id is {largest}, but there are only {} tokens",
-                    entries.len()
-                ),
-            ));
-        }
-        let table = TokenTable::new(entries.into_iter(), coding);
+        let (_, strips_leading_space) = decoding_rules(inner.get_decoder())?;
+        let added: HashMap<_, _> = inner.get_added_tokens_decoder().into_iter().collect();
+        let behind_added = added.keys().max().map_or(0, |id| *id as usize + 1);
         let mut tokenizer = Self {
+            vocab_size: behind_added.max(inner.get_model().pieces().len()),
             inner,
-            table,
+            added,
             special,
             ends,
             strips_leading_space,
@@ -150,12 +144,15 @@ impl Tokenizer {
 
     /// The bytes that one token stands for, not necessarily whole characters; `None` for an id without a token.
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
-        self.table.bytes(id)
+        match self.added.get(&id) {
+            Some(token) => Some(token.content.as_bytes()),
+            None => self.inner.get_model().pieces().bytes(id),
+        }
     }
 
     /// Whether `id` is a control token, left out of texts by `skip_special`.
     pub fn is_special(&self, id: u32) -> bool {
-        self.table.kind(id) == TokenKind::Special
+        self.added.get(&id).is_some_and(|token| token.special)
     }
 
     /// The id of the token with exactly this text, in the vocabulary's own writing.
@@ -170,7 +167,7 @@ impl Tokenizer {
 
     /// One more than the largest token id. A model may have more rows of logits; those stand for no token.
     pub fn vocab_size(&self) -> usize {
-        self.table.len()
+        self.vocab_size
     }
 
     /// The beginning-of-sequence token, if the tokenizer names one.
@@ -209,6 +206,30 @@ impl Tokenizer {
     }
 }
 
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size)
+            .field("special", &self.special)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A tokenizer without added tokens.
+fn pipeline(origin: &str, model: ModelParts, steps: Steps) -> Result<Pipeline, TokenizerError> {
+    let (coding, _) = decoding_rules(steps.decoder.as_ref())?;
+    let model =
+        Model::new(model, coding).map_err(|error| TokenizerError::malformed(origin, error))?;
+    guarded(origin, || {
+        let mut inner = Pipeline::new(model);
+        inner.with_normalizer(steps.normalizer)?;
+        inner.with_pre_tokenizer(steps.pre_tokenizer);
+        inner.with_post_processor(steps.post_processor);
+        inner.with_decoder(steps.decoder);
+        Ok(inner)
+    })
+}
+
 /// Runs a constructor of the tokenizer library, which asserts what it could report.
 fn guarded<T>(
     origin: &str,
@@ -224,8 +245,8 @@ fn guarded<T>(
 }
 
 /// How pieces stand for bytes, and whether a leading space is dropped, read from the tokenizer's decoder.
-fn decoding_rules(inner: &tokenizers::Tokenizer) -> Result<(PieceCoding, bool), TokenizerError> {
-    let decoder = serde_json::to_value(inner.get_decoder())
+fn decoding_rules(decoder: Option<&DecoderWrapper>) -> Result<(PieceCoding, bool), TokenizerError> {
+    let decoder = serde_json::to_value(decoder)
         .map_err(|error| TokenizerError::malformed("the decoder", error))?;
     let steps = match decoder.get("decoders") {
         Some(Value::Array(steps)) => steps.as_slice(),
@@ -269,5 +290,7 @@ fn longest_whitespace_run(text: &str) -> usize {
     longest
 }
 
+#[cfg(test)]
+mod compare_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -167,6 +167,109 @@ fn malformed_files_are_named() {
     );
 }
 
+/// The tokenizer of a tokenizer.json with this model, written as text.
+fn with_model(model: &str) -> Result<Tokenizer, TokenizerError> {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(r#"{{"added_tokens": [], "model": {model}}}"#);
+    std::fs::write(folder.path().join("tokenizer.json"), text).unwrap();
+    Tokenizer::from_folder(folder.path())
+}
+
+#[test]
+fn models_are_read_in_every_way_of_writing_them() {
+    let vocab = r#""vocab": {"a": 2, "b": 0, "ab": 7, "\u00e9": 1}"#;
+    for model in [
+        format!(r##"{{"type": "BPE", {vocab}, "merges": ["#version: 0.2", "a b"]}}"##),
+        format!(r#"{{"type": "BPE", {vocab}, "merges": [["a", "b"]], "dropout": null}}"#),
+        format!(r#"{{"type": "BPE", "merges": ["a b"], {vocab}, "dropout": 0.0}}"#),
+        format!(r#"{{"merges": [["a", "b"]], "type": "BPE", {vocab}, "new_key": [{{}}]}}"#),
+        format!(r#"{{{vocab}, "merges": ["a b"], "unk_token": null, "fuse_unk": null}}"#),
+    ] {
+        let tokenizer = with_model(&model).unwrap();
+        assert_eq!(
+            tokenizer.encode("abéba", false).unwrap(),
+            [7, 1, 0, 2],
+            "{model}"
+        );
+        assert_eq!(tokenizer.vocab_size(), 8);
+        assert_eq!(tokenizer.token_bytes(3), None);
+        assert_eq!(tokenizer.token_bytes(7), Some(&b"ab"[..]));
+    }
+    let words = r#"{"type": "WordLevel", "vocab": {"ab": 1, "?": 0}, "unk_token": "?"}"#;
+    assert_eq!(with_model(words).unwrap().encode("ab", false).unwrap(), [1]);
+}
+
+#[test]
+fn contradictions_of_a_model_are_named() {
+    let bpe = |rest: &str| format!(r#"{{"type": "BPE", {rest}}}"#);
+    let merges = |merges: &str| {
+        bpe(&format!(
+            r#""vocab": {{"a": 0, "b": 1, "ab": 2}}, "merges": {merges}"#
+        ))
+    };
+    let valid = merges(r#"["a b"]"#);
+    assert!(with_model(&valid).is_ok());
+    for (model, expected) in [
+        (bpe(r#""vocab": {"a": 0, "b": 0}, "merges": []"#), "id 0"),
+        (bpe(r#""vocab": {"a": 0, "a": 1}, "merges": []"#), "`a`"),
+        (
+            bpe(r#""vocab": {"a": 4000000000}, "merges": []"#),
+            "4000000000",
+        ),
+        (
+            bpe(r#""vocab": {"a": 5000000000}, "merges": []"#),
+            "5000000000",
+        ),
+        (bpe(r#""vocab": {"a": -1}, "merges": []"#), "-1"),
+        (bpe(r#""vocab": {"a": 0.5}, "merges": []"#), "0.5"),
+        (bpe(r#""vocab": ["a"], "merges": []"#), "ids by their texts"),
+        (bpe(r#""vocab": {}"#), "merges"),
+        (bpe(r#""merges": []"#), "vocab"),
+        (merges(r#"["a c"]"#), "`c`"),
+        (merges(r#"["b a"]"#), "`ba`"),
+        (merges(r#"["ab"]"#), "merge 0"),
+        (merges(r#"["a "]"#), "merge 0"),
+        (merges(r#"[["", "b"]]"#), "merge 0"),
+        (merges(r#"[["a"]]"#), "length 1"),
+        (merges(r#"[["a", "b", "ab"]]"#), "length 3"),
+        (merges("[1]"), "two pieces"),
+        (merges("null"), "list of merges"),
+        (merges(r#"["a b"], "dropout": 0.1"#), "dropout"),
+        (
+            merges(r#"["a b"], "continuing_subword_prefix": "x""#),
+            "behind the merges",
+        ),
+        (r#"{"type": "Other"}"#.to_owned(), "Other"),
+        ("null".to_owned(), "a model"),
+        (valid[..valid.len() - 3].to_owned(), "EOF"),
+    ] {
+        let error = with_model(&model).unwrap_err();
+        let named = matches!(&error, TokenizerError::Malformed { origin, .. } if origin.contains("tokenizer.json"));
+        assert!(
+            named && error.to_string().contains(expected),
+            "{model}: {error}"
+        );
+    }
+}
+
+#[test]
+fn files_cut_short_or_with_other_bytes_never_panic() {
+    let good = std::fs::read(fixture("llama/smol").join("tokenizer.json")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    for step in 0..60 {
+        std::fs::write(&path, &good[..good.len() * step / 60]).unwrap();
+        assert!(Tokenizer::from_folder(folder.path()).is_err());
+        let mut changed = good.clone();
+        let at = (step * 7919 * 31) % good.len();
+        changed[at] = b"\"0,:[]{}"[step % 8];
+        std::fs::write(&path, &changed).unwrap();
+        if let Ok(tokenizer) = Tokenizer::from_folder(folder.path()) {
+            assert!(tokenizer.encode("It's 12 words", true).is_ok());
+        }
+    }
+}
+
 #[test]
 fn oversized_files_are_refused_before_they_are_read() {
     let folder = tempfile::tempdir().unwrap();
