@@ -21,11 +21,17 @@ pub trait Generator: Send + Sync {
     /// Where the tensors live.
     fn device(&self) -> &Device;
 
-    /// Runs the batch and returns logits `[batch.logit_rows(), vocab_size]` in f32, in the order asked for.
+    /// Runs the batch; `logits` becomes `[batch.logit_rows(), vocab_size]`, in the order asked for. No rows are asked for
+    /// of unfinished chunks of prompts: then `logits` is of no use.
     ///
     /// Every sequence's new keys and values (or recurrent state) are in `cache` afterwards.
-    fn forward(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor>;
+    fn forward_into(&self, batch: &Batch, cache: &mut Cache, logits: &mut Vec<f32>) -> Result<()>;
 
-    /// Runs a batch of which no logits are asked for: unfinished chunks of prompts.
-    fn prefill(&self, batch: &Batch, cache: &mut Cache) -> Result<()>;
+    /// The same, with logits as a tensor on the CPU.
+    fn forward(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
+        let mut logits = Vec::new();
+        self.forward_into(batch, cache, &mut logits)?;
+        let shape = (batch.logit_rows().len(), self.vocab_size());
+        Tensor::from_vec(logits, shape, &Device::Cpu)
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::error::EngineError;
 use crate::request::{NgramWindow, SamplingParams};
+use aha_kernels::softmax_weights;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use std::cmp::Ordering;
@@ -46,7 +47,18 @@ pub(crate) struct Sampler {
     output_counts: HashMap<u32, u32>,
     /// Prompt and output, for the bans of n-grams; empty without one.
     history: Vec<u32>,
-    scratch: Vec<f32>,
+    scratch: Scratch,
+}
+
+/// Memory of a choice, kept for the next one.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// Logits after the request's rules.
+    scores: Vec<f32>,
+    /// Of each token, that of the most probable one being 1.
+    weights: Vec<f32>,
+    /// Tokens that `top_k` and `top_p` leave.
+    candidates: Vec<u32>,
 }
 
 impl Sampler {
@@ -65,7 +77,7 @@ impl Sampler {
             prompt_tokens,
             output_counts: HashMap::new(),
             history: Vec::new(),
-            scratch: Vec::new(),
+            scratch: Scratch::default(),
         };
         if sampler.bans_ngrams() {
             sampler.history = prompt.to_vec();
@@ -80,7 +92,7 @@ impl Sampler {
         let choice = if suppressed.is_empty() && banned.is_empty() && !self.adjusts() {
             self.choose(logits)
         } else {
-            let mut scores = std::mem::take(&mut self.scratch);
+            let mut scores = std::mem::take(&mut self.scratch.scores);
             scores.clear();
             scores.extend_from_slice(logits);
             self.adjust(&mut scores);
@@ -90,7 +102,7 @@ impl Sampler {
                 }
             }
             let choice = self.choose(&scores);
-            self.scratch = scores;
+            self.scratch.scores = scores;
             choice
         };
         let token = match choice {
@@ -99,7 +111,9 @@ impl Sampler {
             }
             choice => choice?,
         };
-        *self.output_counts.entry(token).or_default() += 1;
+        if self.adjusts() {
+            *self.output_counts.entry(token).or_default() += 1;
+        }
         if self.bans_ngrams() {
             self.history.push(token);
         }
@@ -169,76 +183,137 @@ impl Sampler {
 
     fn choose(&mut self, scores: &[f32]) -> Result<u32, NoChoice> {
         let best = argmax(scores)?;
-        if self.params.temperature == 0.0 || self.params.top_k == 1 {
+        let SamplingParams {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            ..
+        } = self.params;
+        if temperature == 0.0 || top_k == 1 {
             return Ok(best);
         }
+        let point = self.uniform();
+        let Scratch {
+            weights,
+            candidates,
+            ..
+        } = &mut self.scratch;
         let highest = scores[best as usize];
-        let temperature = self.params.temperature;
-        let weight = |token: u32| f64::from((scores[token as usize] - highest) / temperature).exp();
-
-        let mut kept = self.candidates(scores, &weight);
-        if self.params.min_p > 0.0 {
-            // The most probable token's weight is exp(0) = 1.
-            let least = f64::from(self.params.min_p);
-            kept.retain(|(_, weight)| *weight >= least);
-        }
-        let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
-        let mut point = self.uniform() * total;
-        for (token, weight) in &kept {
-            point -= weight;
-            if point < 0.0 {
-                return Ok(*token);
-            }
-        }
-        // Rounding can leave the point at the very end.
-        Ok(kept
-            .iter()
-            .rev()
-            .find(|(_, weight)| *weight > 0.0)
-            .map_or(best, |(token, _)| *token))
-    }
-
-    /// The tokens that `top_k` and then `top_p` leave, with their unnormalised weights.
-    fn candidates(&self, scores: &[f32], weight: &impl Fn(u32) -> f64) -> Vec<(u32, f64)> {
-        let SamplingParams { top_k, top_p, .. } = self.params;
-        let weighted = |tokens: &[u32]| {
-            tokens
-                .iter()
-                .map(|token| (*token, weight(*token)))
-                .collect::<Vec<_>>()
+        let total = softmax_weights(scores, highest, 1.0 / temperature, weights);
+        let limits = Limits {
+            top_k: if top_k == 0 { scores.len() } else { top_k },
+            top_p,
         };
-        let mut tokens: Vec<u32> = (0..scores.len() as u32).collect();
-        if top_k > 0 && top_k < tokens.len() {
-            most_probable_first(&mut tokens, scores, top_k);
-            tokens.truncate(top_k);
-        }
-        if top_p >= 1.0 {
-            return weighted(&tokens);
-        }
-        let total: f64 = tokens.iter().map(|token| weight(*token)).sum();
-        let wanted = f64::from(top_p) * total;
-        // Nearly always a few hundred tokens reach top_p: sort so many, and more only if they do not.
-        let mut sorted = 256.min(tokens.len());
-        loop {
-            most_probable_first(&mut tokens, scores, sorted);
-            let mut reached = 0.0;
-            for (index, token) in tokens[..sorted].iter().enumerate() {
-                reached += weight(*token);
-                if reached >= wanted {
-                    return weighted(&tokens[..=index]);
-                }
-            }
-            if sorted == tokens.len() {
-                return weighted(&tokens);
-            }
-            sorted = (sorted * 8).min(tokens.len());
-        }
+        let chosen = if limits.top_k < scores.len() || top_p < 1.0 {
+            limits.choose(scores, weights, total, candidates);
+            draw(candidates.iter().copied(), weights, min_p, point)
+        } else {
+            draw(0..scores.len() as u32, weights, min_p, point)
+        };
+        Ok(chosen.unwrap_or(best))
     }
 
     /// A number in [0, 1) with 53 random bits.
     fn uniform(&mut self) -> f64 {
         (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
+}
+
+/// How many tokens may be drawn.
+struct Limits {
+    top_k: usize,
+    top_p: f32,
+}
+
+impl Limits {
+    /// Writes the tokens that `top_k` and then `top_p` leave to `candidates`, best first. `total` is the sum of all
+    /// weights.
+    fn choose(&self, scores: &[f32], weights: &[f32], total: f64, candidates: &mut Vec<u32>) {
+        candidates.clear();
+        let len = scores.len();
+        let weight = |token: &u32| f64::from(weights[*token as usize]);
+        let top_p = f64::from(self.top_p);
+        let wanted = if self.top_k < len {
+            // Sorting a whole vocabulary would take longer than the smaller layers of a model.
+            let least = at_least_as_many(scores, self.top_k);
+            candidates.extend((0..len as u32).filter(|token| scores[*token as usize] >= least));
+            most_probable_first(candidates, scores, self.top_k);
+            candidates.truncate(self.top_k);
+            top_p * candidates.iter().map(weight).sum::<f64>()
+        } else {
+            // All tokens below this weigh less together than what may be left out: top_p is reached without them. A
+            // little less, for the rounding of sums.
+            let least = 0.999 * (1.0 - top_p) * total / len as f64;
+            candidates.extend((0..len as u32).filter(|token| weight(token) >= least));
+            top_p * total
+        };
+        if self.top_p >= 1.0 {
+            return;
+        }
+        // Nearly always a few hundred tokens reach top_p: sort so many, and more only if they do not.
+        let mut sorted = 256.min(candidates.len());
+        loop {
+            most_probable_first(candidates, scores, sorted);
+            let mut reached = 0.0;
+            for (index, token) in candidates[..sorted].iter().enumerate() {
+                reached += weight(token);
+                if reached >= wanted {
+                    return candidates.truncate(index + 1);
+                }
+            }
+            if sorted == candidates.len() {
+                return;
+            }
+            sorted = (sorted * 8).min(candidates.len());
+        }
+    }
+}
+
+/// A score that at least `count` scores reach: the `count`-th largest of the maxima of as many parts, which is near the
+/// `count`-th largest score where `count` is small.
+fn at_least_as_many(scores: &[f32], count: usize) -> f32 {
+    /// Parts whose maxima have room on the stack.
+    const PARTS: usize = 2048;
+    let parts = PARTS.min(scores.len());
+    if count > parts {
+        return f32::NEG_INFINITY;
+    }
+    let mut maxima = [f32::NEG_INFINITY; PARTS];
+    let cut = |part: usize| part * scores.len() / parts;
+    for (part, largest) in maxima[..parts].iter_mut().enumerate() {
+        let part = scores[cut(part)..cut(part + 1)].iter();
+        *largest = part.fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    }
+    let (_, least, _) = maxima[..parts].select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
+    *least
+}
+
+/// The token at `point`, which is in [0, 1), of those of `tokens` that weigh at least `min_p`.
+fn draw(
+    tokens: impl Iterator<Item = u32> + Clone,
+    weights: &[f32],
+    min_p: f32,
+    point: f64,
+) -> Option<u32> {
+    // The most probable token weighs 1.
+    let kept = tokens
+        .map(|token| (token, weights[token as usize]))
+        .filter(|(_, weight)| *weight >= min_p);
+    let total: f64 = kept.clone().map(|(_, weight)| f64::from(weight)).sum();
+    let mut point = point * total;
+    let mut last = None;
+    for (token, weight) in kept {
+        point -= f64::from(weight);
+        if weight > 0.0 {
+            last = Some(token);
+            if point < 0.0 {
+                break;
+            }
+        }
+    }
+    // Rounding can leave the point at the very end.
+    last
 }
 
 /// Best first; equal scores by token id, so that the order is total and the same everywhere.
@@ -434,12 +509,74 @@ mod tests {
 
     #[test]
     fn top_p_over_a_large_flat_vocabulary_is_exact() {
-        let logits = vec![0.0f32; 5000];
-        let sampler = sampler(SamplingParams {
+        let scores = vec![0.0f32; 5000];
+        let limits = Limits {
+            top_k: scores.len(),
             top_p: 0.5,
-            ..Default::default()
+        };
+        let mut candidates = Vec::new();
+        limits.choose(&scores, &vec![1.0; 5000], 5000.0, &mut candidates);
+        assert_eq!(candidates.len(), 2500);
+    }
+
+    /// What a sort of the whole vocabulary leaves.
+    fn sorted_limits(limits: &Limits, scores: &[f32], weights: &[f32]) -> Vec<u32> {
+        let mut tokens: Vec<u32> = (0..scores.len() as u32).collect();
+        tokens.sort_unstable_by(by_score(scores));
+        tokens.truncate(limits.top_k);
+        let weight = |token: &u32| f64::from(weights[*token as usize]);
+        let wanted = f64::from(limits.top_p) * tokens.iter().map(weight).sum::<f64>();
+        let mut reached = 0.0;
+        let last = tokens.iter().position(|token| {
+            reached += weight(token);
+            reached >= wanted
         });
-        assert_eq!(sampler.candidates(&logits, &|_| 1.0).len(), 2500);
+        if limits.top_p < 1.0 {
+            tokens.truncate(last.map_or(tokens.len(), |last| last + 1));
+        }
+        tokens
+    }
+
+    #[test]
+    fn limits_leave_what_a_sort_of_everything_leaves() {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(3);
+        let mut uniform = || (random.next_u64() >> 40) as f32 / (1 << 24) as f32;
+        for len in [1, 5, 300, 5000, 50_000] {
+            // Peaked, flat, and with many equal scores.
+            for (spread, step) in [(30.0, 0.0), (0.1, 0.0), (8.0, 0.5)] {
+                let score = |_| {
+                    let score: f32 = uniform() * spread;
+                    if step > 0.0 {
+                        (score / step).round() * step
+                    } else {
+                        score
+                    }
+                };
+                let scores: Vec<f32> = (0..len).map(score).collect();
+                let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let mut weights = Vec::new();
+                let total = softmax_weights(&scores, highest, 1.0, &mut weights);
+                for top_k in [1, 2, 40, 3000, len] {
+                    for top_p in [0.0, 0.3, 0.9, 0.999, 1.0] {
+                        let limits = Limits {
+                            top_k: top_k.min(len),
+                            top_p,
+                        };
+                        let mut have = vec![7];
+                        limits.choose(&scores, &weights, total, &mut have);
+                        let want = sorted_limits(&limits, &scores, &weights);
+                        // Sums in another order differ in their last bits, and so may the last token.
+                        let common = have.len().min(want.len());
+                        assert!(
+                            have.len().abs_diff(want.len()) <= 1
+                                && (top_k.min(len) == len && top_p == 1.0
+                                    || have[..common] == want[..common]),
+                            "{len} scores, {top_k}, {top_p}"
+                        );
+                    }
+                }
+            }
+        }
     }
 
     #[test]

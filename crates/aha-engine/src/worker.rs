@@ -12,8 +12,7 @@ use crate::scheduler::{BlockPool, Plan, Scheduler, SequenceId, StatePool};
 use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, CacheSpec};
 use aha_nn::weights::Unpacked;
-use aha_nn::with_f32;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -94,6 +93,8 @@ pub(crate) struct Worker {
     spec: CacheSpec,
     size: CacheSize,
     cache: Cache,
+    /// Memory for a step's logits.
+    logits: Vec<f32>,
     scheduler: Scheduler,
     options: EngineOptions,
     active: HashMap<SequenceId, Active>,
@@ -122,6 +123,7 @@ impl Worker {
             spec,
             size,
             cache,
+            logits: Vec::new(),
             scheduler,
             options,
             active: HashMap::new(),
@@ -277,13 +279,12 @@ impl Worker {
 
     fn compute(&mut self, plan: &Plan) -> Result<()> {
         self.cache.copy_states(&plan.restored)?;
-        let logits = self.forward(plan)?;
+        let mut logits = std::mem::take(&mut self.logits);
+        self.forward(plan, &mut logits)?;
         let kept = self.scheduler.complete(plan);
         self.cache.copy_states(&kept)?;
-        let chosen = match logits {
-            Some(logits) => with_f32(&logits, |logits| self.choose(plan, logits))?,
-            None => Vec::new(),
-        };
+        let chosen = self.choose(plan, &logits);
+        self.logits = logits;
         for (id, choice) in chosen {
             let Some(active) = self.active.get_mut(&id) else {
                 continue;
@@ -343,8 +344,8 @@ impl Worker {
             .collect()
     }
 
-    /// Logits of the rows asked for, on the CPU in f32; none where no row is asked for.
-    fn forward(&mut self, plan: &Plan) -> Result<Option<Tensor>> {
+    /// Runs the model; `logits` becomes those of the rows asked for, one after another.
+    fn forward(&mut self, plan: &Plan, logits: &mut Vec<f32>) -> Result<()> {
         let sequences = plan
             .scheduled
             .iter()
@@ -364,14 +365,7 @@ impl Worker {
                 .map_or(&[], |active| active.prompt().media.as_slice())
         })?;
         let batch = batch.with_encoded(encoded)?;
-        if plan.logit_rows.is_empty() {
-            // Only prompt chunks that are not finished: the caches are all that is wanted.
-            self.generator.prefill(&batch, &mut self.cache)?;
-            return Ok(None);
-        }
-        let logits = self.generator.forward(&batch, &mut self.cache)?;
-        let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-        logits.contiguous().map(Some)
+        self.generator.forward_into(&batch, &mut self.cache, logits)
     }
 
     fn fail(&mut self, plan: &Plan, error: &EngineError) {

@@ -69,18 +69,17 @@ fn attention(criterion: &mut Criterion) {
     let Ok(cache) = filled else { return };
     let mut group = criterion.benchmark_group("attention/context 1024");
     for query_len in [1, 512] {
-        let window = None;
         let sequences = [PagedSequence {
             query_start: 0,
             query_len,
             context_len,
             blocks: &blocks,
-            window,
         }];
         let attention = PagedAttention {
             num_heads,
             block_size,
             scale: 0.088,
+            window: None,
             sequences: &sequences,
         };
         let q = ramp(query_len * num_heads * head_dim);

@@ -99,7 +99,6 @@ fn attention(bandwidth: f64, rate: f64) -> Result<(), KernelError> {
                 query_len,
                 context_len,
                 blocks: &blocks[index * context_len / block_size..],
-                window: None,
             })
             .collect();
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -107,6 +106,7 @@ fn attention(bandwidth: f64, rate: f64) -> Result<(), KernelError> {
             num_heads,
             block_size,
             scale,
+            window: None,
             sequences: &sequences,
         };
         let seconds = fastest(10, || attention.forward(&q, &cache, &mut out))?;

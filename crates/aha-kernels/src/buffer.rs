@@ -1,7 +1,7 @@
 //! Memory in cache lines: packed weights and scratch space.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::ptr::NonNull;
 
@@ -232,5 +232,17 @@ pub(crate) fn with_scratch<R>(lines: usize, work: impl FnOnce(&mut [Line]) -> R)
     if memory.len() <= KEPT_LINES {
         SCRATCH.with_borrow_mut(|pieces| pieces.push(memory));
     }
+    result
+}
+
+/// Runs `work` on an empty vector, whose memory the thread keeps for the next call.
+pub(crate) fn with_indices<R>(work: impl FnOnce(&mut Vec<usize>) -> R) -> R {
+    thread_local! {
+        static INDICES: Cell<Vec<usize>> = const { Cell::new(Vec::new()) };
+    }
+    let mut indices = INDICES.take();
+    indices.clear();
+    let result = work(&mut indices);
+    INDICES.set(indices);
     result
 }

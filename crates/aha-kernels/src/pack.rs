@@ -3,11 +3,12 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use half::{bf16, f16};
+use smallvec::SmallVec;
 
 use crate::buffer::{AlignedBytes, as_f32, as_f32_mut, as_u16, as_u16_mut};
 use crate::error::{check_len, checked_mul};
 use crate::foresight::{Follower, Place};
-use crate::matmul::{self, Job, Output};
+use crate::matmul::{self, Job, MATRICES, Output};
 use crate::quant::{self, Format};
 use crate::{InstructionSet, KernelError, instruction_set};
 
@@ -503,6 +504,36 @@ impl PackedMatrix {
         // SAFETY: `len` values were reserved, and the products have written each of them.
         unsafe { out.set_len(len) };
         Ok(out)
+    }
+
+    /// [`PackedMatrix::matmul_together`] into given places, `outs[index]` being `[m, rows]` of its matrix.
+    ///
+    /// # Errors
+    /// As there, and when a slice of `outs` does not fit.
+    pub fn matmul_into<const N: usize>(
+        weights: [&Self; N],
+        x: &[f32],
+        m: usize,
+        outs: [&mut [f32]; N],
+    ) -> Result<(), KernelError> {
+        let set = instruction_set();
+        let mut packed = [const { None }; N];
+        for ((w, out), packed) in weights.iter().zip(&outs).zip(&mut packed) {
+            check_len("x", checked_mul(m, w.cols)?, x.len())?;
+            check_len("out", checked_mul(m, w.rows)?, out.len())?;
+            *packed = w.packed_for(set)?;
+        }
+        let mut outs = outs.into_iter();
+        let jobs: SmallVec<[Job<'_>; MATRICES]> = (weights.iter().zip(&packed))
+            .zip(&mut outs)
+            .map(|((w, packed), out)| Job {
+                w: packed.as_ref().unwrap_or(w),
+                // SAFETY: the matrix is this part of `outs`, which is borrowed exclusively.
+                out: unsafe { Output::new(out.as_mut_ptr(), m, w.rows) },
+            })
+            .collect();
+        matmul::matmul(set, &jobs, x, m);
+        Ok(())
     }
 
     /// Copies row `index` into `out` as `f32`: the embedding lookup of tied weights.

@@ -307,6 +307,23 @@ pub(crate) fn for_each_stretch<T: Send>(
     for_each_chunk(out, size, |index, stretch| task(index * size, stretch));
 }
 
+/// The same for two slices of one length, which are cut alike.
+pub(crate) fn for_each_stretch_of_two<T: Send>(
+    [first, second]: [&mut [T]; 2],
+    parallel_from: usize,
+    size: usize,
+    task: impl Fn(usize, &mut [T], &mut [T]) + Sync,
+) {
+    assert_eq!(first.len(), second.len());
+    let start = Shareable(first.as_mut_ptr());
+    for_each_stretch(second, parallel_from, size, |from, second| {
+        // SAFETY: the stretches of `second`, which is as long, are inside it and apart; so are these of `first`, which
+        // is borrowed exclusively.
+        let first = unsafe { std::slice::from_raw_parts_mut(start.get().add(from), second.len()) };
+        task(from, first, second);
+    });
+}
+
 /// Runs `task` for each piece `starts[index]..starts[index + 1]` of `out`, on all threads where
 /// `parallel`.
 pub(crate) fn for_each_piece<T: Send>(

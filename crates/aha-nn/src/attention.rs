@@ -3,12 +3,13 @@
 use crate::batch::{Batch, SequenceSlice};
 use crate::cache::{KvCache, append};
 use crate::cpu::borrowed;
+use crate::host::{HostStep, Parts, paged_sequences, through_tensors};
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::ragged::{RaggedAttention, SequenceBounds};
 use crate::rope::{RopePairing, Rotation};
 use crate::weights::{Result, Weights};
-use aha_kernels::{HeadRotation, PagedAttention, PagedCache, PagedSequence, Projected};
+use aha_kernels::{HeadRotation, PagedAttention, PagedCache, PagedSequence, Projected, Rows};
 use candle_core::{D, DType, Module, Tensor};
 
 /// Shape and options of a self-attention block; keys of config.json in brackets.
@@ -136,31 +137,44 @@ impl SelfAttention {
             ..
         } = self.config;
         let projected = self.project(x)?;
-        let attention = CausalAttention {
-            batch,
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            window,
-            scale: 1.0 / (head_dim as f64).sqrt(),
-        };
         let attended = match cache {
             KvCache::Host(cache) => {
-                let norm_after = self.config.norm_after_rotation;
-                let heads = [
-                    (num_heads, self.q_norm.as_ref()),
-                    (num_kv_heads, self.k_norm.as_ref()),
+                // Without the kernel's form, queries and keys come to it rotated.
+                let (projected, rotation) = if rotation.has_kernel() {
+                    (&projected, Some(rotation))
+                } else {
+                    (&self.rotated(projected.clone(), rotation)?, None)
+                };
+                let Projections {
+                    queries,
+                    keys,
+                    values,
+                    ..
+                } = projected;
+                let rows = [queries, keys, values].map(borrowed);
+                let rows = [
+                    rows[0].rows_f32()?,
+                    rows[1].rows_f32()?,
+                    rows[2].rows_f32()?,
                 ];
-                rotation.with_kernels(heads, head_dim, norm_after, |rotations| match rotations {
-                    Some(rotations) => attention.forward_paged(&projected, Some(rotations), cache),
-                    None => attention.forward_paged(
-                        &self.rotated(projected.clone(), rotation)?,
-                        None,
-                        cache,
-                    ),
-                })?
+                let mut attended = vec![0f32; batch.num_tokens() * num_heads * head_dim];
+                let sequences = paged_sequences(batch).collect::<Vec<_>>();
+                self.attend(rows, rotation, batch, &sequences, cache, &mut attended)?;
+                Tensor::from_vec(
+                    attended,
+                    (batch.num_tokens(), num_heads * head_dim),
+                    x.device(),
+                )?
             }
             KvCache::Device { keys, values } => {
+                let attention = CausalAttention {
+                    batch,
+                    num_heads,
+                    num_kv_heads,
+                    head_dim,
+                    window,
+                    scale: 1.0 / (head_dim as f64).sqrt(),
+                };
                 let projected = self.rotated(projected.clone(), rotation)?;
                 let width = num_kv_heads * head_dim;
                 let new_keys = projected.keys.reshape((batch.num_tokens(), width))?;
@@ -170,6 +184,88 @@ impl SelfAttention {
             }
         };
         self.output(attended, projected.gate)
+    }
+
+    /// The same from rows to rows on the CPU.
+    ///
+    /// # Errors
+    /// When weights or cache are on another device, or a slice does not fit.
+    pub fn forward_rows(
+        &self,
+        x: &[f32],
+        step: &HostStep<'_>,
+        cache: &mut KvCache,
+        parts: &mut Parts,
+        out: &mut [f32],
+    ) -> candle_core::Result<()> {
+        let (tokens, config) = (step.num_tokens(), &self.config);
+        let cache = match cache {
+            KvCache::Host(cache) if step.rotation.has_kernel() && !config.output_gate => cache,
+            cache => {
+                return through_tensors(x, tokens, out, |x| {
+                    self.forward(x, step.rotation, step.batch, cache)
+                });
+            }
+        };
+        let (width, kv_width) = (
+            config.num_heads * config.head_dim,
+            config.num_kv_heads * config.head_dim,
+        );
+        let [attended, queries, keys, values] =
+            parts.rows([width, width, kv_width, kv_width].map(|width| tokens * width));
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let projected = [&mut *queries, &mut *keys, &mut *values];
+        Linear::forward_rows(projections, x, tokens, projected)?;
+        let rows = [(&*queries, width), (&*keys, kv_width), (&*values, kv_width)]
+            .map(|(values, stride)| Rows { values, stride });
+        let rotation = Some(step.rotation);
+        self.attend(rows, rotation, step.batch, step.sequences, cache, attended)?;
+        Linear::forward_rows([&self.o_proj], attended, tokens, [out])
+    }
+
+    /// The CPU's kernel, which appends the tokens' keys and values to the cache, and reads all where they lie.
+    /// `projected` are queries `[tokens, num_heads * head_dim]`, keys and values `[tokens, num_kv_heads * head_dim]`; it
+    /// norms and rotates queries and keys where there is a rotation, which must have the kernel's form.
+    fn attend(
+        &self,
+        projected: [Rows<'_>; 3],
+        rotation: Option<&Rotation>,
+        batch: &Batch,
+        sequences: &[PagedSequence<'_>],
+        cache: &mut PagedCache,
+        out: &mut [f32],
+    ) -> candle_core::Result<()> {
+        let config = &self.config;
+        let kernel = PagedAttention {
+            num_heads: config.num_heads,
+            block_size: batch.block_size(),
+            scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
+            window: config.window,
+            sequences,
+        };
+        let [queries, keys, values] = projected;
+        let mut run = |rotations: Option<[HeadRotation<'_>; 2]>| {
+            let projected = Projected {
+                queries,
+                keys,
+                values,
+                rotations,
+            };
+            kernel
+                .forward_appending(&projected, cache, out)
+                .map_err(candle_core::Error::wrap)
+        };
+        let Some(rotation) = rotation else {
+            return run(None);
+        };
+        let heads = [
+            (config.num_heads, self.q_norm.as_ref()),
+            (config.num_kv_heads, self.k_norm.as_ref()),
+        ];
+        let norm_after = config.norm_after_rotation;
+        rotation.with_kernels(heads, config.head_dim, norm_after, |rotations| {
+            run(Some(rotations))
+        })
     }
 
     /// Attends among the tokens of whole sequences in both directions; nothing is kept. `x` is
@@ -285,53 +381,6 @@ impl CausalAttention<'_> {
             return self.forward_flash(q, keys, values);
         }
         self.forward_gathered(q, keys, values)
-    }
-
-    /// The CPU's kernel, which appends the tokens' keys and values to the cache, and reads all where they lie. It
-    /// rotates queries and keys where `rotations` says how; otherwise they are rotated.
-    fn forward_paged(
-        &self,
-        projected: &Projections,
-        rotations: Option<[HeadRotation<'_>; 2]>,
-        cache: &mut PagedCache,
-    ) -> candle_core::Result<Tensor> {
-        let sequences: Vec<PagedSequence<'_>> = self
-            .batch
-            .sequences()
-            .iter()
-            .map(|sequence| PagedSequence {
-                query_start: sequence.query_start,
-                query_len: sequence.query_len,
-                context_len: sequence.context_len,
-                blocks: &sequence.blocks,
-                window: self.window,
-            })
-            .collect();
-        let kernel = PagedAttention {
-            num_heads: self.num_heads,
-            block_size: self.batch.block_size(),
-            scale: self.scale as f32,
-            sequences: &sequences,
-        };
-        let (tokens, width) = (self.batch.num_tokens(), self.num_heads * self.head_dim);
-        let Projections {
-            queries,
-            keys,
-            values,
-            ..
-        } = projected;
-        let rows = [queries, keys, values].map(borrowed);
-        let projected = Projected {
-            queries: rows[0].rows_f32()?,
-            keys: rows[1].rows_f32()?,
-            values: rows[2].rows_f32()?,
-            rotations,
-        };
-        let mut output = vec![0f32; tokens * width];
-        kernel
-            .forward_appending(&projected, cache, &mut output)
-            .map_err(candle_core::Error::wrap)?;
-        Tensor::from_vec(output, (tokens, width), queries.device())
     }
 
     /// Cache slots of a sequence's tokens in order.
@@ -474,7 +523,7 @@ impl CausalAttention<'_> {
 mod tests {
     use super::*;
     use crate::cache::{Cache, CacheSpec, LayerSpec};
-    use crate::rotation::RotationForm;
+    use crate::rotation::{RotationForm, Table};
     use crate::testing::{close, random};
     use candle_core::Device;
 
@@ -533,6 +582,20 @@ mod tests {
             let forward = |cache: &mut KvCache| attention.forward(&x, &rotation, &batch, cache);
             let (have, want) = (forward(host).unwrap(), forward(&mut plain).unwrap());
             close(&have, &want, 1e-5);
+            // Once more to the same slots, by rows.
+            let sequences: Vec<_> = paged_sequences(&batch).collect();
+            let step = HostStep {
+                batch: &batch,
+                rotation: &rotation,
+                sequences: &sequences,
+            };
+            let (mut parts, mut rows) = (Parts::default(), vec![0.0; x.elem_count()]);
+            let x = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            attention
+                .forward_rows(&x, &step, host, &mut parts, &mut rows)
+                .unwrap();
+            let have = have.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(rows, have);
         }
     }
 
@@ -616,10 +679,19 @@ mod tests {
         });
         check(&attention, |tokens| {
             let rotation = rotation(tokens);
-            let doubled = |x: &Tensor| Tensor::cat(&[x, x], 1).unwrap();
+            let Table::Host { cos, sin, width } = rotation.table else {
+                panic!("the rotation is not on the CPU");
+            };
+            let doubled = |values: Vec<f32>| {
+                let rows = values.chunks_exact(width);
+                rows.flat_map(|row| [row, row].concat()).collect()
+            };
             Rotation {
-                cos: doubled(&rotation.cos),
-                sin: doubled(&rotation.sin),
+                table: Table::Host {
+                    cos: doubled(cos),
+                    sin: doubled(sin),
+                    width: 2 * width,
+                },
                 form: RotationForm::Values,
             }
         });

@@ -1,7 +1,8 @@
 //! A step's input: the new tokens of all scheduled sequences laid end to end, without padding.
 
+use crate::cpu::with_f32;
 use candle_core::{Device, Result, Tensor};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Positions of a sequence's tokens on several axes (time, height, width, ...), where media stand among the text: the
 /// tokens of a picture lie on a grid.
@@ -107,12 +108,13 @@ impl SequenceSlice {
 /// The tokens of one forward pass.
 #[derive(Debug)]
 pub struct Batch {
-    token_ids: Tensor,
+    token_ids: Vec<u32>,
     sequences: Vec<SequenceSlice>,
-    num_tokens: usize,
-    slot_index: Tensor,
-    logit_rows: Tensor,
+    logit_rows: Vec<u32>,
     block_size: usize,
+    device: Device,
+    /// Made when it is asked for: the CPU's kernels find slots by themselves.
+    slot_index: OnceLock<Tensor>,
     encoded: Vec<EncodedRows>,
 }
 
@@ -128,39 +130,30 @@ impl Batch {
         block_size: usize,
         device: &Device,
     ) -> Result<Self> {
-        let mut slots = Vec::with_capacity(token_ids.len());
+        let mut rows = 0;
         for sequence in &sequences {
-            if sequence.query_start != slots.len()
+            if sequence.query_start != rows
                 || sequence.query_len == 0
                 || sequence.query_len > sequence.context_len
                 || sequence.context_len > sequence.blocks.len() * block_size
             {
-                candle_core::bail!(
-                    "inconsistent batch: {sequence:?} with {} rows before",
-                    slots.len()
-                );
+                candle_core::bail!("inconsistent batch: {sequence:?} with {rows} rows before");
             }
-            for position in sequence.positions() {
-                let block = sequence.blocks[position / block_size] as usize;
-                slots.push((block * block_size + position % block_size) as u32);
-            }
+            rows += sequence.query_len;
         }
-        if slots.len() != token_ids.len()
-            || logit_rows.iter().any(|row| *row as usize >= slots.len())
-        {
+        if rows != token_ids.len() || logit_rows.iter().any(|row| *row as usize >= rows) {
             candle_core::bail!(
-                "inconsistent batch: {} tokens, {} rows, logits of rows {logit_rows:?}",
-                token_ids.len(),
-                slots.len()
+                "inconsistent batch: {} tokens, {rows} rows, logits of rows {logit_rows:?}",
+                token_ids.len()
             );
         }
         Ok(Self {
-            token_ids: Tensor::new(token_ids, device)?,
-            slot_index: Tensor::new(slots.as_slice(), device)?,
-            logit_rows: Tensor::new(logit_rows, device)?,
-            num_tokens: slots.len(),
+            token_ids: token_ids.to_vec(),
+            logit_rows: logit_rows.to_vec(),
             sequences,
             block_size,
+            device: device.clone(),
+            slot_index: OnceLock::new(),
             encoded: Vec::new(),
         })
     }
@@ -224,14 +217,92 @@ impl Batch {
         hidden + Tensor::cat(&addend, 0)?
     }
 
-    /// Token ids `[tokens]`, u32.
-    pub fn token_ids(&self) -> &Tensor {
+    /// The same by rows on the CPU: `hidden` is `[tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// When the encoders' rows are narrower, or not f32.
+    pub fn place_encoded_rows(&self, hidden: &mut [f32], hidden_size: usize) -> Result<()> {
+        self.for_encoded(0, hidden, hidden_size, |row, values| {
+            row.copy_from_slice(values);
+        })
+    }
+
+    /// [`add_deepstack`](Self::add_deepstack) by rows on the CPU.
+    ///
+    /// # Errors
+    /// When the encoders' rows are not f32.
+    pub fn add_deepstack_rows(
+        &self,
+        hidden: &mut [f32],
+        hidden_size: usize,
+        layer: usize,
+    ) -> Result<()> {
+        self.for_encoded(
+            (layer + 1) * hidden_size,
+            hidden,
+            hidden_size,
+            |row, values| {
+                for (hidden, value) in row.iter_mut().zip(values) {
+                    *hidden += value;
+                }
+            },
+        )
+    }
+
+    /// Whether the encoders add something after decoder layer `layer`.
+    pub fn has_deepstack(&self, hidden_size: usize, layer: usize) -> bool {
+        let least = (layer + 2) * hidden_size;
+        let width = |rows: &EncodedRows| rows.values.dim(1).unwrap_or(0);
+        self.encoded.iter().any(|rows| width(rows) >= least)
+    }
+
+    /// Calls `join` with each row of `hidden` that an encoder computed and with what the encoder has for it, of which
+    /// value `from` is the first; encoders' rows that end before are passed over.
+    fn for_encoded(
+        &self,
+        from: usize,
+        hidden: &mut [f32],
+        hidden_size: usize,
+        join: impl Fn(&mut [f32], &[f32]),
+    ) -> Result<()> {
+        for rows in &self.encoded {
+            let (count, width) = rows.values.dims2()?;
+            if width < from + hidden_size {
+                if from == 0 {
+                    candle_core::bail!("encoded rows of {width} values, {hidden_size} are needed");
+                }
+                continue;
+            }
+            let Some(hidden) = hidden.get_mut(rows.start * hidden_size..) else {
+                candle_core::bail!("encoded rows begin behind the batch");
+            };
+            let values = rows.values.narrow(1, from, hidden_size)?.contiguous()?;
+            let hidden = hidden.chunks_exact_mut(hidden_size).take(count);
+            with_f32(&values, |values| {
+                for (row, values) in hidden.zip(values.chunks_exact(hidden_size)) {
+                    join(row, values);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Token ids in order.
+    pub fn token_ids(&self) -> &[u32] {
         &self.token_ids
+    }
+
+    /// Token ids `[tokens]`, u32, on the model's device.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub fn token_tensor(&self) -> Result<Tensor> {
+        Tensor::new(self.token_ids.as_slice(), &self.device)
     }
 
     /// Number of new tokens.
     pub fn num_tokens(&self) -> usize {
-        self.num_tokens
+        self.token_ids.len()
     }
 
     /// The sequences in order.
@@ -240,8 +311,31 @@ impl Batch {
     }
 
     /// Cache slot of each new token (`block * block_size + offset`), `[tokens]` on the model's device.
-    pub fn slot_index(&self) -> &Tensor {
-        &self.slot_index
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub fn slot_index(&self) -> Result<&Tensor> {
+        if let Some(index) = self.slot_index.get() {
+            return Ok(index);
+        }
+        let slot = |sequence: &SequenceSlice, position: usize| {
+            let block = sequence.blocks[position / self.block_size] as usize;
+            (block * self.block_size + position % self.block_size) as u32
+        };
+        let slots: Vec<u32> = (self.sequences.iter())
+            .flat_map(|sequence| {
+                sequence
+                    .positions()
+                    .map(move |position| slot(sequence, position))
+            })
+            .collect();
+        let index = Tensor::new(slots, &self.device)?;
+        Ok(self.slot_index.get_or_init(|| index))
+    }
+
+    /// Rows whose logits are asked for.
+    pub fn logit_rows(&self) -> &[u32] {
+        &self.logit_rows
     }
 
     /// Tokens in a cache block.
@@ -251,6 +345,7 @@ impl Batch {
 
     /// Rows of `hidden` `[tokens, hidden_size]` whose logits are asked for.
     pub fn select_logit_rows(&self, hidden: &Tensor) -> Result<Tensor> {
-        hidden.index_select(&self.logit_rows, 0)
+        let rows = Tensor::new(self.logit_rows.as_slice(), hidden.device())?;
+        hidden.index_select(&rows, 0)
     }
 }

@@ -8,6 +8,7 @@ pub mod cache;
 pub mod conv;
 mod cpu;
 pub mod gated_delta;
+pub mod host;
 pub mod linear;
 pub mod mlp;
 pub mod moe;

@@ -89,6 +89,14 @@ impl Matrix {
         }
     }
 
+    /// The matrix of the CPU's kernels, where it is one.
+    fn packed(&self) -> candle_core::Result<&PackedMatrix> {
+        match self {
+            Self::Packed(packed) => Ok(packed),
+            _ => candle_core::bail!("a weight matrix is missing or not on the CPU"),
+        }
+    }
+
     /// `x · Wᵀ` for `x` of `[tokens, in_features]`.
     fn matmul(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match self {
@@ -315,6 +323,34 @@ impl Linear {
             .map_err(|_| candle_core::Error::msg("as many results as maps").bt())
     }
 
+    /// What each of the maps makes of the rows `x` on the CPU, `outs[index]` being `[tokens, out_features]` of its map.
+    ///
+    /// # Errors
+    /// When a map is on another device, or a slice does not fit.
+    pub fn forward_rows<const N: usize>(
+        maps: [&Self; N],
+        x: &[f32],
+        tokens: usize,
+        mut outs: [&mut [f32]; N],
+    ) -> candle_core::Result<()> {
+        let Some(first) = maps.first() else {
+            return Ok(());
+        };
+        let mut matrices = [first.weight.packed()?; N];
+        for (map, matrix) in maps.iter().zip(&mut matrices) {
+            *matrix = map.weight.packed()?;
+        }
+        PackedMatrix::matmul_into(matrices, x, tokens, outs.each_mut().map(|out| &mut **out))
+            .map_err(candle_core::Error::wrap)?;
+        for (map, out) in maps.iter().zip(outs) {
+            if let Some(bias) = &map.bias {
+                with_f32(bias, |bias| aha_kernels::add_bias(out, bias))?
+                    .map_err(candle_core::Error::wrap)?;
+            }
+        }
+        Ok(())
+    }
+
     /// `activation` of the map of `x`. On the CPU the values stay where the product left them.
     pub fn forward_activated(
         &self,
@@ -381,6 +417,14 @@ impl Embedding {
         Ok(Self {
             weight: Matrix::load_table(weights, vocab_size, hidden_size)?,
         })
+    }
+
+    /// Rows of the matrix for `token_ids` on the CPU, `[tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// When the matrix is on another device, or has no such row.
+    pub fn forward_rows(&self, token_ids: &[u32], out: &mut [f32]) -> candle_core::Result<()> {
+        look_up(self.weight.packed()?, token_ids, out)
     }
 
     /// The output head of a checkpoint with `tie_word_embeddings`: the same matrix, not a copy.
@@ -566,19 +610,22 @@ impl CustomOp1 for PackedLookup<'_> {
         };
         let hidden_size = self.0.cols();
         let mut rows = vec![0f32; (end - start) * hidden_size];
-        for (id, row) in ids[start..end]
-            .iter()
-            .zip(rows.chunks_exact_mut(hidden_size))
-        {
-            self.0
-                .row(*id as usize, row)
-                .map_err(candle_core::Error::wrap)?;
-        }
+        look_up(self.0, &ids[start..end], &mut rows)?;
         Ok((
             CpuStorage::F32(rows),
             Shape::from((end - start, hidden_size)),
         ))
     }
+}
+
+/// Writes the rows of `ids` one after another.
+fn look_up(table: &PackedMatrix, ids: &[u32], rows: &mut [f32]) -> candle_core::Result<()> {
+    for (id, row) in ids.iter().zip(rows.chunks_exact_mut(table.cols().max(1))) {
+        table
+            .row(*id as usize, row)
+            .map_err(candle_core::Error::wrap)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Feed-forward blocks.
 
 use crate::cpu;
+use crate::host::{Parts, through_tensors};
 use crate::linear::Linear;
 use crate::weights::{Result, Weights};
 use candle_core::{Module, Tensor};
@@ -109,6 +110,7 @@ enum GateUp {
 pub struct GatedMlp {
     gate_up: GateUp,
     down_proj: Linear,
+    intermediate_size: usize,
     activation: Activation,
 }
 
@@ -140,6 +142,7 @@ impl GatedMlp {
                 hidden_size,
                 bias,
             )?,
+            intermediate_size,
             activation,
         })
     }
@@ -164,6 +167,41 @@ impl GatedMlp {
             }
         };
         gated(self.activation, &gate, &up)
+    }
+}
+
+impl GatedMlp {
+    /// The same from rows to rows on the CPU.
+    ///
+    /// # Errors
+    /// When the weights are on another device, or a slice does not fit.
+    pub fn forward_rows(
+        &self,
+        x: &[f32],
+        tokens: usize,
+        parts: &mut Parts,
+        out: &mut [f32],
+    ) -> candle_core::Result<()> {
+        if self.activation != Activation::Silu {
+            return through_tensors(x, tokens, out, |x| self.forward(x));
+        }
+        let size = tokens * self.intermediate_size;
+        let inner = match &self.gate_up {
+            GateUp::Separate { gate, up } => {
+                let [inner, gates, ups] = parts.rows([size; 3]);
+                Linear::forward_rows([gate, up], x, tokens, [&mut *gates, &mut *ups])?;
+                aha_kernels::silu_mul(gates, ups, inner).map_err(candle_core::Error::wrap)?;
+                inner
+            }
+            GateUp::Fused(both) => {
+                let [inner, halves] = parts.rows([size, 2 * size]);
+                Linear::forward_rows([both], x, tokens, [&mut *halves])?;
+                aha_kernels::silu_mul_halves(halves, self.intermediate_size, inner)
+                    .map_err(candle_core::Error::wrap)?;
+                inner
+            }
+        };
+        Linear::forward_rows([&self.down_proj], inner, tokens, [out])
     }
 }
 

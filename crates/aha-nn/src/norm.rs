@@ -46,6 +46,33 @@ impl RmsNorm {
     pub(crate) fn eps(&self) -> f32 {
         self.eps
     }
+
+    /// The norm of rows on the CPU.
+    ///
+    /// # Errors
+    /// When the norm is on another device, or the rows are not as wide.
+    pub(crate) fn forward_rows(&self, x: &[f32], out: &mut [f32]) -> candle_core::Result<()> {
+        cpu::with_f32(&self.weight, |weight| {
+            aha_kernels::rms_norm(x, weight, self.eps, out)
+        })?
+        .map_err(candle_core::Error::wrap)
+    }
+
+    /// `x += other`, and the norm of that.
+    ///
+    /// # Errors
+    /// As [`forward_rows`](Self::forward_rows).
+    pub(crate) fn forward_sum(
+        &self,
+        x: &mut [f32],
+        other: &[f32],
+        out: &mut [f32],
+    ) -> candle_core::Result<()> {
+        cpu::with_f32(&self.weight, |weight| {
+            aha_kernels::add_rms_norm(x, other, weight, self.eps, out)
+        })?
+        .map_err(candle_core::Error::wrap)
+    }
 }
 
 impl Module for RmsNorm {

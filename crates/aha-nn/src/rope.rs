@@ -3,8 +3,8 @@
 use crate::batch::Batch;
 use crate::ragged::SequenceBounds;
 pub use crate::rotation::Rotation;
-use crate::rotation::RotationForm;
-use candle_core::{DType, Device, Result, Tensor};
+use crate::rotation::{RotationForm, Table};
+use candle_core::{DType, Device, Result};
 use serde::Deserialize;
 
 /// `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5) of a config.json.
@@ -336,16 +336,37 @@ impl RotaryEmbedding {
     /// Cosines and sines for the new tokens of a batch, in the activation type.
     pub fn rotation(&self, batch: &Batch, dtype: DType, device: &Device) -> Result<Rotation> {
         let mut angles = Angles::default();
+        self.push_batch(batch, &mut angles);
+        self.rotation_by(angles, dtype, device)
+    }
+
+    /// The same on the CPU in f32, in the memory of `rotation`.
+    pub(crate) fn rotate_on_host(&self, batch: &Batch, rotation: &mut Rotation) {
+        let mut angles = match std::mem::take(&mut rotation.table) {
+            Table::Host { cos, sin, .. } => Angles { cos, sin },
+            Table::Tensors { .. } => Angles::default(),
+        };
+        angles.cos.clear();
+        angles.sin.clear();
+        self.push_batch(batch, &mut angles);
+        rotation.table = Table::Host {
+            cos: angles.cos,
+            sin: angles.sin,
+            width: self.angles(),
+        };
+        rotation.form = self.form();
+    }
+
+    fn push_batch(&self, batch: &Batch, angles: &mut Angles) {
         for sequence in batch.sequences() {
             for position in sequence.positions() {
                 let on = |axis| match &sequence.axes {
                     Some(axes) => axes.on(axis, position),
                     None => position as u32,
                 };
-                self.push_angles(sequence.prompt_len, position, on, &mut angles);
+                self.push_angles(sequence.prompt_len, position, on, angles);
             }
         }
-        self.rotation_by(angles, dtype, device)
     }
 
     /// Cosines and sines for whole sequences, whose positions count from 0.
@@ -399,11 +420,8 @@ impl RotaryEmbedding {
     }
 
     fn rotation_by(&self, angles: Angles, dtype: DType, device: &Device) -> Result<Rotation> {
-        let width = self.angles();
-        let shape = (angles.cos.len() / width.max(1), width);
         Ok(Rotation {
-            cos: Tensor::from_vec(angles.cos, shape, device)?.to_dtype(dtype)?,
-            sin: Tensor::from_vec(angles.sin, shape, device)?.to_dtype(dtype)?,
+            table: Table::new(angles.cos, angles.sin, self.angles(), dtype, device)?,
             form: self.form(),
         })
     }

@@ -1,17 +1,73 @@
 //! Rotary positions put to use: the rotation of a batch's heads.
 
-use crate::cpu::{borrowed, contiguous_f32, is_f32_on_cpu, rows_f32, with_f32};
+use crate::cpu::{borrowed, is_f32_on_cpu, rows_f32, with_f32};
 use crate::norm::RmsNorm;
 use crate::rope::RopePairing;
 use aha_kernels::{HeadNorm, HeadRotation};
-use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Module, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Module, Result, Shape, Tensor};
 
 /// Cosines and sines of a batch's positions.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Rotation {
-    pub(crate) cos: Tensor,
-    pub(crate) sin: Tensor,
+    pub(crate) table: Table,
     pub(crate) form: RotationForm,
+}
+
+/// Where cosines and sines `[tokens, width]` lie.
+#[derive(Debug, Clone)]
+pub(crate) enum Table {
+    /// In f32, for the CPU's kernels.
+    Host {
+        cos: Vec<f32>,
+        sin: Vec<f32>,
+        width: usize,
+    },
+    /// In the activations' type.
+    Tensors { cos: Tensor, sin: Tensor },
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self::Host {
+            cos: Vec::new(),
+            sin: Vec::new(),
+            width: 0,
+        }
+    }
+}
+
+impl Table {
+    /// Brings values to where activations of this type are on this device.
+    pub(crate) fn new(
+        cos: Vec<f32>,
+        sin: Vec<f32>,
+        width: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let host = Self::Host { cos, sin, width };
+        if device.is_cpu() && dtype == DType::F32 {
+            return Ok(host);
+        }
+        let (cos, sin) = host.tensors()?;
+        let moved = |values: Tensor| values.to_device(device)?.to_dtype(dtype);
+        Ok(Self::Tensors {
+            cos: moved(cos)?,
+            sin: moved(sin)?,
+        })
+    }
+
+    /// Both as tensors.
+    fn tensors(&self) -> Result<(Tensor, Tensor)> {
+        match self {
+            Self::Host { cos, sin, width } => {
+                let shape = (cos.len() / (*width).max(1), *width);
+                let tensor = |values: &[f32]| Tensor::from_slice(values, shape, &Device::Cpu);
+                Ok((tensor(cos)?, tensor(sin)?))
+            }
+            Self::Tensors { cos, sin } => Ok((cos.clone(), sin.clone())),
+        }
+    }
 }
 
 /// How a rotation's numbers belong to the values of a head.
@@ -23,17 +79,19 @@ pub(crate) enum RotationForm {
     Values,
 }
 
+impl Default for RotationForm {
+    fn default() -> Self {
+        Self::Pairs(RopePairing::default())
+    }
+}
+
 impl Rotation {
     /// Rotation by given angles `[tokens, half]`, of heads whose first `2 * half` values are rotated.
     pub fn from_angles(angles: &[f32], half: usize, dtype: DType, device: &Device) -> Result<Self> {
-        let shape = (angles.len() / half.max(1), half);
-        let tensor = |function: fn(f32) -> f32| {
-            let values: Vec<f32> = angles.iter().map(|angle| function(*angle)).collect();
-            Tensor::from_vec(values, shape, device)?.to_dtype(dtype)
-        };
+        let values =
+            |function: fn(f32) -> f32| angles.iter().map(|angle| function(*angle)).collect();
         Ok(Self {
-            cos: tensor(f32::cos)?,
-            sin: tensor(f32::sin)?,
+            table: Table::new(values(f32::cos), values(f32::sin), half, dtype, device)?,
             form: RotationForm::Pairs(RopePairing::HalfSplit),
         })
     }
@@ -50,45 +108,68 @@ impl Rotation {
         norm: Option<&RmsNorm>,
         norm_after: bool,
     ) -> Result<Tensor> {
-        match self.form {
-            RotationForm::Pairs(pairing)
-                if is_f32_on_cpu(x) && is_f32_on_cpu(&self.cos) && x.elem_count() > 0 =>
-            {
-                let fused = Fused {
-                    norm,
-                    norm_after,
-                    interleaved: pairing == RopePairing::Interleaved,
-                };
-                // Parts of a fused projection are taken as they lie.
-                let whole_heads = x.stride()[1..] == [x.dim(2)?, 1];
-                let x = if whole_heads { x } else { &x.contiguous()? };
-                x.apply_op3_no_bwd(&self.cos.contiguous()?, &self.sin.contiguous()?, &fused)
-            }
-            _ if norm_after => norm.forward(&self.apply_plain(x)?),
-            _ => self.apply_plain(&norm.forward(x)?),
+        let (_, num_heads, head_dim) = x.dims3()?;
+        if is_f32_on_cpu(x)
+            && x.elem_count() > 0
+            && let Some(rotation) = self.kernel(num_heads, head_dim)
+        {
+            let fused = Fused {
+                norm,
+                norm_after,
+                rotation,
+            };
+            // Parts of a fused projection are taken as they lie.
+            let whole_heads = x.stride()[1..] == [head_dim, 1];
+            let x = if whole_heads { x } else { &x.contiguous()? };
+            return x.apply_op1_no_bwd(&fused);
+        }
+        if norm_after {
+            norm.forward(&self.apply_plain(x)?)
+        } else {
+            self.apply_plain(&norm.forward(x)?)
         }
     }
 
+    /// The kernel's form of this rotation, without a norm; `None` where the kernel lacks the form.
+    fn kernel(&self, num_heads: usize, head_dim: usize) -> Option<HeadRotation<'_>> {
+        match (&self.table, self.form) {
+            (Table::Host { cos, sin, width }, RotationForm::Pairs(pairing)) => Some(HeadRotation {
+                num_heads,
+                head_dim,
+                half: *width,
+                cos,
+                sin,
+                interleaved: pairing == RopePairing::Interleaved,
+                norm: None,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Whether the kernels know the form.
+    pub(crate) fn has_kernel(&self) -> bool {
+        self.kernel(1, 1).is_some()
+    }
+
     /// Calls `work` with the kernel's form of this rotation for queries and keys, each with the number of its heads and
-    /// with its norm; with `None` where the kernel lacks the form.
+    /// with its norm.
+    ///
+    /// # Errors
+    /// Those of `work`, and where the kernel lacks the form.
     pub(crate) fn with_kernels<R>(
         &self,
         heads: [(usize, Option<&RmsNorm>); 2],
         head_dim: usize,
         norm_after: bool,
-        work: impl FnOnce(Option<[HeadRotation<'_>; 2]>) -> Result<R>,
+        work: impl FnOnce([HeadRotation<'_>; 2]) -> Result<R>,
     ) -> Result<R> {
-        let RotationForm::Pairs(pairing) = self.form else {
-            return work(None);
+        let [Some(queries), Some(keys)] = heads.map(|(count, _)| self.kernel(count, head_dim))
+        else {
+            candle_core::bail!("the kernel does not know this form of rotation");
         };
-        if !is_f32_on_cpu(&self.cos) {
-            return work(None);
-        }
-        let (cos, sin) = (self.cos.contiguous()?, self.sin.contiguous()?);
-        let (cos, sin) = (borrowed(&cos), borrowed(&sin));
         let weights = heads.map(|(_, norm)| norm.map(|norm| borrowed(norm.weight())));
-        let rotation = |index: usize| -> Result<HeadRotation<'_>> {
-            let (num_heads, norm) = heads[index];
+        let normed = |rotation, index: usize| -> Result<HeadRotation<'_>> {
+            let (_, norm) = heads[index];
             let norm = match (norm, &weights[index]) {
                 (Some(norm), Some(weight)) => Some(HeadNorm {
                     weight: weight.contiguous_f32()?,
@@ -97,30 +178,23 @@ impl Rotation {
                 }),
                 _ => None,
             };
-            Ok(HeadRotation {
-                num_heads,
-                head_dim,
-                half: self.cos.dim(1)?,
-                cos: cos.contiguous_f32()?,
-                sin: sin.contiguous_f32()?,
-                interleaved: pairing == RopePairing::Interleaved,
-                norm,
-            })
+            Ok(HeadRotation { norm, ..rotation })
         };
-        work(Some([rotation(0)?, rotation(1)?]))
+        work([normed(queries, 0)?, normed(keys, 1)?])
     }
 
     /// The rotation by Candle's own operations.
     fn apply_plain(&self, x: &Tensor) -> Result<Tensor> {
         let head_dim = x.dim(2)?;
+        let table = self.table.tensors()?;
         let rotary_dim = match self.form {
-            RotationForm::Pairs(_) => 2 * self.cos.dim(1)?,
-            RotationForm::Values => self.cos.dim(1)?,
+            RotationForm::Pairs(_) => 2 * table.0.dim(1)?,
+            RotationForm::Values => table.0.dim(1)?,
         };
         if rotary_dim == head_dim {
-            return self.rotate(x);
+            return self.rotate(x, table);
         }
-        let rotated = self.rotate(&x.narrow(2, 0, rotary_dim)?)?;
+        let rotated = self.rotate(&x.narrow(2, 0, rotary_dim)?, table)?;
         Tensor::cat(
             &[rotated, x.narrow(2, rotary_dim, head_dim - rotary_dim)?],
             2,
@@ -128,12 +202,12 @@ impl Rotation {
     }
 
     /// The same for `x` of which every value is rotated.
-    fn rotate(&self, x: &Tensor) -> Result<Tensor> {
+    fn rotate(&self, x: &Tensor, (cos, sin): (Tensor, Tensor)) -> Result<Tensor> {
         let (tokens, heads, dim) = x.dims3()?;
         let x = x.contiguous()?;
         // One batch entry a token lets Candle's kernels take an angle for each.
         let by_token = |table: &Tensor| table.reshape((tokens, 1, table.dim(1)?));
-        let (cos, sin) = (by_token(&self.cos)?, by_token(&self.sin)?);
+        let (cos, sin) = (by_token(&cos)?, by_token(&sin)?);
         let rotated = match self.form {
             RotationForm::Pairs(RopePairing::HalfSplit) => {
                 candle_nn::rotary_emb::rope_thd(&x.reshape((tokens, 1, heads, dim))?, &cos, &sin)?
@@ -151,42 +225,23 @@ impl Rotation {
     }
 }
 
-/// Norm and rotation in one pass; the other tensors are cosines and sines `[tokens, half]`.
+/// Norm and rotation in one pass.
 struct Fused<'a> {
     norm: Option<&'a RmsNorm>,
     norm_after: bool,
-    interleaved: bool,
+    rotation: HeadRotation<'a>,
 }
 
-impl CustomOp3 for Fused<'_> {
+impl CustomOp1 for Fused<'_> {
     fn name(&self) -> &'static str {
         "norm-rotate"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        cos: &CpuStorage,
-        cos_layout: &Layout,
-        sin: &CpuStorage,
-        sin_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (_, num_heads, head_dim) = x_layout.shape().dims3()?;
-        let (_, half) = cos_layout.shape().dims2()?;
+    fn cpu_fwd(&self, x: &CpuStorage, x_layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = rows_f32(x, x_layout)?;
         let mut out = vec![0f32; x_layout.shape().elem_count()];
-        let rotation = HeadRotation {
-            num_heads,
-            head_dim,
-            half,
-            cos: contiguous_f32(cos, cos_layout)?,
-            sin: contiguous_f32(sin, sin_layout)?,
-            interleaved: self.interleaved,
-            norm: None,
-        };
         match self.norm {
-            None => rotation.forward(x, &mut out),
+            None => self.rotation.forward(x, &mut out),
             Some(norm) => with_f32(norm.weight(), |weight| {
                 HeadRotation {
                     norm: Some(HeadNorm {
@@ -194,7 +249,7 @@ impl CustomOp3 for Fused<'_> {
                         epsilon: norm.eps(),
                         after_rotation: self.norm_after,
                     }),
-                    ..rotation
+                    ..self.rotation
                 }
                 .forward(x, &mut out)
             })?,

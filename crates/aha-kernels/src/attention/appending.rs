@@ -1,5 +1,7 @@
 //! A step of a decoder's attention layer: new keys and values join the cache, and queries attend to it.
 
+use std::cell::Cell;
+
 use super::cache::PagedCache;
 use super::{PagedAttention, Rows};
 use crate::buffer::{flat_mut, with_scratch};
@@ -103,6 +105,55 @@ pub(super) struct Token {
     slot: usize,
 }
 
+thread_local! {
+    /// Memory for a step's tokens, kept for the thread's next one.
+    static STEP: Cell<Step> = const { Cell::new(Step::EMPTY) };
+}
+
+/// The tokens of a step.
+#[derive(Default)]
+struct Step {
+    tokens: Vec<Token>,
+    /// Their slots in order.
+    slots: Vec<usize>,
+}
+
+impl Step {
+    const EMPTY: Self = Self {
+        tokens: Vec::new(),
+        slots: Vec::new(),
+    };
+
+    /// Looks up the queries' tokens.
+    fn lay_out(&mut self, attention: &PagedAttention<'_>) -> Result<(), KernelError> {
+        let block_size = attention.block_size;
+        self.tokens.clear();
+        for sequence in attention.sequences {
+            let first = sequence.context_len - sequence.query_len;
+            self.tokens.extend((0..sequence.query_len).map(|index| {
+                let position = first + index;
+                let block = sequence.blocks[position / block_size] as usize;
+                Token {
+                    row: sequence.query_start + index,
+                    position,
+                    slot: block * block_size + position % block_size,
+                }
+            }));
+        }
+        if self.tokens.len() == 1 {
+            return Ok(());
+        }
+        self.slots.clear();
+        self.slots
+            .extend(self.tokens.iter().map(|token| token.slot));
+        self.slots.sort_unstable();
+        match self.slots.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(KernelError::SharedSlot { slot: pair[0] }),
+            None => Ok(()),
+        }
+    }
+}
+
 impl PagedAttention<'_> {
     /// Stores the keys and values of all queries' tokens in the cache, rotated, and computes the attention of the
     /// rotated queries: what [`HeadRotation::forward`], [`PagedCache::write`] and [`PagedAttention::forward`] do one
@@ -138,16 +189,32 @@ impl PagedAttention<'_> {
         let tokens = self.check(cache, out)?;
         let (num_kv_heads, head_dim) = (cache.num_kv_heads(), cache.head_dim());
         projected.check([self.num_heads, num_kv_heads], head_dim, tokens)?;
-        let tokens = self.tokens()?;
+        let mut step = STEP.take();
+        let laid_out = step.lay_out(self);
+        let result =
+            laid_out.map(|()| self.append_and_attend(set, projected, &step.tokens, cache, out));
+        STEP.set(step);
+        result
+    }
+
+    /// The same for tokens that were looked up; shapes were checked.
+    fn append_and_attend(
+        &self,
+        set: InstructionSet,
+        projected: &Projected<'_>,
+        tokens: &[Token],
+        cache: &mut PagedCache,
+        out: &mut [f32],
+    ) {
+        let (num_kv_heads, head_dim) = (cache.num_kv_heads(), cache.head_dim());
         // Nobody else has the cache: it was borrowed exclusively.
         let cache = &*cache;
         let appending = Appending { projected, cache };
         let rotation = projected.rotations.as_ref().map(|[queries, _]| queries);
-        if let [token] = tokens[..] {
+        if let &[token] = tokens {
             // A task reads no heads but its own, and the one that reads this position writes it first.
             let new = Some((appending, token));
-            self.attend(set, projected.queries, rotation, cache, new, out);
-            return Ok(());
+            return self.attend(set, projected.queries, rotation, cache, new, out);
         }
         let chunks = tokens.chunks(TOKENS);
         // SAFETY: tokens have slots of their own (checked), and nobody reads the cache yet.
@@ -160,32 +227,5 @@ impl PagedAttention<'_> {
             });
         }
         self.attend(set, projected.queries, rotation, cache, None, out);
-        Ok(())
-    }
-
-    /// The queries' tokens.
-    fn tokens(&self) -> Result<Vec<Token>, KernelError> {
-        let tokens = self.sequences.iter().flat_map(|sequence| {
-            let first = sequence.context_len - sequence.query_len;
-            (0..sequence.query_len).map(move |index| {
-                let position = first + index;
-                let block = sequence.blocks[position / self.block_size] as usize;
-                Token {
-                    row: sequence.query_start + index,
-                    position,
-                    slot: block * self.block_size + position % self.block_size,
-                }
-            })
-        });
-        let tokens: Vec<_> = tokens.collect();
-        if tokens.len() == 1 {
-            return Ok(tokens);
-        }
-        let mut slots: Vec<_> = tokens.iter().map(|token| token.slot).collect();
-        slots.sort_unstable();
-        match slots.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(KernelError::SharedSlot { slot: pair[0] }),
-            None => Ok(tokens),
-        }
     }
 }

@@ -104,6 +104,7 @@ fn attention<'a>(sequences: &'a [PagedSequence<'a>]) -> PagedAttention<'a> {
         num_heads: HEADS,
         block_size: BLOCK,
         scale: 0.3,
+        window: None,
         sequences,
     }
 }
@@ -114,7 +115,6 @@ fn sequence(query_start: usize, query_len: usize, end: usize, blocks: &[u32]) ->
         query_len,
         context_len: end,
         blocks,
-        window: None,
     }
 }
 

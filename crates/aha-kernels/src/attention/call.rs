@@ -1,5 +1,6 @@
 //! What all kinds of attention share: where sequences lie, what their queries see, and the cut into tasks.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::appending::{Appending, Token};
@@ -110,7 +111,9 @@ pub(super) struct Call<'a> {
     pub(super) group: usize,
     pub(super) head_dim: usize,
     pub(super) scale: f32,
-    pub(super) sequences: &'a [Sequence<'a>],
+    pub(super) num_sequences: usize,
+    /// Each of them by its index.
+    pub(super) sequence: &'a (dyn Fn(usize) -> Sequence<'a> + Sync),
     pub(super) q: Rows<'a>,
     /// What queries pass before they meet keys.
     pub(super) rotation: Option<&'a HeadRotation<'a>>,
@@ -177,17 +180,19 @@ impl Output {
 impl Call<'_> {
     /// Computes everything. Each row of `out` must belong to one sequence only.
     pub(super) fn run(&self) {
+        let mut work = WORK.take();
+        work.lay_out(self);
         let Work {
             tasks,
             shared,
             stretches,
             multiply_adds,
-        } = self.work();
+        } = &work;
         let lines =
             (stretches * Partials::stretch_len(self.num_heads, self.head_dim)).div_ceil(PANEL);
         with_scratch(lines, |memory| {
             let partials = Partials::new(flat_mut(memory), self.num_heads, self.head_dim);
-            if multiply_adds < PARALLEL_FROM {
+            if *multiply_adds < PARALLEL_FROM {
                 tasks.iter().for_each(|task| task.run(self, partials));
             } else {
                 for_each_task(tasks.len(), |index| tasks[index].run(self, partials));
@@ -203,30 +208,48 @@ impl Call<'_> {
                 }
             }
         });
+        WORK.set(work);
     }
+}
 
-    /// The pieces of work.
-    fn work(&self) -> Work {
-        let num_kv_heads = self.num_heads / self.group;
+thread_local! {
+    /// What a thread's last call was cut into: its memory serves the next one.
+    static WORK: Cell<Work> = const { Cell::new(Work::EMPTY) };
+}
+
+impl Work {
+    const EMPTY: Self = Self {
+        tasks: Vec::new(),
+        shared: Vec::new(),
+        stretches: 0,
+        multiply_adds: 0,
+    };
+
+    /// The pieces of a call.
+    fn lay_out(&mut self, call: &Call<'_>) {
+        self.tasks.clear();
+        self.shared.clear();
+        (self.stretches, self.multiply_adds) = (0, 0);
+        let num_kv_heads = call.num_heads / call.group;
         // Heads of a position lie side by side: a task takes as many as fit its rows, as long as
         // every thread gets a task.
-        let sequences = self.sequences.len().max(1);
+        let sequences = call.num_sequences.max(1);
         let spread = (2 * threads()).div_ceil(sequences);
         let heads_at_most = num_kv_heads.div_ceil(spread);
-        let mut work = Work::default();
-        for (index, sequence) in self.sequences.iter().enumerate() {
+        for index in 0..call.num_sequences {
+            let sequence = (call.sequence)(index);
             // Where all queries see the same keys, more of them share the loading of each; where they do not, scores
             // that nobody sees would outweigh it.
             let rows_a_task = match sequence.seen {
                 Seen::All => 2 * ROWS,
                 Seen::Prefix(_) | Seen::Causal(_) => ROWS,
             };
-            let queries_a_task = (rows_a_task / self.group).max(1);
+            let queries_a_task = (rows_a_task / call.group).max(1);
             // The last queries see most keys: they come first, so that short tasks end the call.
             let mut end = sequence.query_len;
             while end > 0 {
                 let start = end.saturating_sub(queries_a_task);
-                let rows = (end - start) * self.group;
+                let rows = (end - start) * call.group;
                 let heads = (rows_a_task / rows).clamp(1, heads_at_most);
                 // Where one query's heads do not keep the threads busy, they share its context.
                 let visible = match sequence.places {
@@ -239,39 +262,40 @@ impl Call<'_> {
                 for first in (0..num_kv_heads).step_by(heads) {
                     let task = Task {
                         sequence: index,
+                        first_row: sequence.query_start + start,
                         kv_heads: first..num_kv_heads.min(first + heads),
                         start,
                         end,
                         part: None,
                     };
                     if parts == 1 {
-                        work.tasks.push(task);
+                        self.tasks.push(task);
                         continue;
                     }
                     let bound = |part| stretches.start + cut(stretches.len(), parts, part);
-                    work.tasks.extend((0..parts).map(|part| Task {
+                    let before = self.stretches;
+                    self.tasks.extend((0..parts).map(|part| Task {
                         part: Some(Part {
                             stretches: bound(part)..bound(part + 1),
-                            first: work.stretches + bound(part) - stretches.start,
+                            first: before + bound(part) - stretches.start,
                         }),
                         ..task.clone()
                     }));
                 }
                 if parts > 1 {
-                    work.shared.push(Shared {
+                    self.shared.push(Shared {
                         row: sequence.query_start,
-                        stretches: work.stretches..work.stretches + stretches.len(),
+                        stretches: self.stretches..self.stretches + stretches.len(),
                     });
-                    work.stretches += stretches.len();
+                    self.stretches += stretches.len();
                 }
                 end = start;
             }
-            let width = self.num_heads.saturating_mul(self.head_dim);
+            let width = call.num_heads.saturating_mul(call.head_dim);
             let pairs = sequence.query_len.saturating_mul(sequence.context_len);
             let multiply_adds = pairs.saturating_mul(width).saturating_mul(2);
-            work.multiply_adds = work.multiply_adds.saturating_add(multiply_adds);
+            self.multiply_adds = self.multiply_adds.saturating_add(multiply_adds);
         }
-        work
     }
 }
 

@@ -43,6 +43,8 @@ pub struct PagedAttention<'a> {
     pub block_size: usize,
     /// Factor of the scores before the softmax, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Sliding window: a query sees this many positions, its own included. `None`: all.
+    pub window: Option<usize>,
     /// The sequences of the batch.
     pub sequences: &'a [PagedSequence<'a>],
 }
@@ -58,8 +60,6 @@ pub struct PagedSequence<'a> {
     pub context_len: usize,
     /// The blocks that hold positions `0..context_len`, in order.
     pub blocks: &'a [u32],
-    /// Sliding window: a query sees this many positions, its own included. `None`: all.
-    pub window: Option<usize>,
 }
 
 impl PagedAttention<'_> {
@@ -114,10 +114,9 @@ impl PagedAttention<'_> {
         new: Option<(Appending<'_>, Token)>,
         out: &mut [f32],
     ) {
-        let sequences: Vec<Sequence<'_>> = self
-            .sequences
-            .iter()
-            .map(|sequence| Sequence {
+        let sequence = |index: usize| {
+            let sequence = &self.sequences[index];
+            Sequence {
                 query_start: sequence.query_start,
                 query_len: sequence.query_len,
                 context_len: sequence.context_len,
@@ -126,16 +125,17 @@ impl PagedAttention<'_> {
                     blocks: sequence.blocks,
                     block_size: self.block_size,
                 },
-                seen: Seen::Causal(sequence.window),
-            })
-            .collect();
+                seen: Seen::Causal(self.window),
+            }
+        };
         Call {
             set,
             num_heads: self.num_heads,
             group: self.num_heads / cache.num_kv_heads(),
             head_dim: cache.head_dim(),
             scale: self.scale,
-            sequences: &sequences,
+            num_sequences: self.sequences.len(),
+            sequence: &sequence,
             q,
             rotation,
             new,
@@ -167,6 +167,9 @@ impl PagedAttention<'_> {
                 })
             }
         };
+        if self.window == Some(0) {
+            return Err(KernelError::Zero { argument: "window" });
+        }
         multiple("num_heads", self.num_heads, cache.num_kv_heads())?;
         multiple("block_size", self.block_size, PagedCache::PAGE)?;
         let row = checked_mul(self.num_heads, cache.head_dim())?;
@@ -175,17 +178,18 @@ impl PagedAttention<'_> {
         for sequence in self.sequences {
             sequence.check(tokens, slots, self.block_size)?;
         }
-        let mut ranges: Vec<_> = self
-            .sequences
-            .iter()
+        let ranges = (self.sequences.iter())
             .filter(|sequence| sequence.query_len > 0)
             .map(|sequence| {
-                (
-                    sequence.query_start,
-                    sequence.query_start + sequence.query_len,
-                )
-            })
-            .collect();
+                let start = sequence.query_start;
+                (start, start + sequence.query_len)
+            });
+        // Nearly always they lie in order: nothing needs to be sorted, in memory of its own.
+        let follows = |(_, end): &(usize, usize), (start, _): &(usize, usize)| end <= start;
+        if ranges.clone().is_sorted_by(follows) {
+            return Ok(tokens);
+        }
+        let mut ranges: Vec<_> = ranges.collect();
         ranges.sort_unstable();
         match ranges.windows(2).find(|pair| pair[1].0 < pair[0].1) {
             Some(pair) => Err(KernelError::OverlappingQueries { row: pair[1].0 }),
@@ -215,9 +219,6 @@ impl PagedSequence<'_> {
         )?;
         let blocks = self.context_len.div_ceil(block_size);
         at_most("blocks of the context", blocks, self.blocks.len())?;
-        if self.window == Some(0) {
-            return Err(KernelError::Zero { argument: "window" });
-        }
         // The cache may end inside its last block; kernels must not read behind it.
         let whole_blocks = slots / block_size;
         match self.blocks[..blocks]

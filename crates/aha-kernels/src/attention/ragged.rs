@@ -69,27 +69,25 @@ impl RaggedAttention<'_> {
         } else {
             Seen::All
         };
-        let sequences: Vec<Sequence<'_>> = self
-            .cu_seqlens
-            .windows(2)
-            .map(|bounds| {
-                let (start, len) = (bounds[0] as usize, (bounds[1] - bounds[0]) as usize);
-                Sequence {
-                    query_start: start,
-                    query_len: len,
-                    context_len: len,
-                    places: Places::Rows { k, v, start },
-                    seen,
-                }
-            })
-            .collect();
+        let sequence = |index: usize| {
+            let bounds = [self.cu_seqlens[index], self.cu_seqlens[index + 1]];
+            let (start, len) = (bounds[0] as usize, (bounds[1] - bounds[0]) as usize);
+            Sequence {
+                query_start: start,
+                query_len: len,
+                context_len: len,
+                places: Places::Rows { k, v, start },
+                seen,
+            }
+        };
         Call {
             set,
             num_heads: self.num_heads,
             group: self.num_heads / self.num_kv_heads,
             head_dim: self.head_dim,
             scale: self.scale,
-            sequences: &sequences,
+            num_sequences: self.cu_seqlens.len().saturating_sub(1),
+            sequence: &sequence,
             q,
             rotation: None,
             new: None,

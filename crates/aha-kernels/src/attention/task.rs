@@ -1,6 +1,9 @@
 //! One piece of attention: a stretch of queries of one sequence, for some key heads.
 
+use std::cell::Cell;
 use std::ops::Range;
+
+use smallvec::SmallVec;
 
 use super::call::{Bias, Call, Places};
 use super::source::{Room, Source, Wanted};
@@ -28,6 +31,8 @@ pub(super) type Probabilities = [Line; KEY_PANELS];
 #[derive(Clone)]
 pub(super) struct Task {
     pub(super) sequence: usize,
+    /// Row of the call that holds its first query.
+    pub(super) first_row: usize,
     pub(super) kv_heads: Range<usize>,
     pub(super) start: usize,
     pub(super) end: usize,
@@ -53,6 +58,9 @@ pub(super) struct Step {
     pub(super) correction: f32,
 }
 
+/// Key heads of a task that need no memory of their own.
+const HEADS: usize = 16;
+
 /// Keys that are interleaved at once.
 pub(super) const LANES: usize = 8;
 
@@ -73,6 +81,11 @@ struct Head<'a> {
     probabilities: &'a mut [Line],
 }
 
+thread_local! {
+    /// Memory for the softmaxes of a task, kept for the thread's next one.
+    static RUNNING: Cell<Vec<Running>> = const { Cell::new(Vec::new()) };
+}
+
 impl Task {
     pub(super) fn run(&self, call: &Call<'_>, partials: Partials) {
         let positions = match &self.part {
@@ -88,7 +101,7 @@ impl Task {
         let (dim, heads) = (call.head_dim, self.kv_heads.len());
         let rows = (self.end - self.start) * call.group;
         let dim_panels = dim.div_ceil(PANEL);
-        let sequence = &call.sequences[self.sequence];
+        let sequence = &(call.sequence)(self.sequence);
         let in_place = sequence.read_in_place(call.set, rows);
         let (keys, values) = match in_place {
             Some(_) => (0, 0),
@@ -103,7 +116,9 @@ impl Task {
         let totals = if joins { rows } else { 0 };
         let own = queries + sums + dim_panels * totals + 2 * scores;
         let lines = 2 * dim_panels + keys + values + heads * own;
-        let mut running = vec![Running::NOTHING; heads * (rows + totals)];
+        let mut running = RUNNING.take();
+        running.clear();
+        running.resize(heads * (rows + totals), Running::NOTHING);
         with_scratch(lines, |scratch| {
             let (zeros, scratch) = scratch.split_at_mut(dim_panels);
             let (turned, scratch) = scratch.split_at_mut(dim_panels);
@@ -116,7 +131,7 @@ impl Task {
                 values,
                 zeros: &flat(zeros)[..dim],
             };
-            let mut states: Vec<Head<'_>> = (self.kv_heads.clone())
+            let mut states: SmallVec<[Head<'_>; HEADS]> = (self.kv_heads.clone())
                 .zip(scratch.chunks_exact_mut(own))
                 .zip(running.chunks_exact_mut(rows + totals))
                 .map(|((kv_head, own), running)| {
@@ -207,6 +222,7 @@ impl Task {
                 }
             }
         });
+        RUNNING.set(running);
     }
 
     /// Puts what the heads have of a stretch with what they had before, or where the tasks that share it meet.
@@ -236,9 +252,10 @@ impl Task {
 
     /// Token and query head of row `row` of a key head.
     fn query(&self, call: &Call<'_>, kv_head: usize, row: usize) -> (usize, usize) {
-        let sequence = &call.sequences[self.sequence];
-        let token = sequence.query_start + self.start + row / call.group;
-        (token, kv_head * call.group + row % call.group)
+        (
+            self.first_row + row / call.group,
+            kv_head * call.group + row % call.group,
+        )
     }
 
     /// Lays the queries out as `[tile][dim][row of the tile]`; `turned` has room for one.
@@ -277,7 +294,7 @@ impl Task {
         scores: &mut [Line],
     ) {
         let rows = scores.len() / KEY_PANELS;
-        let end = (tile + KEYS).min(call.sequences[self.sequence].context_len);
+        let end = (tile + KEYS).min((call.sequence)(self.sequence).context_len);
         for row in 0..rows {
             let (token, head) = self.query(call, kv_head, row);
             let position = self.start + row / call.group;

@@ -77,7 +77,6 @@ impl Cached {
             query_len: end - start,
             context_len: end,
             blocks: &self.blocks,
-            window: self.shape.window,
         };
         let row = self.shape.heads * self.shape.dim;
         let q = &self.q[start * row..end * row];
@@ -93,6 +92,7 @@ impl Cached {
             num_heads: self.shape.heads,
             block_size: BLOCK,
             scale: 1.0 / (self.shape.dim as f32).sqrt(),
+            window: self.shape.window,
             sequences,
         }
     }
@@ -245,7 +245,6 @@ fn sequences_of_a_batch_do_not_meet() {
         query_len,
         context_len,
         blocks: &cached.blocks,
-        window: None,
     };
     // Rows 2 and 3 belong to nobody.
     let sequences = [
@@ -387,7 +386,6 @@ fn sequences_that_point_outside_are_errors() {
         query_len: 2,
         context_len: 40,
         blocks: &cached.blocks,
-        window: None,
     };
     let run = |sequences: &[PagedSequence<'_>]| {
         let q = vec![0.0; 4 * 8];
@@ -434,14 +432,17 @@ fn sequences_that_point_outside_are_errors() {
             blocks: &[u32::MAX, 0],
             ..good
         },
-        PagedSequence {
-            window: Some(0),
-            ..good
-        },
     ];
     for sequence in bad {
         assert!(run(&[sequence]).is_err(), "{sequence:?}");
     }
+    let sequences = [good];
+    let blind = PagedAttention {
+        window: Some(0),
+        ..cached.attention(&sequences)
+    };
+    let blind = blind.forward(&[0.0; 16], &cached.cache, &mut [0.0; 16]);
+    assert!(blind.is_err());
     assert_eq!(
         run(&[
             good,
@@ -491,12 +492,12 @@ fn finite_values_stay_finite_in_half_precision() {
         query_len: 1,
         context_len: 1,
         blocks: &[0],
-        window: None,
     }];
     let attention = PagedAttention {
         num_heads: 1,
         block_size: 16,
         scale: 1.0,
+        window: None,
         sequences: &sequences,
     };
     for set in available() {

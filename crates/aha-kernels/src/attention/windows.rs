@@ -90,26 +90,25 @@ impl WindowAttention<'_> {
     ) -> Result<(), KernelError> {
         let set = set.require()?;
         self.check(q, k, v, out)?;
-        let sequences: Vec<Sequence<'_>> = (0..self.mask_of.len())
-            .map(|window| Sequence {
-                query_start: window * self.len,
-                query_len: self.len,
-                context_len: self.len,
-                places: Places::Rows {
-                    k,
-                    v,
-                    start: window * self.len,
-                },
-                seen: Seen::All,
-            })
-            .collect();
+        let sequence = |window: usize| Sequence {
+            query_start: window * self.len,
+            query_len: self.len,
+            context_len: self.len,
+            places: Places::Rows {
+                k,
+                v,
+                start: window * self.len,
+            },
+            seen: Seen::All,
+        };
         Call {
             set,
             num_heads: self.num_heads,
             group: 1,
             head_dim: self.head_dim,
             scale: self.scale,
-            sequences: &sequences,
+            num_sequences: self.mask_of.len(),
+            sequence: &sequence,
             q,
             rotation: None,
             new: None,

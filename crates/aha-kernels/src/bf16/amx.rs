@@ -7,9 +7,11 @@
 use std::arch::asm;
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use super::{PREFETCH, with_panels, work};
 use crate::buffer::Line;
-use crate::matmul::{Job, for_each_job_piece, tasks};
+use crate::matmul::{Job, MATRICES, for_each_job_piece, tasks};
 
 /// Rows of a tile, and lines of sixteen pairs.
 const TILE: usize = 16;
@@ -29,14 +31,14 @@ pub(super) fn takes(cols: usize) -> bool {
 /// The products with rows `x` of pairs of columns, as [`super::matmul`] has rounded them.
 pub(super) fn multiply(jobs: &[Job<'_>], x: &[u32], m: usize) {
     let groups = |job: &Job<'_>| job.w.panels().div_ceil(PANELS);
-    let groups: Vec<_> = jobs.iter().map(groups).collect();
+    let groups: SmallVec<[_; MATRICES]> = jobs.iter().map(groups).collect();
     let all = groups.iter().sum();
     let count = if m <= TILE {
         tasks(all, work(jobs, m))
     } else {
         all
     };
-    let views: Vec<_> = jobs.iter().map(|job| job.w.view()).collect();
+    let views: SmallVec<[_; MATRICES]> = jobs.iter().map(|job| job.w.view()).collect();
     for_each_job_piece(&groups, count, |job, group| {
         let (job, view) = (&jobs[job], views[job]);
         let panels = group * PANELS..job.w.panels().min((group + 1) * PANELS);

@@ -11,9 +11,11 @@ pub(crate) mod rows;
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use crate::InstructionSet;
 use crate::buffer::{Line, bytes_of, bytes_of_mut, flat_mut, prefetch, with_scratch};
-use crate::matmul::{Job, PARALLEL_FROM, announce, cut, for_each_job_stretch, tasks};
+use crate::matmul::{Job, MATRICES, PARALLEL_FROM, announce, cut, for_each_job_stretch, tasks};
 use crate::pack::View;
 use crate::pool::{TASKS, for_each_stretch, threads};
 
@@ -112,14 +114,14 @@ fn multiply(jobs: &[Job<'_>], x: &[u32], m: usize) {
     let all: usize = jobs.iter().map(groups).sum();
     // Rows are cut, too, where panels alone do not keep the threads busy.
     let blocks = (TASKS * threads()).div_ceil(all.max(1)).min(tiles);
-    let counts: Vec<_> = jobs.iter().map(|job| groups(job) * blocks).collect();
+    let counts: SmallVec<[_; MATRICES]> = jobs.iter().map(|job| groups(job) * blocks).collect();
     let tasks = match work(jobs, m) {
         work if tiles == 1 => tasks(all, work),
         ..PARALLEL_FROM => 1,
         // Long enough to fetch ahead in, short enough that no thread waits long for the last one.
         _ => (2 * TASKS * threads()).min(all * blocks),
     };
-    let views: Vec<_> = jobs.iter().map(|job| job.w.view()).collect();
+    let views: SmallVec<[_; MATRICES]> = jobs.iter().map(|job| job.w.view()).collect();
     for_each_job_stretch(&counts, tasks, |job, pieces| {
         let (job, view) = (&jobs[job], views[job]);
         if view.is_rows() && m <= rows::TILE_ROWS {

@@ -3,11 +3,13 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 mod scalar;
+mod softmax;
 
 pub(crate) use scalar::gelu_of;
+pub use softmax::softmax_weights;
 
-use crate::error::check_len;
-use crate::pool::for_each_stretch;
+use crate::error::{check_len, checked_mul};
+use crate::pool::{for_each_stretch, for_each_stretch_of_two};
 use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Values below which threads cost more than they bring.
@@ -74,6 +76,35 @@ pub fn rms_norm_on(
     Ok(())
 }
 
+/// The step from one layer to the next on a residual stream: `x += other`, and `out` is the [`rms_norm`] of the sum, in one
+/// pass over memory.
+///
+/// # Errors
+/// As [`rms_norm`], and when `other` is not as long as `x`.
+pub fn add_rms_norm(
+    x: &mut [f32],
+    other: &[f32],
+    weight: &[f32],
+    epsilon: f32,
+    out: &mut [f32],
+) -> Result<(), KernelError> {
+    let (set, size) = (instruction_set(), weight.len());
+    check_rows("length of x", x.len(), "length of weight", size)?;
+    check_len("other", x.len(), other.len())?;
+    check_len("out", x.len(), out.len())?;
+    let stretch = |start: usize, x: &mut [f32], out: &mut [f32]| {
+        let rows = x.chunks_exact_mut(size).zip(out.chunks_exact_mut(size));
+        for ((x, out), other) in rows.zip(other[start..].chunks_exact(size)) {
+            for (x, other) in x.iter_mut().zip(other) {
+                *x += other;
+            }
+            rms_norm_row(set, x, weight, epsilon, out);
+        }
+    };
+    for_each_stretch_of_two([x, out], PARALLEL_FROM, stretch_of(size), stretch);
+    Ok(())
+}
+
 /// [`rms_norm`] of a single row; lengths are equal and the instruction set is present.
 pub(crate) fn rms_norm_row(
     set: InstructionSet,
@@ -113,19 +144,41 @@ pub fn silu_mul_on(
     let set = set.require()?;
     check_len("up", gate.len(), up.len())?;
     check_len("out", gate.len(), out.len())?;
-    let piece = |gate: &[f32], up: &[f32], out: &mut [f32]| match set {
+    for_each_stretch(out, PARALLEL_FROM, CHUNK, |start, out| {
+        let part = start..start + out.len();
+        silu_mul_piece(set, &gate[part.clone()], &up[part], out);
+    });
+    Ok(())
+}
+
+/// [`silu_mul`] where gate and up lie side by side: `x` is `[rows, 2 * width]`, `out` is `[rows, width]`.
+///
+/// # Errors
+/// When `width` is zero, or a slice does not fit.
+pub fn silu_mul_halves(x: &[f32], width: usize, out: &mut [f32]) -> Result<(), KernelError> {
+    let set = instruction_set();
+    check_rows("length of out", out.len(), "width", width)?;
+    check_len("x", checked_mul(2, out.len())?, x.len())?;
+    for_each_stretch(out, PARALLEL_FROM, stretch_of(width), |start, out| {
+        let rows = x[2 * start..].chunks_exact(2 * width);
+        for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
+            let (gate, up) = row.split_at(width);
+            silu_mul_piece(set, gate, up, out);
+        }
+    });
+    Ok(())
+}
+
+/// A piece of [`silu_mul`]; lengths are equal and the instruction set is present.
+fn silu_mul_piece(set: InstructionSet, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    match set {
         #[cfg(target_arch = "x86_64")]
         set if set.has_avx2() => {
-            // SAFETY: the instruction set is present (required above).
+            // SAFETY: the instruction set is present (required by the callers).
             unsafe { avx2::silu_mul(gate, up, out) }
         }
         _ => scalar::silu_mul(gate, up, out),
-    };
-    for_each_stretch(out, PARALLEL_FROM, CHUNK, |start, out| {
-        let part = start..start + out.len();
-        piece(&gate[part.clone()], &up[part], out);
-    });
-    Ok(())
+    }
 }
 
 /// Layer norm of rows: `out = (x - mean) / sqrt(variance + epsilon) * weight + bias`.
@@ -288,6 +341,24 @@ mod tests {
     }
 
     #[test]
+    fn a_sum_is_normed_as_if_it_had_been_taken_before() {
+        for (rows, size) in [(1, 33), (3, 64), (70, 1024)] {
+            let (x, other, weight) = (
+                values(rows * size, 1),
+                values(rows * size, 2),
+                values(size, 3),
+            );
+            let mut want_sum = x.clone();
+            add(&mut want_sum, &other).unwrap();
+            let mut want = vec![f32::NAN; x.len()];
+            rms_norm(&want_sum, &weight, 1e-6, &mut want).unwrap();
+            let (mut sum, mut out) = (x, vec![f32::NAN; want.len()]);
+            add_rms_norm(&mut sum, &other, &weight, 1e-6, &mut out).unwrap();
+            assert_eq!((sum, out), (want_sum, want));
+        }
+    }
+
+    #[test]
     fn layer_norm_agrees_with_double_precision_and_is_the_same_in_every_batch() {
         for size in [1, 7, 8, 16, 33, 384, 1024] {
             let rows = 70;
@@ -366,6 +437,23 @@ mod tests {
     }
 
     #[test]
+    fn halves_of_rows_are_what_they_are_apart() {
+        for (rows, width) in [(1, 5), (3, 64), (70, 1024)] {
+            let both = values(rows * 2 * width, 1);
+            let mut out = vec![f32::NAN; rows * width];
+            silu_mul_halves(&both, width, &mut out).unwrap();
+            for (both, out) in both.chunks(2 * width).zip(out.chunks(width)) {
+                let mut want = vec![f32::NAN; width];
+                silu_mul(&both[..width], &both[width..], &mut want).unwrap();
+                assert_eq!(out, want);
+            }
+        }
+        assert!(silu_mul_halves(&[0.0; 8], 0, &mut [0.0; 4]).is_err());
+        assert!(silu_mul_halves(&[0.0; 8], 3, &mut [0.0; 4]).is_err());
+        assert!(silu_mul_halves(&[0.0; 7], 2, &mut [0.0; 4]).is_err());
+    }
+
+    #[test]
     fn silu_mul_meets_its_limits() {
         for set in InstructionSet::available() {
             let gate = [
@@ -396,6 +484,12 @@ mod tests {
         assert!(rms_norm(&[0.0; 4], &[], 0.0, &mut [0.0; 4]).is_err());
         assert!(rms_norm(&[0.0; 4], &[0.0; 3], 0.0, &mut [0.0; 4]).is_err());
         assert!(rms_norm(&[0.0; 4], &[0.0; 2], 0.0, &mut [0.0; 3]).is_err());
+        let sum = |other: &[f32], weight: &[f32], out: &mut [f32]| {
+            add_rms_norm(&mut [0.0; 4], other, weight, 0.0, out)
+        };
+        assert!(sum(&[0.0; 3], &[0.0; 2], &mut [0.0; 4]).is_err());
+        assert!(sum(&[0.0; 4], &[0.0; 3], &mut [0.0; 4]).is_err());
+        assert!(sum(&[0.0; 4], &[0.0; 2], &mut [0.0; 3]).is_err());
         assert!(silu_mul(&[0.0; 4], &[0.0; 3], &mut [0.0; 4]).is_err());
         assert!(silu_mul(&[0.0; 4], &[0.0; 4], &mut [0.0; 3]).is_err());
         assert!(layer_norm(&[0.0; 4], &[], &[], 0.0, &mut [0.0; 4]).is_err());

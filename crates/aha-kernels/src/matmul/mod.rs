@@ -13,7 +13,7 @@ use std::ops::Range;
 use crate::InstructionSet;
 #[cfg(target_arch = "x86_64")]
 use crate::bf16;
-use crate::buffer::{Line, bytes_of, flat_mut, with_scratch};
+use crate::buffer::{Line, bytes_of, flat_mut, with_indices, with_scratch};
 use crate::pack::{
     PANEL, PackedMatrix,
     WeightKind::{self, F32},
@@ -37,6 +37,9 @@ const NARROW_DEPTH: usize = 64;
 /// Rows of `x` that stay in the second-level cache together with `WIDE_PANELS` panels of outputs.
 const WIDE_ROWS: usize = 192;
 const WIDE_PANELS: usize = 8;
+
+/// Matrices that are multiplied together, beyond which lists of them take memory of their own.
+pub(crate) const MATRICES: usize = 4;
 
 /// Rows of `x` up to which reading the weights takes longer than multiplying.
 const FEW_ROWS: usize = 16;
@@ -536,36 +539,33 @@ fn pack_rows(
     let stretches = cols.div_ceil(WIDE_DEPTH);
     let block_rows = |block| cut(m, blocks, block)..cut(m, blocks, block + 1);
     let place = |piece: usize| (piece / stretches, piece % stretches * WIDE_DEPTH);
-    let starts: Vec<_> = (0..=blocks * stretches)
-        .map(|piece| {
-            let (block, column) = place(piece);
-            let rows = if block < blocks {
-                block_rows(block)
-            } else {
-                m..m
-            };
-            rows.start * cols + rows.len() * column
-        })
-        .collect();
-    for_each_piece(
-        packed,
-        &starts,
-        m * cols >= PARALLEL_FROM,
-        |piece, target| {
-            let (block, start) = place(piece);
-            let (rows, depth) = (block_rows(block), WIDE_DEPTH.min(cols - start));
-            let tiles = rows.len().div_ceil(TILE_ROWS);
-            for index in 0..tiles {
-                let (from, to) = (
-                    cut(rows.len(), tiles, index),
-                    cut(rows.len(), tiles, index + 1),
-                );
-                let target = &mut target[from * depth..to * depth];
-                let source = &x[(rows.start + from) * cols + start..];
-                transpose(set, source, cols, to - from, target);
-            }
-        },
-    );
+    let piece_start = |piece| {
+        let (block, column) = place(piece);
+        let rows = if block < blocks {
+            block_rows(block)
+        } else {
+            m..m
+        };
+        rows.start * cols + rows.len() * column
+    };
+    let pack_piece = |piece, target: &mut [f32]| {
+        let (block, start) = place(piece);
+        let (rows, depth) = (block_rows(block), WIDE_DEPTH.min(cols - start));
+        let tiles = rows.len().div_ceil(TILE_ROWS);
+        for index in 0..tiles {
+            let (from, to) = (
+                cut(rows.len(), tiles, index),
+                cut(rows.len(), tiles, index + 1),
+            );
+            let target = &mut target[from * depth..to * depth];
+            let source = &x[(rows.start + from) * cols + start..];
+            transpose(set, source, cols, to - from, target);
+        }
+    };
+    with_indices(|starts| {
+        starts.extend((0..=blocks * stretches).map(piece_start));
+        for_each_piece(packed, starts, m * cols >= PARALLEL_FROM, pack_piece);
+    });
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ impl VoxCpm {
     /// Hidden states of both language models for the rows asked for, side by side: `[rows, 2 * hidden_size]`.
     pub fn forward(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
         let patches = self.embed_patches(batch.encoded())?;
-        let text = (self.embed_tokens.forward(batch.token_ids())? * self.embedding_scale)?;
+        let text = (self.embed_tokens.forward(&batch.token_tensor()?)? * self.embedding_scale)?;
         let base_layers = self.base_lm.num_layers();
         let Some((base_cache, residual_cache)) =
             cache.layers_mut().split_at_mut_checked(base_layers)

@@ -59,7 +59,7 @@ impl KvCache {
 pub(crate) fn append(all: &Tensor, rows: &Tensor, batch: &Batch) -> Result<()> {
     let rows = rows.contiguous()?;
     let index = batch
-        .slot_index()
+        .slot_index()?
         .unsqueeze(1)?
         .broadcast_as(rows.shape())?
         .contiguous()?;

@@ -17,11 +17,15 @@ mod scalar;
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use super::activations::{Layout, Plain, Sums};
 use super::{Format, UNIT};
 use crate::InstructionSet;
-use crate::buffer::{Line, flat_mut, with_scratch};
-use crate::matmul::{Job, Output, PARALLEL_FROM, announce, cut, for_each_job_piece, tasks};
+use crate::buffer::{Line, flat_mut, with_indices, with_scratch};
+use crate::matmul::{
+    Job, MATRICES, Output, PARALLEL_FROM, announce, cut, for_each_job_piece, tasks,
+};
 use crate::pack::PackedMatrix;
 use crate::pool::{TASKS, for_each_piece, threads};
 
@@ -157,7 +161,7 @@ fn quantise(set: InstructionSet, layout: &Layout, x: &[f32], rows: usize, words:
 /// The products; shapes were checked by the caller, and all kinds have formats.
 pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize) {
     let formats = jobs.iter().filter_map(|job| Format::of(job.w.kind()));
-    let products: Vec<Product<'_>> = (jobs.iter().zip(formats))
+    let products: SmallVec<[Product<'_>; MATRICES]> = (jobs.iter().zip(formats))
         .map(|(job, format)| Product {
             set,
             format,
@@ -173,14 +177,14 @@ pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize)
         let tiles = m.div_ceil(most_rows(set));
         with_scratch((m * layout.row_words()).div_ceil(16), |scratch| {
             let words = words_of(scratch);
-            let starts: Vec<_> = (0..=tiles)
-                .map(|tile| cut(m, tiles, tile) * layout.row_words())
-                .collect();
             let parallel = m * layout.cols >= PARALLEL_FROM;
-            for_each_piece(words, &starts, parallel, |tile, words| {
-                let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
-                let x = &x[rows.start * layout.cols..rows.end * layout.cols];
-                quantise(set, &layout, x, rows.len(), words);
+            with_indices(|starts| {
+                starts.extend((0..=tiles).map(|tile| cut(m, tiles, tile) * layout.row_words()));
+                for_each_piece(words, starts, parallel, |tile, words| {
+                    let rows = cut(m, tiles, tile)..cut(m, tiles, tile + 1);
+                    let x = &x[rows.start * layout.cols..rows.end * layout.cols];
+                    quantise(set, &layout, x, rows.len(), words);
+                });
             });
             multiply(products, words, tiles);
         });
@@ -191,7 +195,7 @@ pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize)
 fn multiply(products: &[Product<'_>], x: &[u32], tiles: usize) {
     announce(products[0].m, products.iter().map(|product| product.w));
     let group = if tiles == 1 { 1 } else { GROUP };
-    let groups: Vec<_> = (products.iter())
+    let groups: SmallVec<[_; MATRICES]> = (products.iter())
         .map(|product| product.w.panels().div_ceil(group))
         .collect();
     let all: usize = groups.iter().sum();
@@ -204,7 +208,7 @@ fn multiply(products: &[Product<'_>], x: &[u32], tiles: usize) {
     }
     // Rows are cut, too, where panels alone do not keep the threads busy.
     let blocks = (TASKS * threads()).div_ceil(all.max(1)).min(tiles);
-    let pieces: Vec<_> = groups.iter().map(|groups| groups * blocks).collect();
+    let pieces: SmallVec<[_; MATRICES]> = groups.iter().map(|groups| groups * blocks).collect();
     for_each_job_piece(&pieces, all * blocks, |product, piece| {
         let product = &products[product];
         let (first, block) = (piece / blocks * GROUP, piece % blocks);

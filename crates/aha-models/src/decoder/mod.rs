@@ -1,9 +1,12 @@
 //! The pre-norm decoder that Llama introduced and most text families share; families choose its options.
 
+mod host;
+
 use aha_engine::Generator;
 use aha_nn::attention::{AttentionConfig, SelfAttention};
 use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, CacheSpec, LayerCache, LayerSpec};
+use aha_nn::host::{HostStep, Parts, through_tensors};
 use aha_nn::linear::{Embedding, Linear};
 use aha_nn::mlp::{Activation, GatedMlp, Residual, add_residual};
 use aha_nn::moe::MoeMlp;
@@ -161,6 +164,20 @@ pub trait TokenMixer: fmt::Debug + Send + Sync {
         batch: &Batch,
         cache: &mut LayerCache,
     ) -> Result<Tensor>;
+
+    /// The same on the CPU from rows to rows, both `[tokens, hidden_size]`; `parts` is memory to use meanwhile.
+    fn forward_rows(
+        &self,
+        x: &[f32],
+        step: &HostStep<'_>,
+        cache: &mut LayerCache,
+        _parts: &mut Parts,
+        out: &mut [f32],
+    ) -> Result<()> {
+        through_tensors(x, step.num_tokens(), out, |x| {
+            self.forward(x, step.rotation, step.batch, cache)
+        })
+    }
 }
 
 impl TokenMixer for SelfAttention {
@@ -185,6 +202,17 @@ impl TokenMixer for SelfAttention {
         cache: &mut LayerCache,
     ) -> Result<Tensor> {
         Self::forward(self, x, rotation, batch, cache.attention()?)
+    }
+
+    fn forward_rows(
+        &self,
+        x: &[f32],
+        step: &HostStep<'_>,
+        cache: &mut LayerCache,
+        parts: &mut Parts,
+        out: &mut [f32],
+    ) -> Result<()> {
+        Self::forward_rows(self, x, step, cache.attention()?, parts, out)
     }
 }
 
@@ -397,6 +425,9 @@ impl DecoderStack {
         batch: &Batch,
         caches: &mut [LayerCache],
     ) -> Result<Tensor> {
+        if self.is_on_host() {
+            return self.forward_on_host(&hidden, batch, caches);
+        }
         self.forward_adding(hidden, batch, caches, |hidden, _| Ok(hidden))
     }
 
@@ -568,7 +599,7 @@ impl Decoder {
 
     /// Scaled embeddings of the batch's tokens, or what encoders give in their place, `[tokens, hidden_size]`.
     pub fn embed(&self, batch: &Batch) -> Result<Tensor> {
-        let embedded = self.embed_tokens.forward(batch.token_ids())?;
+        let embedded = self.embed_tokens.forward(&batch.token_tensor()?)?;
         batch.place_encoded(scaled(embedded, self.config.scales.embedding)?)
     }
 
@@ -592,7 +623,7 @@ impl Decoder {
         &self.stack.layers
     }
 
-    /// Embedding and all layers: `[tokens, hidden_size]` before the final norm.
+    /// Embedding and all layers by tensors: `[tokens, hidden_size]` before the final norm.
     fn forward_layers(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
         let add = |hidden, layer| batch.add_deepstack(hidden, layer);
         self.stack
@@ -622,14 +653,18 @@ impl Generator for Decoder {
         &self.stack.device
     }
 
-    fn forward(&self, batch: &Batch, cache: &mut Cache) -> Result<Tensor> {
+    fn forward_into(&self, batch: &Batch, cache: &mut Cache, logits: &mut Vec<f32>) -> Result<()> {
+        if self.stack.is_on_host() {
+            return self.step_on_host(batch, cache, logits);
+        }
         let hidden = self.forward_layers(batch, cache)?;
+        if batch.logit_rows().is_empty() {
+            return Ok(());
+        }
         let rows = self.final_norm(&batch.select_logit_rows(&hidden)?)?;
         let rows = scaled(rows, self.config.scales.logits)?;
-        self.lm_head.forward(&rows)?.to_dtype(DType::F32)
-    }
-
-    fn prefill(&self, batch: &Batch, cache: &mut Cache) -> Result<()> {
-        self.forward_layers(batch, cache).map(drop)
+        let rows = self.lm_head.forward(&rows)?.to_dtype(DType::F32)?;
+        *logits = rows.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+        Ok(())
     }
 }
