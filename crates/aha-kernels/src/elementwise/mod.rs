@@ -119,7 +119,9 @@ pub fn silu_mul_on(
             // SAFETY: the instruction set is present (required above).
             unsafe { avx2::silu_mul(gate, up, out) }
         }
-        _ => scalar::silu_mul(gate, up, out),
+        #[cfg(target_arch = "aarch64")]
+        set if set.has_neon() => scalar::silu_mul::<true>(gate, up, out),
+        _ => scalar::silu_mul::<false>(gate, up, out),
     };
     for_each_stretch(out, PARALLEL_FROM, CHUNK, |start, out| {
         let part = start..start + out.len();
