@@ -28,8 +28,8 @@ pub(super) struct Layout {
     /// Groups of weights with a scale of their own in a unit: one or two.
     pub(super) groups: usize,
     pub(super) sums: Sums,
-    /// Words of a row that lie together: one or two.
-    pub(super) together: usize,
+    /// Whether two words of a row lie together. Only 64-bit ARM has kernels for that.
+    pub(super) pairs: bool,
 }
 
 impl Layout {
@@ -55,9 +55,13 @@ impl Layout {
                 // SAFETY: the caller's promise.
                 let unit = unsafe { Q::unit(x) };
                 for (step, word) in unit.words.into_iter().enumerate() {
-                    let (step, place) = (step / self.together, step % self.together);
-                    let first = index * (UNIT / 4) / self.together;
-                    codes[((first + step) * rows + row) * self.together + place] = word;
+                    let step = index * (UNIT / 4) + step;
+                    let place = if cfg!(any(target_arch = "aarch64", test)) && self.pairs {
+                        (step / 2 * rows + row) * 2 + step % 2
+                    } else {
+                        step * rows + row
+                    };
+                    codes[place] = word;
                 }
                 scales[index * rows + row] = unit.scale.to_bits();
                 let [first, second] = unit.half_sums;
@@ -168,16 +172,16 @@ mod tests {
     #[test]
     fn rows_of_a_tile_are_interleaved_with_their_sums() {
         let x: Vec<f32> = (0..128).map(|index| (index % 64) as f32 - 31.5).collect();
-        for (groups, sums, together) in [
-            (1, Sums::Offset(8), 1),
-            (2, Sums::Minima, 1),
-            (1, Sums::Offset(8), 2),
+        for (groups, sums, pairs) in [
+            (1, Sums::Offset(8), false),
+            (2, Sums::Minima, false),
+            (1, Sums::Offset(8), true),
         ] {
             let layout = Layout {
                 cols: 64,
                 groups,
                 sums,
-                together,
+                pairs,
             };
             assert_eq!(layout.row_words(), 2 * (8 + 1 + groups));
             let mut words = vec![0; 2 * layout.row_words()];
@@ -187,9 +191,10 @@ mod tests {
                 for index in 0..2 {
                     let unit = unit(&x[row * 64 + index * 32..][..32]);
                     for (step, word) in unit.words.into_iter().enumerate() {
-                        let place = match together {
-                            1 => (index * 8 + step) * 2 + row,
-                            _ => ((index * 4 + step / 2) * 2 + row) * 2 + step % 2,
+                        let place = if pairs {
+                            ((index * 4 + step / 2) * 2 + row) * 2 + step % 2
+                        } else {
+                            (index * 8 + step) * 2 + row
                         };
                         assert_eq!(words[place], word);
                     }

@@ -42,6 +42,10 @@ pub(super) trait Lanes {
     unsafe fn dot(sums: Self::Int, codes: Self::Codes, x: u32, wide: bool) -> Self::Int;
     /// The same for step `STEP` of a unit and each of `ROWS` rows, whose words begin at `x`.
     #[inline(always)]
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "as plain as the kernel's own loops"
+    )]
     unsafe fn dot_rows<const STEP: usize, const ROWS: usize>(
         sums: &mut [Self::Int; ROWS],
         codes: Self::Codes,

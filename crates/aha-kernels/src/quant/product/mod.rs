@@ -161,11 +161,7 @@ fn layout(set: InstructionSet, format: &Format, cols: usize) -> Layout {
             Sums::Offset(offset)
         },
         // Products of small matrices take eight columns at once.
-        together: if set == InstructionSet::NeonI8mm {
-            2
-        } else {
-            1
-        },
+        pairs: set == InstructionSet::NeonI8mm,
     }
 }
 

@@ -84,7 +84,7 @@ unsafe fn words_of_pair(at: *const u32, alone: bool) -> uint32x4_t {
     }
 }
 
-/// `ROWS` rows of `x`, as [`Layout`](super::Layout) has them for two words together, with a panel.
+/// `ROWS` rows of `x`, as [`Layout`](super::Layout) has them in pairs, with a panel.
 ///
 /// # Safety
 /// As [`kernel`](super::kernel::kernel), and I8MM must be present.
