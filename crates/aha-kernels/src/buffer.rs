@@ -97,7 +97,7 @@ pub(crate) fn prefetch_at(address: *const u8) {
     unsafe {
         std::arch::asm!(
             "prfm pldl2keep, [{address}]",
-            address = in(reg) address,
+            address = in(reg) address.addr(),
             options(nomem, nostack, preserves_flags)
         );
     }
@@ -113,7 +113,7 @@ pub(crate) fn prefetch_now(address: *const u8) {
     unsafe {
         std::arch::asm!(
             "prfm pldl1keep, [{address}]",
-            address = in(reg) address,
+            address = in(reg) address.addr(),
             options(nomem, nostack, preserves_flags)
         );
     }

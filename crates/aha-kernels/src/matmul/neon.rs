@@ -182,8 +182,10 @@ unsafe fn kernel<
                     for (row, sums) in sums.iter_mut().enumerate() {
                         if PACKED {
                             // The values of two columns are whole vectors of four, or of two.
-                            let (place, size) =
-                                (half * ROWS + row, if ROWS % 2 == 0 { 4 } else { 2 });
+                            let (place, size) = (
+                                half * ROWS + row,
+                                if ROWS.is_multiple_of(2) { 4 } else { 2 },
+                            );
                             let at = x.add(2 * pair * ROWS + place / size * size);
                             let values = if size == 4 {
                                 vld1q_f32(at)
