@@ -1,11 +1,15 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+#[cfg(target_arch = "aarch64")]
+use std::arch::{aarch64::*, asm};
 use std::hint::black_box;
 use std::time::Instant;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::InstructionSet;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use crate::bf16::amx::{TILE_OPERATIONS, multiply_zeros};
-use crate::{InstructionSet, instruction_set};
+use crate::instruction_set;
 
 /// Multiply-adds that one lane does in a timed stretch: about two milliseconds.
 const ROUNDS: usize = 1_000_000;
@@ -53,6 +57,10 @@ pub fn measure_multiply_add_rate(arithmetic: Arithmetic, threads: usize) -> Opti
                 // SAFETY: the instruction set is present, or it would not have been chosen.
                 black_box(unsafe { multiply_add_avx2(ROUNDS) });
             }
+            #[cfg(target_arch = "aarch64")]
+            set if set.has_neon() => {
+                black_box(multiply_add_neon(ROUNDS));
+            }
             _ => {
                 black_box(multiply_add(ROUNDS));
             }
@@ -85,6 +93,20 @@ pub fn measure_multiply_add_rate(arithmetic: Arithmetic, threads: usize) -> Opti
             Some(rate(threads, 2 * 32 * REGISTERS, || {
                 // SAFETY: as above.
                 black_box(unsafe { int8_avx2(ROUNDS) });
+            }))
+        }
+        #[cfg(target_arch = "aarch64")]
+        Arithmetic::Int8 if set == InstructionSet::NeonI8mm => {
+            Some(rate(threads, 2 * 32 * REGISTERS, || {
+                // SAFETY: as above.
+                black_box(unsafe { int8_i8mm(ROUNDS) });
+            }))
+        }
+        #[cfg(target_arch = "aarch64")]
+        Arithmetic::Int8 if set == InstructionSet::NeonDotprod => {
+            Some(rate(threads, 2 * 16 * REGISTERS, || {
+                // SAFETY: as above.
+                black_box(unsafe { int8_dotprod(ROUNDS) });
             }))
         }
         // Other sets convert such weights on their way.
@@ -124,6 +146,63 @@ fn multiply_add_avx2(rounds: usize) -> [f32; LANES] {
 /// Registers of sums of the dot products.
 #[cfg(target_arch = "x86_64")]
 const REGISTERS: usize = 12;
+#[cfg(target_arch = "aarch64")]
+const REGISTERS: usize = 24;
+
+/// The lane is what is added to: NEON writes the sum where that was.
+#[cfg(target_arch = "aarch64")]
+fn multiply_add_neon(rounds: usize) -> [f32; LANES] {
+    let mut lanes = [1.0_f32; LANES];
+    let (factor, term) = black_box((0.999_f32, 1e-3_f32));
+    for _ in 0..rounds {
+        lanes
+            .iter_mut()
+            .for_each(|lane| *lane = factor.mul_add(term, *lane));
+    }
+    lanes
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,i8mm")]
+fn int8_i8mm(rounds: usize) -> [int32x4_t; REGISTERS] {
+    let bytes = black_box(vdupq_n_s8(1));
+    let mut sums = [vdupq_n_s32(0); REGISTERS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            // SAFETY: registers only; the instruction set is present.
+            unsafe {
+                asm!(
+                    "smmla {sum:v}.4s, {bytes:v}.16b, {bytes:v}.16b",
+                    sum = inout(vreg) *sum,
+                    bytes = in(vreg) bytes,
+                    options(pure, nomem, nostack, preserves_flags)
+                );
+            }
+        }
+    }
+    sums
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+fn int8_dotprod(rounds: usize) -> [int32x4_t; REGISTERS] {
+    let bytes = black_box(vdupq_n_s8(1));
+    let mut sums = [vdupq_n_s32(0); REGISTERS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            // SAFETY: as above.
+            unsafe {
+                asm!(
+                    "sdot {sum:v}.4s, {bytes:v}.16b, {bytes:v}.16b",
+                    sum = inout(vreg) *sum,
+                    bytes = in(vreg) bytes,
+                    options(pure, nomem, nostack, preserves_flags)
+                );
+            }
+        }
+    }
+    sums
+}
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bf16")]

@@ -36,6 +36,7 @@ pub(crate) fn bytes_of(lines: &[Line]) -> &[u8] {
 }
 
 /// The bytes of `lines`, for writing.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn bytes_of_mut(lines: &mut [Line]) -> &mut [u8] {
     // SAFETY: as in `bytes_of`, and every bit pattern is a valid `f32`; the borrow is exclusive.
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
@@ -91,8 +92,31 @@ pub(crate) fn prefetch_at(address: *const u8) {
         // SAFETY: a prefetch reads nothing, and SSE is part of x86-64.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a prefetch reads nothing that the program could see, at any address.
+    unsafe {
+        std::arch::asm!(
+            "prfm pldl2keep, [{address}]",
+            address = in(reg) address.addr(),
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = address;
+}
+
+/// The same into the first-level cache, for what is wanted at once.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+pub(crate) fn prefetch_now(address: *const u8) {
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!(
+            "prfm pldl1keep, [{address}]",
+            address = in(reg) address.addr(),
+            options(nomem, nostack, preserves_flags)
+        );
+    }
 }
 
 /// Gives memory back to the system that was freed, and that the allocator keeps for a while: worth its milliseconds

@@ -1,6 +1,7 @@
 //! Depthwise convolution along rows of channels.
 
 use crate::error::{check_len, checked_mul};
+use crate::fused::multiply_add;
 use crate::pool::for_each_stretch;
 use crate::{InstructionSet, KernelError, instruction_set};
 
@@ -97,7 +98,11 @@ impl DepthwiseConv {
                         // SAFETY: the instruction set is present (required above).
                         unsafe { avx2(self.dilation * channels, x, weight, bias, out) }
                     }
-                    _ => scalar(self.dilation * channels, x, weight, bias, out),
+                    #[cfg(target_arch = "aarch64")]
+                    set if set.has_neon() => {
+                        plain::<true>(self.dilation * channels, x, weight, bias, out);
+                    }
+                    _ => plain::<false>(self.dilation * channels, x, weight, bias, out),
                 }
             }
         };
@@ -108,9 +113,15 @@ impl DepthwiseConv {
 }
 
 /// One row of the output; taps are `step` values apart in `x`. Inlined so that the AVX2 body is this one, compiled
-/// for AVX2.
+/// for AVX2. The NEON body is this one, too, with fused multiply-adds.
 #[inline(always)]
-fn scalar(step: usize, x: &[f32], weight: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+fn plain<const FUSED: bool>(
+    step: usize,
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
     let channels = out.len();
     for (index, out) in out.chunks_mut(LANES).enumerate() {
         let first = index * LANES;
@@ -124,12 +135,12 @@ fn scalar(step: usize, x: &[f32], weight: &[f32], bias: Option<&[f32]>, out: &mu
             match (x.first_chunk::<LANES>(), weight.first_chunk::<LANES>()) {
                 (Some(x), Some(weight)) if out.len() == LANES => {
                     for lane in 0..LANES {
-                        sums[lane] += x[lane] * weight[lane];
+                        sums[lane] = multiply_add::<FUSED>(x[lane], weight[lane], sums[lane]);
                     }
                 }
                 _ => {
                     for ((sum, x), weight) in sums.iter_mut().zip(x).zip(weight).take(out.len()) {
-                        *sum += x * weight;
+                        *sum = multiply_add::<FUSED>(*x, *weight, *sum);
                     }
                 }
             }
@@ -138,11 +149,11 @@ fn scalar(step: usize, x: &[f32], weight: &[f32], bias: Option<&[f32]>, out: &mu
     }
 }
 
-/// See [`scalar`].
+/// See [`plain`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn avx2(step: usize, x: &[f32], weight: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
-    scalar(step, x, weight, bias, out);
+    plain::<false>(step, x, weight, bias, out);
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
 use std::sync::OnceLock;
 
 use crate::KernelError;
@@ -16,11 +18,26 @@ pub enum InstructionSet {
     /// The matrix tiles of Intel's servers (AMX, since Sapphire Rapids) for `bf16`, beside AVX-512; on
     /// Linux, which grants them on demand.
     Amx,
+    /// AdvSIMD, which 64-bit ARM processors have had from the first on.
+    Neon,
+    /// AdvSIMD with dot products of 8-bit integers (ARM processors since about 2018: Apple's since the
+    /// A13 and M1, Graviton 2, Ampere Altra).
+    NeonDotprod,
+    /// The same with products of small matrices of 8-bit integers (Apple's since the M2, Graviton 3).
+    NeonI8mm,
 }
 
 impl InstructionSet {
-    /// All of them, the best first.
-    const BEST_FIRST: [Self; 4] = [Self::Amx, Self::Avx512, Self::Avx2, Self::Scalar];
+    /// All of them, the best first among those of an architecture.
+    const BEST_FIRST: [Self; 7] = [
+        Self::Amx,
+        Self::Avx512,
+        Self::Avx2,
+        Self::NeonI8mm,
+        Self::NeonDotprod,
+        Self::Neon,
+        Self::Scalar,
+    ];
 
     /// Those that this processor can run, the best first.
     pub fn available() -> impl Iterator<Item = Self> {
@@ -36,6 +53,9 @@ impl InstructionSet {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Amx => "amx",
+            Self::Neon => "neon",
+            Self::NeonDotprod => "dotprod",
+            Self::NeonI8mm => "i8mm",
         }
     }
 
@@ -65,12 +85,31 @@ impl InstructionSet {
             Self::Amx => false,
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx2 | Self::Avx512 => false,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod => {
+                Self::Neon.is_available() && is_aarch64_feature_detected!("dotprod")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => {
+                Self::NeonDotprod.is_available() && is_aarch64_feature_detected!("i8mm")
+            }
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon | Self::NeonDotprod | Self::NeonI8mm => false,
         }
     }
 
     /// Whether it includes AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx2(self) -> bool {
-        self != Self::Scalar
+        matches!(self, Self::Avx2 | Self::Avx512 | Self::Amx)
+    }
+
+    /// Whether it includes AdvSIMD.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn has_neon(self) -> bool {
+        matches!(self, Self::Neon | Self::NeonDotprod | Self::NeonI8mm)
     }
 
     /// Whether it includes AVX-512 as [`InstructionSet::Avx512`] means it.
@@ -145,8 +184,8 @@ mod amx {
 
 /// The instruction set that the kernels use: the best one this processor has.
 ///
-/// `AHA_KERNELS=scalar`, `avx2`, `avx512` or `amx` in the environment, read once, asks for another. A value
-/// that is unknown or that the processor lacks has no effect; compare the answer of this function
+/// `AHA_KERNELS=scalar`, `avx2`, `avx512`, `amx`, `neon`, `dotprod` or `i8mm` in the environment, read once, asks
+/// for another. A value that is unknown or that the processor lacks has no effect; compare the answer of this function
 /// with the wish to find out.
 pub fn instruction_set() -> InstructionSet {
     static CHOSEN: OnceLock<InstructionSet> = OnceLock::new();
@@ -172,5 +211,22 @@ mod tests {
         for set in InstructionSet::available() {
             assert_eq!(choose(Some(set.name())), set);
         }
+    }
+
+    #[test]
+    fn what_the_processor_lacks_is_refused() {
+        for set in InstructionSet::BEST_FIRST {
+            let is_listed = InstructionSet::available().any(|other| other == set);
+            assert_eq!(is_listed, set.is_available(), "{set:?}");
+            assert_eq!(set.require().is_ok(), is_listed, "{set:?}");
+            if !is_listed {
+                assert_eq!(choose(Some(set.name())), choose(None));
+            }
+        }
+        // No architecture has the sets of another.
+        let is_arm = |set: InstructionSet| set.name() == "neon";
+        let is_x86 = |set: InstructionSet| set.name() == "avx2";
+        let has = |is: fn(InstructionSet) -> bool| InstructionSet::available().any(is);
+        assert!(!(has(is_arm) && has(is_x86)));
     }
 }

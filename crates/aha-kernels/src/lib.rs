@@ -26,6 +26,7 @@ mod elementwise;
 mod error;
 mod exp;
 mod foresight;
+mod fused;
 mod isa;
 mod matmul;
 mod pack;

@@ -5,7 +5,8 @@ mod avx2;
 
 use crate::elementwise::{PARALLEL_FROM, check_rows, gelu_of};
 use crate::error::check_len;
-use crate::exp::exp;
+use crate::exp::exp_of;
+use crate::fused::multiply_add;
 use crate::pool::for_each_stretch;
 use crate::{InstructionSet, KernelError, instruction_set};
 
@@ -111,29 +112,56 @@ impl Activation {
             unsafe { avx2::run(self, bias, x) }
             return;
         }
+        #[cfg(target_arch = "aarch64")]
+        if set.has_neon() {
+            return self.plain::<true>(bias, x);
+        }
         let _ = set;
-        match bias {
-            Some(bias) => {
-                for (x, bias) in x.iter_mut().zip(bias) {
-                    *x = self.of(*x + bias);
-                }
-            }
-            None => x.iter_mut().for_each(|x| *x = self.of(*x)),
+        self.plain::<false>(bias, x);
+    }
+
+    /// The portable body. With `FUSED` it is that of processors with fused multiply-adds: compilers vectorise its
+    /// loops, of which there is one for each function.
+    fn plain<const FUSED: bool>(self, bias: Option<&[f32]>, x: &mut [f32]) {
+        match self {
+            Self::Gelu => each(bias, x, |x| Self::Gelu.of::<FUSED>(x)),
+            Self::GeluTanh => each(bias, x, |x| Self::GeluTanh.of::<FUSED>(x)),
+            Self::QuickGelu => each(bias, x, |x| Self::QuickGelu.of::<FUSED>(x)),
+            Self::Silu => each(bias, x, |x| Self::Silu.of::<FUSED>(x)),
+            Self::Relu => each(bias, x, |x| Self::Relu.of::<FUSED>(x)),
+            Self::Sigmoid => each(bias, x, |x| Self::Sigmoid.of::<FUSED>(x)),
         }
     }
 
-    /// The portable body.
-    fn of(self, x: f32) -> f32 {
+    #[inline(always)]
+    fn of<const FUSED: bool>(self, x: f32) -> f32 {
+        let one_and_exp_of_minus = |x: f32| 1.0 + exp_of::<FUSED>(-x);
         match self {
-            Self::Gelu => gelu_of(x),
-            Self::GeluTanh => x / (1.0 + exp(-(x * (TANH_LINEAR + TANH_CUBIC * (x * x))))),
-            Self::QuickGelu => x / (1.0 + exp(-(x * QUICK))),
-            Self::Silu => x / (1.0 + exp(-x)),
+            Self::Gelu => gelu_of::<FUSED>(x),
+            Self::GeluTanh => {
+                let slope = multiply_add::<FUSED>(TANH_CUBIC, x * x, TANH_LINEAR);
+                x / one_and_exp_of_minus(x * slope)
+            }
+            Self::QuickGelu => x / one_and_exp_of_minus(x * QUICK),
+            Self::Silu => x / one_and_exp_of_minus(x),
             // Written as a comparison, because `f32::max` would drop NaN.
             Self::Relu if x < 0.0 => 0.0,
             Self::Relu => x,
-            Self::Sigmoid => 1.0 / (1.0 + exp(-x)),
+            Self::Sigmoid => 1.0 / one_and_exp_of_minus(x),
         }
+    }
+}
+
+/// In place; `bias` is as long as `x`.
+#[inline(always)]
+fn each(bias: Option<&[f32]>, x: &mut [f32], function: impl Fn(f32) -> f32) {
+    match bias {
+        Some(bias) => {
+            for (x, bias) in x.iter_mut().zip(bias) {
+                *x = function(*x + bias);
+            }
+        }
+        None => x.iter_mut().for_each(|x| *x = function(*x)),
     }
 }
 

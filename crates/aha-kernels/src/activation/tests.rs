@@ -21,7 +21,7 @@ fn wanted(activation: Activation, x: f32) -> f64 {
     let wide = f64::from(x);
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     match activation {
-        Activation::Gelu => f64::from(activation.of(x)),
+        Activation::Gelu => f64::from(activation.of::<false>(x)),
         Activation::GeluTanh => {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044715 * wide.powi(3));
             wide / 2.0 * (1.0 + inner.tanh())

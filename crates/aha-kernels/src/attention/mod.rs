@@ -6,6 +6,8 @@ mod avx2;
 mod cache;
 mod call;
 mod grid;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod ragged;
 mod scalar;
 mod source;

@@ -467,6 +467,11 @@ pub(super) fn interleave(
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { super::avx2::interleave(rows, first_lane, lines) }
         }
+        #[cfg(target_arch = "aarch64")]
+        set if set.has_neon() => {
+            // SAFETY: as above.
+            unsafe { super::neon::interleave(rows, first_lane, lines) }
+        }
         _ => super::scalar::interleave(rows, first_lane, lines),
     }
 }
@@ -493,6 +498,11 @@ fn softmax(
         set if set.has_avx2() => {
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { super::avx2::softmax(tile, scale, largest, out) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        set if set.has_neon() => {
+            // SAFETY: as above.
+            unsafe { super::neon::softmax(tile, scale, largest, out) }
         }
         _ => super::scalar::softmax(tile, scale, largest, out),
     }

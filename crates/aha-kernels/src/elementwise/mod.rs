@@ -177,7 +177,9 @@ fn silu_mul_piece(set: InstructionSet, gate: &[f32], up: &[f32], out: &mut [f32]
             // SAFETY: the instruction set is present (required by the callers).
             unsafe { avx2::silu_mul(gate, up, out) }
         }
-        _ => scalar::silu_mul(gate, up, out),
+        #[cfg(target_arch = "aarch64")]
+        set if set.has_neon() => scalar::silu_mul::<true>(gate, up, out),
+        _ => scalar::silu_mul::<false>(gate, up, out),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The portable bodies.
 
 use super::{FARTHEST, LANES, SLOPE, TAIL};
-use crate::exp::exp;
+use crate::exp::exp_of;
+use crate::fused::multiply_add;
 
 /// See [`super::rms_norm`]; one row. Inlined so that the AVX2 body is this one, compiled for AVX2.
 #[inline(always)]
@@ -19,10 +20,10 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32])
     }
 }
 
-/// See [`super::silu_mul`].
-pub(super) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+/// See [`super::silu_mul`]; `FUSED` for processors with fused multiply-adds.
+pub(super) fn silu_mul<const FUSED: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-        *out = gate / (1.0 + exp(-gate)) * up;
+        *out = gate / (1.0 + exp_of::<FUSED>(-gate)) * up;
     }
 }
 
@@ -49,20 +50,21 @@ pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, 
     }
 }
 
-/// `x * Φ(x)`.
-pub(crate) fn gelu_of(x: f32) -> f32 {
+/// `x * Φ(x)`; `FUSED` for processors with fused multiply-adds.
+#[inline(always)]
+pub(crate) fn gelu_of<const FUSED: bool>(x: f32) -> f32 {
     let size = if x.abs() > FARTHEST {
         FARTHEST
     } else {
         x.abs()
     };
-    let t = 1.0 / (1.0 + SLOPE * size);
+    let t = 1.0 / multiply_add::<FUSED>(SLOPE, size, 1.0);
     let mut tail = TAIL[0];
     for coefficient in &TAIL[1..] {
-        tail = tail * t + coefficient;
+        tail = multiply_add::<FUSED>(tail, t, *coefficient);
     }
-    let beyond = tail * t * exp(size * size * -0.5);
+    let beyond = tail * t * exp_of::<FUSED>(size * size * -0.5);
     // Written as a comparison, because `f32::max` would drop NaN.
     let positive = if x < 0.0 { 0.0 } else { x };
-    positive - size * beyond
+    multiply_add::<FUSED>(-size, beyond, positive)
 }

@@ -2,15 +2,19 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 
 use std::f32::consts::LOG2_E;
+
+use crate::fused::multiply_add;
 
 /// `exp` is zero below this and infinite above the other, in `f32`.
 const LOWEST: f32 = -104.0;
 const HIGHEST: f32 = 89.0;
 
 /// Where a share of a softmax may as well be zero: e^-86 is 4.5e-38.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const LEAST: f32 = -86.0;
 
 /// ln 2 in two parts; the first has trailing zeros, so that its small multiples are exact.
@@ -34,16 +38,23 @@ const POLYNOMIAL: [f32; 6] = [
 /// e^x within two units in the last place; NaN stays NaN.
 #[inline]
 pub(crate) fn exp(x: f32) -> f32 {
+    exp_of::<false>(x)
+}
+
+/// [`exp`], with `FUSED` for processors with fused multiply-adds.
+#[inline(always)]
+pub(crate) fn exp_of<const FUSED: bool>(x: f32) -> f32 {
     // Written as comparisons, because `f32::max` would drop NaN.
     let x = if x < LOWEST { LOWEST } else { x };
     let x = if x > HIGHEST { HIGHEST } else { x };
-    let power = (x * LOG2_E + ROUNDER) - ROUNDER;
-    let r = (x - power * LN_2_HIGH) - power * LN_2_LOW;
+    let power = multiply_add::<FUSED>(x, LOG2_E, ROUNDER) - ROUNDER;
+    let r = multiply_add::<FUSED>(-power, LN_2_HIGH, x);
+    let r = multiply_add::<FUSED>(-power, LN_2_LOW, r);
     let mut tail = POLYNOMIAL[0];
     for coefficient in &POLYNOMIAL[1..] {
-        tail = tail * r + coefficient;
+        tail = multiply_add::<FUSED>(tail, r, *coefficient);
     }
-    let mantissa = tail * (r * r) + r + 1.0;
+    let mantissa = multiply_add::<FUSED>(tail, r * r, r) + 1.0;
     // Two factors, because 2^128 and the smallest denormals are out of reach of one exponent field.
     let power = power as i32;
     let half = power >> 1;
@@ -81,22 +92,50 @@ mod tests {
         assert!(exp(-100.0) > 0.0 && exp(-100.0) < 1e-43);
     }
 
+    #[test]
+    fn exp_with_fused_products_is_exp() {
+        let mut x = -104.5_f32;
+        while x < 89.5 {
+            let (got, want) = (f64::from(super::exp_of::<true>(x)), f64::from(exp(x)));
+            assert!(
+                got == want || (got - want).abs() <= 2.5e-7 * want + 1e-44,
+                "{x}: {got} {want}"
+            );
+            x += 0.003;
+        }
+        assert!(super::exp_of::<true>(f32::NAN).is_nan());
+        assert_eq!(super::exp_of::<true>(f32::INFINITY), f32::INFINITY);
+    }
+
+    /// One lane of the vector body for softmax, where there is one.
     #[cfg(target_arch = "x86_64")]
+    fn exp_of_negative(x: f32) -> Option<f32> {
+        use std::arch::x86_64::{_mm256_loadu_ps, _mm256_storeu_ps};
+        let mut lanes = [x; 8];
+        // SAFETY: the instruction set is available, and the array holds eight values.
+        crate::InstructionSet::Avx2.is_available().then(|| unsafe {
+            let result = super::avx2::exp_of_negative(_mm256_loadu_ps(lanes.as_ptr()));
+            _mm256_storeu_ps(lanes.as_mut_ptr(), result);
+            lanes[3]
+        })
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn exp_of_negative(x: f32) -> Option<f32> {
+        use std::arch::aarch64::{vdupq_n_f32, vgetq_lane_f32};
+        // SAFETY: the instruction set is available.
+        crate::InstructionSet::Neon
+            .is_available()
+            .then(|| unsafe { vgetq_lane_f32::<3>(super::neon::exp_of_negative(vdupq_n_f32(x))) })
+    }
+
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[test]
     fn exp_of_negative_numbers_is_exp_down_to_its_end() {
-        use std::arch::x86_64::{_mm256_loadu_ps, _mm256_storeu_ps};
-        if !crate::InstructionSet::Avx2.is_available() {
+        if exp_of_negative(0.0).is_none() {
             return;
         }
-        let of = |x: f32| {
-            let mut lanes = [x; 8];
-            // SAFETY: the instruction set is available, and the array holds eight values.
-            unsafe {
-                let result = super::avx2::exp_of_negative(_mm256_loadu_ps(lanes.as_ptr()));
-                _mm256_storeu_ps(lanes.as_mut_ptr(), result);
-            }
-            lanes[3]
-        };
+        let of = |x: f32| exp_of_negative(x).unwrap();
         let mut x = -85.99_f32;
         while x <= 0.0 {
             let (got, want) = (f64::from(of(x)), f64::from(exp(x)));

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::shapes::{all_shapes, multiply_tile, shapes};
 use super::{Activations, Panels, Sums};
 use crate::buffer::{Line, prefetch_at};
 use crate::pack::WeightKind;
@@ -110,54 +111,7 @@ pub(super) unsafe fn tile(
     depth: usize,
     sums: Sums<'_>,
 ) {
-    let (data, c) = (w.data.as_ptr(), sums.lines.as_mut_ptr());
-    // Evenly: what is asked for all at once only waits.
-    let lines = (w.ahead.len() / size_of::<Line>()).div_ceil((depth / 2).max(1));
-    macro_rules! shapes {
-        ($columns:ty, $packed:literal, $x:expr, $stride:expr, $($rows:literal x $panels:literal),*) => {
-            match lines {
-                0 => shapes!($columns, $packed, 0, $x, $stride, $($rows x $panels),*),
-                1 => shapes!($columns, $packed, 1, $x, $stride, $($rows x $panels),*),
-                _ => shapes!($columns, $packed, 2, $x, $stride, $($rows x $panels),*),
-            }
-        };
-        ($columns:ty, $packed:literal, $lines:literal, $x:expr, $stride:expr, $($rows:literal x $panels:literal),*) => {
-            match (rows, w.count) {
-                $(($rows, $panels) => {
-                    // SAFETY: the caller's promise.
-                    unsafe {
-                        kernel::<$columns, $rows, $panels, $packed, $lines>(
-                            $x, $stride, data, w.stride, w.ahead, depth, c, sums.stride,
-                            sums.accumulate,
-                        );
-                    }
-                })*
-                (rows, panels) => unreachable!("no tile of {rows} rows and {panels} panels"),
-            }
-        };
-    }
-    macro_rules! all_shapes {
-        ($columns:ty, $packed:literal, $x:expr, $stride:expr) => {
-            shapes!(
-                $columns, $packed, $x, $stride, 1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1, 3 x 2,
-                4 x 1, 5 x 1, 6 x 1
-            )
-        };
-    }
-    match (x, w.kind) {
-        (Activations::Rows(x, stride), WeightKind::F32) => {
-            all_shapes!(F32, false, x.as_ptr(), stride)
-        }
-        (Activations::Rows(x, stride), WeightKind::F16) => {
-            all_shapes!(F16, false, x.as_ptr(), stride)
-        }
-        (Activations::Rows(x, stride), _) => {
-            all_shapes!(Bf16, false, x.as_ptr(), stride)
-        }
-        (Activations::Packed(x), WeightKind::F32) => all_shapes!(F32, true, x.as_ptr(), 0),
-        (Activations::Packed(x), WeightKind::F16) => all_shapes!(F16, true, x.as_ptr(), 0),
-        (Activations::Packed(x), _) => all_shapes!(Bf16, true, x.as_ptr(), 0),
-    }
+    multiply_tile!(x, rows, w, depth, sums);
 }
 
 #[allow(

@@ -6,7 +6,11 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod shapes;
 
 use std::ops::Range;
 
@@ -22,7 +26,7 @@ use crate::pool::{TASKS, for_each_piece, for_each_task, threads, with_foresight}
 use crate::quant;
 use crate::transpose::transpose;
 
-/// Rows of `x` that a tile holds at most: 6 x 16 accumulators fill twelve of AVX2's registers.
+/// Rows of `x` that a tile holds at most: 6 x 16 accumulators fill twelve of AVX2's sixteen registers, and 24 of NEON's 32.
 pub(crate) const TILE_ROWS: usize = 6;
 
 /// Multiply-adds below which threads cost more than they bring.
@@ -118,6 +122,11 @@ pub(crate) fn tile(
             // SAFETY: the lengths were checked above, the instruction set when it was chosen.
             unsafe { avx2::tile(x, rows, w, depth, sums) }
         }
+        #[cfg(target_arch = "aarch64")]
+        set if set.has_neon() => {
+            // SAFETY: as above.
+            unsafe { neon::tile(x, rows, w, depth, sums) }
+        }
         _ => scalar::tile(x, rows, w, depth, sums),
     }
 }
@@ -136,6 +145,11 @@ pub(crate) fn decode(
         set if set.has_avx2() => {
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { avx2::decode(kind, panel, start, out) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        set if set.has_neon() => {
+            // SAFETY: as above.
+            unsafe { neon::decode(kind, panel, start, out) }
         }
         _ => scalar::decode(kind, panel, start, out),
     }
@@ -174,6 +188,8 @@ enum Way {
 
 impl Way {
     fn of(set: InstructionSet, kind: WeightKind) -> Self {
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = set;
         match kind {
             WeightKind::F32 | WeightKind::F16 => Self::Floats,
             #[cfg(target_arch = "x86_64")]
@@ -411,7 +427,7 @@ fn narrow_group(
 pub(crate) fn reads_directly(set: InstructionSet, kind: WeightKind, rows: usize) -> bool {
     match kind {
         WeightKind::F32 => true,
-        WeightKind::F16 | WeightKind::Bf16 => set.has_avx2() && rows <= 4,
+        WeightKind::F16 | WeightKind::Bf16 => set != InstructionSet::Scalar && rows <= 4,
         _ => false,
     }
 }

@@ -20,13 +20,16 @@ pub(super) enum Sums {
 ///
 /// Each 32 values (a unit) of a row share a scale, the largest absolute value over 127, and are
 /// rounded to integers of -127..=127. Rows that a kernel takes together (a tile) lie interleaved:
-/// `[step of 4 columns][row]` words of four codes, `[unit][row]` scales, `[group][row]` sums.
+/// `[step of 4 columns][row]` words of four codes (or two such words in the place of one), `[unit][row]` scales,
+/// `[group][row]` sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) cols: usize,
     /// Groups of weights with a scale of their own in a unit: one or two.
     pub(super) groups: usize,
     pub(super) sums: Sums,
+    /// Whether two words of a row lie together. Only 64-bit ARM has kernels for that.
+    pub(super) pairs: bool,
 }
 
 impl Layout {
@@ -52,7 +55,13 @@ impl Layout {
                 // SAFETY: the caller's promise.
                 let unit = unsafe { Q::unit(x) };
                 for (step, word) in unit.words.into_iter().enumerate() {
-                    codes[(index * (UNIT / 4) + step) * rows + row] = word;
+                    let step = index * (UNIT / 4) + step;
+                    let place = if cfg!(any(target_arch = "aarch64", test)) && self.pairs {
+                        (step / 2 * rows + row) * 2 + step % 2
+                    } else {
+                        step * rows + row
+                    };
+                    codes[place] = word;
                 }
                 scales[index * rows + row] = unit.scale.to_bits();
                 let [first, second] = unit.half_sums;
@@ -163,11 +172,16 @@ mod tests {
     #[test]
     fn rows_of_a_tile_are_interleaved_with_their_sums() {
         let x: Vec<f32> = (0..128).map(|index| (index % 64) as f32 - 31.5).collect();
-        for (groups, sums) in [(1, Sums::Offset(8)), (2, Sums::Minima)] {
+        for (groups, sums, pairs) in [
+            (1, Sums::Offset(8), false),
+            (2, Sums::Minima, false),
+            (1, Sums::Offset(8), true),
+        ] {
             let layout = Layout {
                 cols: 64,
                 groups,
                 sums,
+                pairs,
             };
             assert_eq!(layout.row_words(), 2 * (8 + 1 + groups));
             let mut words = vec![0; 2 * layout.row_words()];
@@ -177,7 +191,12 @@ mod tests {
                 for index in 0..2 {
                     let unit = unit(&x[row * 64 + index * 32..][..32]);
                     for (step, word) in unit.words.into_iter().enumerate() {
-                        assert_eq!(words[(index * 8 + step) * 2 + row], word);
+                        let place = if pairs {
+                            ((index * 4 + step / 2) * 2 + row) * 2 + step % 2
+                        } else {
+                            (index * 8 + step) * 2 + row
+                        };
+                        assert_eq!(words[place], word);
                     }
                     assert_eq!(words[32 + index * 2 + row], unit.scale.to_bits());
                     let halves = unit.half_sums;

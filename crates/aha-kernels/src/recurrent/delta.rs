@@ -6,6 +6,7 @@
 
 use super::{RecurrentSequence, lend_states};
 use crate::error::check_len;
+use crate::fused::multiply_add;
 use crate::pool::for_each_chunk;
 use crate::{InstructionSet, KernelError, instruction_set};
 
@@ -194,6 +195,8 @@ impl GatedDelta<'_> {
                     // SAFETY: the instruction set is present (required on entry).
                     unsafe { slice.walk_avx2(input, &mut columns, &mut out) }
                 }
+                #[cfg(target_arch = "aarch64")]
+                set if set.has_neon() => slice.walk::<true>(input, &mut columns, &mut out),
                 _ => slice.walk::<false>(input, &mut columns, &mut out),
             }
             for (row, state) in columns.iter().zip(state.chunks_exact_mut(self.value_dim)) {
@@ -266,39 +269,35 @@ impl Slice<'_> {
             let mut pairs = columns.chunks_exact(2).zip(k.chunks_exact(2));
             for (rows, k) in &mut pairs {
                 for column in 0..COLUMNS {
-                    recalled[0][column] = add::<FUSED>(rows[0][column], k[0], recalled[0][column]);
-                    recalled[1][column] = add::<FUSED>(rows[1][column], k[1], recalled[1][column]);
+                    recalled[0][column] =
+                        multiply_add::<FUSED>(rows[0][column], k[0], recalled[0][column]);
+                    recalled[1][column] =
+                        multiply_add::<FUSED>(rows[1][column], k[1], recalled[1][column]);
                 }
             }
             if key_dim % 2 == 1 {
                 let row = columns[key_dim - 1];
                 for column in 0..COLUMNS {
                     recalled[0][column] =
-                        add::<FUSED>(row[column], k[key_dim - 1], recalled[0][column]);
+                        multiply_add::<FUSED>(row[column], k[key_dim - 1], recalled[0][column]);
                 }
             }
             let mut delta = [0f32; COLUMNS];
             for (column, v) in v.iter().enumerate() {
                 let recalled = recalled[0][column] + recalled[1][column];
-                delta[column] = beta * add::<FUSED>(-decay, recalled, *v);
+                delta[column] = beta * multiply_add::<FUSED>(-decay, recalled, *v);
             }
             let mut answer = [0f32; COLUMNS];
             for ((row, k), q) in columns.iter_mut().zip(k).zip(q) {
                 for column in 0..COLUMNS {
-                    let kept = add::<FUSED>(delta[column], *k, decay * row[column]);
+                    let kept = multiply_add::<FUSED>(delta[column], *k, decay * row[column]);
                     row[column] = kept;
-                    answer[column] = add::<FUSED>(kept, *q, answer[column]);
+                    answer[column] = multiply_add::<FUSED>(kept, *q, answer[column]);
                 }
             }
             out[self.first..self.first + self.width].copy_from_slice(&answer[..self.width]);
         }
     }
-}
-
-/// `a * b + c`.
-#[inline(always)]
-fn add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 mod avx2;
 
 use crate::error::check_len;
+use crate::fused::multiply_add;
 use crate::pool::for_each_stretch;
 use crate::{InstructionSet, KernelError, instruction_set};
 
@@ -76,7 +77,9 @@ pub fn snake_on(
                     // SAFETY: the instruction set is present (required above).
                     unsafe { avx2::snake(x, alpha, scale, out) }
                 }
-                _ => scalar(x, alpha, scale, out),
+                #[cfg(target_arch = "aarch64")]
+                set if set.has_neon() => plain::<true>(x, alpha, scale, out),
+                _ => plain::<false>(x, alpha, scale, out),
             }
         }
     };
@@ -87,24 +90,28 @@ pub fn snake_on(
     Ok(())
 }
 
-/// The portable body; one row.
-fn scalar(x: &[f32], alpha: &[f32], scale: &[f32], out: &mut [f32]) {
+/// The portable body; one row. With `FUSED` it is that of processors with fused multiply-adds.
+fn plain<const FUSED: bool>(x: &[f32], alpha: &[f32], scale: &[f32], out: &mut [f32]) {
     for (((out, &x), &alpha), &scale) in out.iter_mut().zip(x).zip(alpha).zip(scale) {
-        let sine = sine_up_to_sign(alpha * x);
-        *out = x + scale * (sine * sine);
+        let sine = sine_up_to_sign::<FUSED>(alpha * x);
+        *out = multiply_add::<FUSED>(scale, sine * sine, x);
     }
 }
 
 /// `sin y` or `-sin y`.
-fn sine_up_to_sign(y: f32) -> f32 {
+#[inline(always)]
+fn sine_up_to_sign<const FUSED: bool>(y: f32) -> f32 {
     let periods = (y * std::f32::consts::FRAC_1_PI + ROUNDER) - ROUNDER;
-    let r = PI_PARTS.iter().fold(y, |rest, part| rest - periods * part);
+    let mut r = y;
+    for part in PI_PARTS {
+        r = multiply_add::<FUSED>(-periods, part, r);
+    }
     let square = r * r;
     let mut tail = SINE[0];
     for coefficient in &SINE[1..] {
-        tail = tail * square + coefficient;
+        tail = multiply_add::<FUSED>(tail, square, *coefficient);
     }
-    r + r * square * tail
+    multiply_add::<FUSED>(r * square, tail, r)
 }
 
 #[cfg(test)]

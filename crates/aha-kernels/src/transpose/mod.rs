@@ -2,10 +2,13 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 
 use crate::InstructionSet;
 
 /// Rows that are transposed at once, at most.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", test))]
 const LANES: usize = 8;
 
 /// Writes `rows` rows, which begin `stride` values after one another in `source`, as `[depth][rows]`: as many columns
@@ -22,6 +25,11 @@ pub(crate) fn transpose(
         set if set.has_avx2() => {
             // SAFETY: the instruction set was checked when it was chosen.
             unsafe { avx2::transpose(source, stride, rows, target) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        set if set.has_neon() => {
+            // SAFETY: as above.
+            unsafe { neon::transpose(source, stride, rows, target) }
         }
         _ => 0,
     };

@@ -10,7 +10,7 @@ use crate::pack::PANEL;
 use crate::quant::{Format, Scales, UNIT};
 
 /// Products of four columns that make up a unit.
-const STEPS: usize = UNIT / 4;
+pub(super) const STEPS: usize = UNIT / 4;
 
 /// Sixteen lanes, one for each row of a panel.
 ///
@@ -40,6 +40,26 @@ pub(super) trait Lanes {
     unsafe fn codes(words: Self::Words, wide: bool) -> Self::Codes;
     /// Adds the dot product of four codes with the four signed bytes of `x`.
     unsafe fn dot(sums: Self::Int, codes: Self::Codes, x: u32, wide: bool) -> Self::Int;
+    /// The same for step `STEP` of a unit and each of `ROWS` rows, whose words begin at `x`.
+    #[inline(always)]
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "as plain as the kernel's own loops"
+    )]
+    unsafe fn dot_rows<const STEP: usize, const ROWS: usize>(
+        sums: &mut [Self::Int; ROWS],
+        codes: Self::Codes,
+        x: *const u32,
+        wide: bool,
+    ) {
+        for row in 0..ROWS {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let x = x.add(STEP * ROWS + row).read();
+                sums[row] = Self::dot(sums[row], codes, x, wide);
+            }
+        }
+    }
     unsafe fn zeros() -> Self::Float;
     unsafe fn load(at: *const f32) -> Self::Float;
     unsafe fn store(values: Self::Float, at: *mut f32);
@@ -58,6 +78,9 @@ pub(super) trait Lanes {
     unsafe fn halves(at: *const u8) -> Self::Float;
     /// Sixteen signed bytes as numbers: of each, `bits` bits from `shift` on.
     unsafe fn bytes(at: *const u8, shift: usize, bits: usize) -> Self::Float;
+    /// Brings the codes of an unpacked unit, [`STEPS`] lines, to another order where the kernel wants one.
+    #[inline(always)]
+    unsafe fn arrange(_unit: *mut u8) {}
     /// [`kernel`] in a function of its own, compiled for the instruction set.
     unsafe fn run<S: Source<Self>, const ROWS: usize>(
         x: *const u32,
@@ -79,6 +102,12 @@ pub(super) trait Source<V: Lanes>: Copy {
     const MINIMA: bool;
     /// Whether codes have all eight bits.
     const WIDE: bool;
+    /// Whether codes are whole bytes, in the order of [`Lanes::arrange`].
+    #[cfg_attr(
+        not(target_arch = "aarch64"),
+        allow(dead_code, reason = "only kernels with an order of their own ask")
+    )]
+    const UNPACKED: bool;
 
     /// Scale and minimum of a group (any number where the format has no minima).
     unsafe fn factors<const GROUP: usize>(self, unit: usize) -> (V::Float, V::Float);
@@ -103,6 +132,7 @@ impl<V: Lanes, const GROUPS: usize, const MINIMA: bool, const WIDE: bool> Source
     const GROUPS: usize = GROUPS;
     const MINIMA: bool = MINIMA;
     const WIDE: bool = WIDE;
+    const UNPACKED: bool = true;
 
     #[inline(always)]
     unsafe fn factors<const GROUP: usize>(self, unit: usize) -> (V::Float, V::Float) {
@@ -164,6 +194,7 @@ impl<V: Lanes, const BITS: usize, const MINIMA: bool, const NESTED: bool> Source
     const GROUPS: usize = Self::FORMAT.groups();
     const MINIMA: bool = MINIMA;
     const WIDE: bool = BITS == 8;
+    const UNPACKED: bool = false;
 
     #[inline(always)]
     unsafe fn factors<const GROUP: usize>(self, unit: usize) -> (V::Float, V::Float) {
@@ -320,12 +351,11 @@ unsafe fn rows<V: Lanes, S: Source<V>, const MOST: usize>(tile: Tile<'_>, panel:
     macro_rules! shapes {
         ($($rows:literal)*) => {
             match tile.rows {
-                $(
+                // Not a guard of the arm: only so are tiles that cannot be not compiled.
+                $($rows => if const { $rows <= MOST } {
                     // SAFETY: the caller's promises.
-                    $rows if const { $rows <= MOST } => unsafe {
-                        V::run::<S, $rows>(x, units, panel, sums);
-                    },
-                )*
+                    unsafe { V::run::<S, $rows>(x, units, panel, sums) }
+                },)*
                 rows => unreachable!("no tile of {rows} rows"),
             }
         };
@@ -364,10 +394,7 @@ pub(super) unsafe fn kernel<V: Lanes, S: Source<V>, const ROWS: usize>(
                     }
                     $(
                         let codes = V::codes(panel.words::<$step>(unit), S::WIDE);
-                        for row in 0..ROWS {
-                            let x = x.add($step * ROWS + row).read();
-                            integers[row] = V::dot(integers[row], codes, x, S::WIDE);
-                        }
+                        V::dot_rows::<$step, ROWS>(&mut integers, codes, x, S::WIDE);
                     )*
                     let (scale, minimum) = panel.factors::<$group>(unit);
                     for row in 0..ROWS {
@@ -439,6 +466,7 @@ unsafe fn unpack_units<V: Lanes, S: Source<V>>(source: S, units: usize, mut out:
                 };
             }
             steps!(0 1 2 3 4 5 6 7);
+            V::arrange(out.cast());
             out = out.add(STEPS);
         }
     }

@@ -13,6 +13,10 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod kernel;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod pairs;
 mod scalar;
 
 use std::ops::Range;
@@ -39,9 +43,11 @@ const GROUP: usize = 2;
 /// sums, which change once in a group of columns, may be elsewhere.
 fn most_rows(set: InstructionSet) -> usize {
     match set {
+        InstructionSet::Scalar => 1,
         set if set.has_avx512() => MOST_ROWS,
-        set if set.has_avx2() => 6,
-        _ => 1,
+        #[cfg(target_arch = "aarch64")]
+        set if set.has_neon() => neon::MOST,
+        _ => 6,
     }
 }
 
@@ -100,6 +106,15 @@ impl Tile<'_> {
                 // SAFETY: as above.
                 unsafe { avx2::multiply(self) }
             }
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            set if set.has_neon() => unsafe {
+                match set {
+                    InstructionSet::NeonI8mm => neon::multiply::<{ neon::I8MM }>(self),
+                    InstructionSet::NeonDotprod => neon::multiply::<{ neon::DOTPROD }>(self),
+                    _ => neon::multiply::<{ neon::WIDENED }>(self),
+                }
+            },
             // SAFETY: as above; no instruction set is needed.
             _ => unsafe { scalar::multiply(self) },
         }
@@ -117,6 +132,16 @@ fn unpack(set: InstructionSet, format: &Format, panel: &[u8], units: usize, out:
             // SAFETY: lengths were checked above, the instruction set when it was chosen.
             unsafe { avx2::unpack(format, panel, units, out) }
         }
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        set if set.has_neon() => unsafe {
+            match set {
+                InstructionSet::NeonI8mm => {
+                    neon::unpack::<{ neon::I8MM }>(format, panel, units, out)
+                }
+                _ => neon::unpack::<{ neon::DOTPROD }>(format, panel, units, out),
+            }
+        },
         // SAFETY: as above; no instruction set is needed.
         _ => unsafe { scalar::unpack(format, panel, units, out) },
     }
@@ -124,8 +149,9 @@ fn unpack(set: InstructionSet, format: &Format, panel: &[u8], units: usize, out:
 
 /// The activations of a product with `format`.
 fn layout(set: InstructionSet, format: &Format, cols: usize) -> Layout {
-    // AVX2 multiplies codes of eight bits with their sign.
-    let offset = if format.bits == 8 && set == InstructionSet::Avx2 {
+    // AVX2 and NEON multiply codes of eight bits with their sign.
+    let is_signed = !matches!(set, InstructionSet::Scalar) && !set.has_avx512();
+    let offset = if format.bits == 8 && is_signed {
         0
     } else {
         format.offset()
@@ -138,6 +164,8 @@ fn layout(set: InstructionSet, format: &Format, cols: usize) -> Layout {
         } else {
             Sums::Offset(offset)
         },
+        // Products of small matrices take eight columns at once.
+        pairs: set == InstructionSet::NeonI8mm,
     }
 }
 
@@ -152,6 +180,11 @@ fn quantise(set: InstructionSet, layout: &Layout, x: &[f32], rows: usize, words:
         set if set.has_avx2() => {
             // SAFETY: as above.
             unsafe { avx2::quantise(layout, x, rows, words) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        set if set.has_neon() => {
+            // SAFETY: as above.
+            unsafe { neon::quantise(layout, x, rows, words) }
         }
         // SAFETY: the plain form needs no instruction set.
         _ => unsafe { layout.quantise::<Plain>(x, rows, words) },
