@@ -523,6 +523,7 @@ fn yarn(
 mod tests {
     use super::*;
     use crate::batch::{AxisPositions, SequenceSlice};
+    use candle_core::Tensor;
     use std::sync::Arc;
 
     fn scaling(json: &str) -> RopeScaling {
