@@ -119,15 +119,31 @@ pub(crate) fn prefetch_now(address: *const u8) {
     }
 }
 
-/// Gives memory back to the system that was freed, and that the allocator keeps for a while: worth its milliseconds
-/// after something large was read and left much behind. Does nothing where the program's allocator is not mimalloc
-/// (feature `mimalloc`).
-pub fn give_back_memory() {
+/// Runs `work`, while which freed memory goes back to the system at once instead of being kept for a while by the
+/// allocator: worth some milliseconds where something large is read, much is left behind, and little of it will be
+/// wanted again. Without effect where the program's allocator is not mimalloc (feature `mimalloc`).
+pub fn giving_back_memory<R>(work: impl FnOnce() -> R) -> R {
     #[cfg(feature = "mimalloc")]
-    // SAFETY: the function takes no pointer, and may be called by any thread at any time.
-    unsafe {
-        libmimalloc_sys::mi_collect(true);
+    {
+        use libmimalloc_sys::{mi_collect, mi_option_get, mi_option_set};
+        /// `mi_option_purge_delay` of mimalloc.h: milliseconds that freed memory is kept for.
+        const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+        // SAFETY: these functions take no pointer, and may be called by any thread at any time.
+        let before = unsafe {
+            let before = mi_option_get(PURGE_DELAY);
+            mi_option_set(PURGE_DELAY, 0);
+            before
+        };
+        let result = work();
+        // SAFETY: as above.
+        unsafe {
+            mi_option_set(PURGE_DELAY, before);
+            mi_collect(true);
+        }
+        result
     }
+    #[cfg(not(feature = "mimalloc"))]
+    work()
 }
 
 /// Bytes that a thread zeroes at a time.

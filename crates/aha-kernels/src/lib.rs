@@ -44,7 +44,7 @@ pub use attention::{
     WindowAttention,
 };
 pub use bandwidth::measure_read_bandwidth;
-pub use buffer::give_back_memory;
+pub use buffer::giving_back_memory;
 pub use depthwise::DepthwiseConv;
 pub use elementwise::{
     add, add_bias, add_bias_and, add_rms_norm, layer_norm, layer_norm_on, rms_norm, rms_norm_on,

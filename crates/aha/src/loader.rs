@@ -257,10 +257,11 @@ impl Loader {
             progress: self.progress.clone(),
             ..self.naming()
         };
-        let loaded = aha_models::load(&checkpoint.path, &options)?;
-        let service = Service::start(loaded, self.engine)?;
-        // A vocabulary is read by way of some copies.
-        aha_kernels::give_back_memory();
+        // A vocabulary is read by way of some copies, and weights may be.
+        let service = aha_kernels::giving_back_memory(|| {
+            let loaded = aha_models::load(&checkpoint.path, &options)?;
+            Service::start(loaded, self.engine).map_err(Error::from)
+        })?;
         tracing::info!(
             "{} is loaded from {} in {:.2} s",
             checkpoint.name,
