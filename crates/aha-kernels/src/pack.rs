@@ -434,14 +434,7 @@ impl PackedMatrix {
         m: usize,
         out: &mut [f32],
     ) -> Result<(), KernelError> {
-        check_len("x", checked_mul(m, self.cols)?, x.len())?;
-        check_len("out", checked_mul(m, self.rows)?, out.len())?;
-        let packed = self.packed_for(set)?;
-        // SAFETY: the matrix is `out`, which is borrowed exclusively.
-        let out = unsafe { Output::new(out.as_mut_ptr(), m, self.rows) };
-        let w = packed.as_ref().unwrap_or(self);
-        matmul::matmul(set.require()?, &[Job { w, out }], x, m);
-        Ok(())
+        Self::matmul_into_on(set.require()?, [self], x, m, [out])
     }
 
     /// The products of the same rows with several matrices, one result `[m, rows]` after another: one
@@ -516,7 +509,17 @@ impl PackedMatrix {
         m: usize,
         outs: [&mut [f32]; N],
     ) -> Result<(), KernelError> {
-        let set = instruction_set();
+        Self::matmul_into_on(instruction_set(), weights, x, m, outs)
+    }
+
+    /// [`PackedMatrix::matmul_into`] on an instruction set that the processor has.
+    fn matmul_into_on<const N: usize>(
+        set: InstructionSet,
+        weights: [&Self; N],
+        x: &[f32],
+        m: usize,
+        outs: [&mut [f32]; N],
+    ) -> Result<(), KernelError> {
         let mut packed = [const { None }; N];
         for ((w, out), packed) in weights.iter().zip(&outs).zip(&mut packed) {
             check_len("x", checked_mul(m, w.cols)?, x.len())?;

@@ -107,7 +107,7 @@ pub(super) struct Token {
 
 thread_local! {
     /// Memory for a step's tokens, kept for the thread's next one.
-    static STEP: Cell<Step> = const { Cell::new(Step::EMPTY) };
+    static STEP: Cell<Step> = Cell::default();
 }
 
 /// The tokens of a step.
@@ -119,11 +119,6 @@ struct Step {
 }
 
 impl Step {
-    const EMPTY: Self = Self {
-        tokens: Vec::new(),
-        slots: Vec::new(),
-    };
-
     /// Looks up the queries' tokens.
     fn lay_out(&mut self, attention: &PagedAttention<'_>) -> Result<(), KernelError> {
         let block_size = attention.block_size;

@@ -214,17 +214,10 @@ impl Call<'_> {
 
 thread_local! {
     /// What a thread's last call was cut into: its memory serves the next one.
-    static WORK: Cell<Work> = const { Cell::new(Work::EMPTY) };
+    static WORK: Cell<Work> = Cell::default();
 }
 
 impl Work {
-    const EMPTY: Self = Self {
-        tasks: Vec::new(),
-        shared: Vec::new(),
-        stretches: 0,
-        multiply_adds: 0,
-    };
-
     /// The pieces of a call.
     fn lay_out(&mut self, call: &Call<'_>) {
         self.tasks.clear();

@@ -1,7 +1,7 @@
 //! Byte-pair encoding.
 //!
 //! It gives the ids that the library's model gives, which the tests compare. That one keeps its vocabulary three times, in hash
-//! tables of strings: 30 MiB for 150 000 tokens, where the tables here take a fifth.
+//! tables of strings: 27 MiB for Qwen3's 151 643 tokens, where the tables here take a fifth.
 
 mod list;
 mod merges;
