@@ -19,10 +19,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Steps for each matrix that is packed while requests run: the 197 of Qwen3-0.6B within 800.
-const STEPS_PER_MATRIX: u64 = 4;
+/// Of a step's time, what packing matrices behind it may take, and at most so much: those of Qwen3-0.6B are packed
+/// within some forty steps, and no token waits long for it.
+const PACKING_SHARE: u32 = 8;
+const PACKING_TIME: Duration = Duration::from_millis(20);
 
 /// How long nothing must be asked for before matrices are packed: a program that asks once ends sooner.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -141,10 +143,10 @@ impl Worker {
         while self.receive() {
             self.drop_cancelled();
             if !self.scheduler.is_idle() {
+                let start = Instant::now();
                 self.step();
-                let steps = self.shared.status().steps;
-                if steps.is_multiple_of(STEPS_PER_MATRIX) {
-                    self.pack_next();
+                if !self.scheduler.is_idle() {
+                    self.pack_for((start.elapsed() / PACKING_SHARE).min(PACKING_TIME));
                 }
             }
             self.publish_status();
@@ -156,9 +158,13 @@ impl Worker {
 
     /// Takes all commands that are there, waiting for one when there is nothing else to do. False ends the thread.
     fn receive(&mut self) -> bool {
-        let mut patience = PATIENCE;
-        while self.scheduler.is_idle() && !self.unpacked.is_empty() {
-            match self.commands.recv_timeout(patience) {
+        let (mut patience, mut is_tidy) = (PATIENCE, false);
+        while self.scheduler.is_idle() {
+            let received = match is_tidy {
+                true => self.commands.recv().map_err(RecvTimeoutError::from),
+                false => self.commands.recv_timeout(patience),
+            };
+            match received {
                 Ok(command) => {
                     if !self.obey(command) {
                         return false;
@@ -166,20 +172,9 @@ impl Worker {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     patience = Duration::ZERO;
-                    self.pack_next();
-                    self.publish_status();
+                    is_tidy = self.tidy_up();
                 }
                 Err(RecvTimeoutError::Disconnected) => return false,
-            }
-        }
-        if self.scheduler.is_idle() {
-            match self.commands.recv() {
-                Ok(command) => {
-                    if !self.obey(command) {
-                        return false;
-                    }
-                }
-                Err(_) => return false,
             }
         }
         loop {
@@ -193,6 +188,28 @@ impl Worker {
                 Err(TryRecvError::Disconnected) => return !self.scheduler.is_idle(),
             }
         }
+    }
+
+    /// Packs matrices that are still read from their files, one or more, for about so long.
+    fn pack_for(&self, time: Duration) {
+        let start = Instant::now();
+        while !self.unpacked.is_empty() {
+            self.pack_next();
+            if start.elapsed() >= time {
+                return;
+            }
+        }
+    }
+
+    /// Does one of the things that wait until nothing is asked. True once there is no more of them.
+    fn tidy_up(&self) -> bool {
+        if self.unpacked.is_empty() {
+            aha_kernels::give_back_memory();
+            return true;
+        }
+        self.pack_next();
+        self.publish_status();
+        false
     }
 
     /// Packs a matrix that is still read from its file.

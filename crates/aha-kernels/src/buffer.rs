@@ -1,12 +1,6 @@
-//! Memory in cache lines: packed weights and scratch space.
+//! Memory in cache lines: views of packed weights, prefetches, and scratch space.
 
-use std::alloc::{Layout, alloc, dealloc};
 use std::cell::{Cell, RefCell};
-use std::ops::Range;
-use std::ptr::NonNull;
-
-use crate::KernelError;
-use crate::pool::for_each_task;
 
 /// Sixteen `f32` values in one cache line: a row of a panel.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,6 +68,14 @@ pub(crate) fn as_u16_mut(bytes: &mut [u8]) -> &mut [u16] {
     values
 }
 
+/// `bytes`, which start on a cache line, as lines, for writing. Bytes of a trailing partial line are left out.
+pub(crate) fn as_lines_mut(bytes: &mut [u8]) -> &mut [Line] {
+    // SAFETY: a `Line` has no padding, and every bit pattern is a valid `f32`.
+    let (head, lines, _) = unsafe { bytes.align_to_mut::<Line>() };
+    debug_assert!(head.is_empty(), "panels start on cache lines");
+    lines
+}
+
 /// Asks the processor to bring `data` into its second-level cache, from where it comes soon enough. Never changes a
 /// result.
 #[inline]
@@ -118,139 +120,6 @@ pub(crate) fn prefetch_now(address: *const u8) {
         );
     }
 }
-
-/// Runs `work`, while which freed memory goes back to the system at once instead of being kept for a while by the
-/// allocator: worth some milliseconds where something large is read, much is left behind, and little of it will be
-/// wanted again. Without effect where the program's allocator is not mimalloc (feature `mimalloc`).
-pub fn giving_back_memory<R>(work: impl FnOnce() -> R) -> R {
-    #[cfg(feature = "mimalloc")]
-    {
-        use libmimalloc_sys::{mi_collect, mi_option_get, mi_option_set};
-        /// `mi_option_purge_delay` of mimalloc.h: milliseconds that freed memory is kept for.
-        const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-        // SAFETY: these functions take no pointer, and may be called by any thread at any time.
-        let before = unsafe {
-            let before = mi_option_get(PURGE_DELAY);
-            mi_option_set(PURGE_DELAY, 0);
-            before
-        };
-        let result = work();
-        // SAFETY: as above.
-        unsafe {
-            mi_option_set(PURGE_DELAY, before);
-            mi_collect(true);
-        }
-        result
-    }
-    #[cfg(not(feature = "mimalloc"))]
-    work()
-}
-
-/// Bytes that a thread zeroes at a time.
-const STRETCH: usize = 16 << 20;
-
-/// Zeroed bytes that start on a cache line. Unlike `Vec`, running out of memory is an error.
-pub(crate) struct AlignedBytes {
-    start: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: the memory is owned by this value alone and reached through `&self`/`&mut self` only.
-unsafe impl Send for AlignedBytes {}
-// SAFETY: `&self` gives shared reads only.
-unsafe impl Sync for AlignedBytes {}
-
-impl AlignedBytes {
-    pub(crate) fn zeroed(bytes: usize) -> Result<Self, KernelError> {
-        Self::filled(bytes, STRETCH, |_, _| {})
-    }
-
-    /// Memory whose pieces of `size` bytes (the last may be shorter) `fill` writes, on all threads: they are zero
-    /// when it sees them.
-    pub(crate) fn filled(
-        bytes: usize,
-        size: usize,
-        fill: impl Fn(usize, &mut [u8]) + Sync,
-    ) -> Result<Self, KernelError> {
-        Self::filled_in_stretches(bytes, size, usize::MAX, fill, |_| {})
-    }
-
-    /// The same, so many pieces at a time; `after` is told which are done.
-    pub(crate) fn filled_in_stretches(
-        bytes: usize,
-        size: usize,
-        stretch: usize,
-        fill: impl Fn(usize, &mut [u8]) + Sync,
-        after: impl Fn(Range<usize>),
-    ) -> Result<Self, KernelError> {
-        let error = KernelError::Memory { bytes };
-        let layout =
-            Layout::from_size_align(bytes, align_of::<Line>()).map_err(|_| error.clone())?;
-        let start = if bytes == 0 {
-            NonNull::<Line>::dangling().cast()
-        } else {
-            // SAFETY: the layout's size is not zero.
-            NonNull::new(unsafe { alloc(layout) }).ok_or(error)?
-        };
-        // Owned from here on, so that it is given back when `fill` panics.
-        let filled = Self { start, layout };
-        let size = size.max(1);
-        let memory = Memory(start);
-        let write = |index: usize| {
-            let from = index * size;
-            let len = size.min(bytes - from);
-            // SAFETY: pieces lie inside the memory and apart from each other, each is initialised before
-            // anyone sees it, and each index runs once.
-            let piece = unsafe {
-                let piece = memory.get().add(from);
-                piece.write_bytes(0, len);
-                std::slice::from_raw_parts_mut(piece, len)
-            };
-            fill(index, piece);
-        };
-        let pieces = bytes.div_ceil(size);
-        let mut first = 0;
-        while first < pieces {
-            let end = first.saturating_add(stretch.max(1)).min(pieces);
-            for_each_task(end - first, |index| write(first + index));
-            after(first..end);
-            first = end;
-        }
-        Ok(filled)
-    }
-
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        // SAFETY: `start` addresses `layout.size()` initialised bytes that live as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
-    }
-
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: as in `as_slice`; the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
-    }
-}
-
-impl Drop for AlignedBytes {
-    fn drop(&mut self) {
-        if self.layout.size() > 0 {
-            // SAFETY: allocated in `filled` with this very layout.
-            unsafe { dealloc(self.start.as_ptr(), self.layout) }
-        }
-    }
-}
-
-/// The start of memory that tasks initialise piece by piece.
-struct Memory(NonNull<u8>);
-
-impl Memory {
-    /// By method, so that closures capture the whole value.
-    fn get(&self) -> *mut u8 {
-        self.0.as_ptr()
-    }
-}
-
-// SAFETY: tasks use disjoint pieces, see `AlignedBytes::filled`.
-unsafe impl Sync for Memory {}
 
 /// Scratch memory that a thread keeps between calls; more than this is given back at once.
 const KEPT_LINES: usize = (32 << 20) / size_of::<Line>();

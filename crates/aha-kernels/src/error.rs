@@ -67,6 +67,11 @@ pub enum KernelError {
     },
     /// This machine lacks the instruction set asked for.
     InstructionSet(InstructionSet),
+    /// Threads cannot have cores of their own.
+    Affinity {
+        /// Why not.
+        reason: String,
+    },
     /// The product of sizes does not fit the address space, or memory ran out.
     Memory {
         /// Bytes asked for; `usize::MAX` when the size itself overflows.
@@ -129,6 +134,7 @@ impl fmt::Display for KernelError {
                 "this processor lacks the instruction set `{}`; use `scalar`",
                 set.name()
             ),
+            Self::Affinity { reason } => write!(f, "threads cannot be bound to cores: {reason}"),
             Self::Memory { bytes } => write!(f, "cannot allocate {bytes} bytes"),
         }
     }

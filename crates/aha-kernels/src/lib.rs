@@ -15,6 +15,7 @@
 //! one of them.
 
 mod activation;
+mod affinity;
 mod arithmetic;
 mod attention;
 mod bandwidth;
@@ -29,6 +30,7 @@ mod foresight;
 mod fused;
 mod isa;
 mod matmul;
+mod memory;
 mod pack;
 mod pool;
 mod quant;
@@ -38,13 +40,13 @@ mod snake;
 mod transpose;
 
 pub use activation::Activation;
+pub use affinity::pin_threads;
 pub use arithmetic::{Arithmetic, measure_multiply_add_rate};
 pub use attention::{
     GridBias, PagedAttention, PagedCache, PagedSequence, Projected, RaggedAttention, Rows,
     WindowAttention,
 };
 pub use bandwidth::measure_read_bandwidth;
-pub use buffer::giving_back_memory;
 pub use depthwise::DepthwiseConv;
 pub use elementwise::{
     add, add_bias, add_bias_and, add_rms_norm, layer_norm, layer_norm_on, rms_norm, rms_norm_on,
@@ -52,6 +54,7 @@ pub use elementwise::{
 };
 pub use error::KernelError;
 pub use isa::{InstructionSet, instruction_set};
+pub use memory::{give_back_memory, giving_back_memory};
 pub use pack::{PackedMatrix, SharedBytes, WeightKind};
 pub use quant::{dequantize_gguf, quantize_gguf};
 pub use recurrent::{GatedDelta, RecurrentSequence, ShortConv};

@@ -5,11 +5,13 @@ use std::sync::{Arc, OnceLock};
 use half::{bf16, f16};
 use smallvec::SmallVec;
 
-use crate::buffer::{AlignedBytes, as_f32, as_f32_mut, as_u16, as_u16_mut};
+use crate::buffer::{as_f32, as_f32_mut, as_lines_mut, as_u16, as_u16_mut};
 use crate::error::{check_len, checked_mul};
 use crate::foresight::{Follower, Place};
 use crate::matmul::{self, Job, MATRICES, Output};
+use crate::memory::AlignedBytes;
 use crate::quant::{self, Format};
+use crate::transpose::turn;
 use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Output rows that stand side by side in a panel: two AVX2 registers of `f32`.
@@ -201,16 +203,9 @@ impl PackedMatrix {
     pub fn from_bf16(rows: usize, cols: usize, data: &[bf16]) -> Result<Self, KernelError> {
         // Two columns share a 32-bit lane: the even one in the low half, the odd one in the high
         // half, where a shift and a mask turn them into `f32`.
-        Self::pack(
-            WeightKind::Bf16,
-            rows,
-            cols,
-            cols,
-            bits_of_bf16(data),
-            |panel, source| {
-                interleave(as_u16_mut(panel), source, cols, bf16_index, |value| value);
-            },
-        )
+        check_len("data", checked_mul(rows, cols)?, data.len())?;
+        let values = Self::panels_of_rows(rows, cols, bytes_of_bf16(data), |_| {})?;
+        Self::new(WeightKind::Bf16, rows, cols, values)
     }
 
     /// A row-major matrix of little-endian `bf16` in memory of somebody else: read where it is if the kernels of
@@ -287,11 +282,17 @@ impl PackedMatrix {
             let end = bytes.len().min(panels.end * PANEL * row_bytes);
             (panels.start * PANEL * row_bytes).min(end)..end
         };
-        let turns = reads_rows(instruction_set(), rows, cols);
         let pack = |index: usize, panel: &mut [u8]| {
             let rows = &bytes[source(index..index + 1)];
-            if turns {
-                return pack_in_registers(rows, cols, panel);
+            if are_words(cols) && rows.len() == PANEL * row_bytes {
+                let next = rows.as_ptr_range().end;
+                return turn(
+                    instruction_set(),
+                    rows,
+                    row_bytes,
+                    as_lines_mut(panel),
+                    next,
+                );
             }
             let rows = rows.as_chunks().0;
             interleave(
@@ -615,25 +616,19 @@ fn panel_bytes_of(kind: WeightKind, cols: usize) -> Result<usize, KernelError> {
     bytes.ok_or(KernelError::Memory { bytes: usize::MAX })
 }
 
-/// Packs sixteen rows of `bf16`. The processor must be one that [`reads_rows`].
-fn pack_in_registers(rows: &[u8], cols: usize, panel: &mut [u8]) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the instruction set is the caller's promise.
-    unsafe {
-        crate::bf16::rows::pack(rows, cols / 2, panel)
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (rows, cols, panel);
-}
-
-/// Whether products on `set` read the rows of a `bf16` matrix.
+/// Whether products on `set` read the rows of a `bf16` matrix: whole panels only, and on AVX-512 in whole registers.
 fn reads_rows(set: InstructionSet, rows: usize, cols: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     if set.rounds_to_bf16() {
         return crate::bf16::rows::reads(rows, cols);
     }
-    let _ = (set, rows, cols);
-    false
+    let _ = set;
+    rows.is_multiple_of(PANEL) && are_words(cols) && rows > 0
+}
+
+/// Whether a row of `bf16` of a file is words as panels have them, two columns each.
+fn are_words(cols: usize) -> bool {
+    cols > 0 && cols.is_multiple_of(2) && cfg!(target_endian = "little")
 }
 
 /// Place of a value among the 16-bit words of a `bf16` panel.
@@ -666,7 +661,7 @@ fn bits_of_f16(data: &[f16]) -> &[u16] {
     unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len()) }
 }
 
-fn bits_of_bf16(data: &[bf16]) -> &[u16] {
-    // SAFETY: `bf16` is a transparent wrapper of `u16`.
-    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len()) }
+fn bytes_of_bf16(data: &[bf16]) -> &[u8] {
+    // SAFETY: `bf16` is a transparent wrapper of `u16`, of which every byte is initialised.
+    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) }
 }

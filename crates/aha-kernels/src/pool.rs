@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
 
+use crate::affinity::take_core;
 use crate::foresight::{Fetcher, Foresight};
 
 /// Rounds that a worker looks out for work before it sleeps: some tens of microseconds, which is longer
@@ -99,6 +100,7 @@ impl Shared {
 
     /// What worker `number` does; the caller's thread is number zero.
     fn worker(&self, number: usize) {
+        take_core(number);
         let mut seen = 0;
         let mut fetcher = Fetcher::default();
         loop {

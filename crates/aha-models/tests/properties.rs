@@ -516,8 +516,7 @@ fn weights_in_their_file_and_packed_give_the_same_answers() {
     let expected = answers(&packed);
 
     let model = load();
-    let reads_rows = aha_kernels::instruction_set().rounds_to_bf16();
-    assert_eq!(!model.unpacked.is_empty(), reads_rows);
+    assert!(!model.unpacked.is_empty());
     let engine = start(model);
     // The first of these meet weights in the file, and some are packed between their steps.
     assert_eq!(fingerprints(&answers(&engine)), fingerprints(&expected));

@@ -19,12 +19,12 @@ use crate::InstructionSet;
 use crate::bf16;
 use crate::buffer::{Line, bytes_of, flat_mut, with_indices, with_scratch};
 use crate::pack::{
-    PANEL, PackedMatrix,
+    PANEL, PackedMatrix, View,
     WeightKind::{self, F32},
 };
 use crate::pool::{TASKS, for_each_piece, for_each_task, threads, with_foresight};
 use crate::quant;
-use crate::transpose::transpose;
+use crate::transpose::{transpose, turn};
 
 /// Rows of `x` that a tile holds at most: 6 x 16 accumulators fill twelve of AVX2's sixteen registers, and 24 of NEON's 32.
 pub(crate) const TILE_ROWS: usize = 6;
@@ -215,10 +215,11 @@ pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize)
             Way::Floats => {
                 for job in jobs.iter().filter(|job| job.w.rows() > 0) {
                     announce(m, std::iter::once(job.w));
+                    let weights = Weights::of(job.w);
                     if m <= TILE_ROWS {
-                        narrow(set, job.w, x, m, job.out);
+                        narrow(set, weights, x, m, job.out);
                     } else {
-                        wide(set, job.w, x, m, job.out);
+                        wide(set, weights, x, m, job.out);
                     }
                 }
             }
@@ -337,8 +338,54 @@ pub(crate) fn announce<'a>(m: usize, matrices: impl Iterator<Item = &'a PackedMa
     });
 }
 
+/// A matrix, and its values as they lie while a product runs.
+#[derive(Clone, Copy)]
+struct Weights<'a> {
+    matrix: &'a PackedMatrix,
+    view: View<'a>,
+}
+
+impl<'a> Weights<'a> {
+    fn of(matrix: &'a PackedMatrix) -> Self {
+        let view = matrix.view();
+        Self { matrix, view }
+    }
+
+    /// The bytes of `count` panels from `first` on, or of their rows.
+    fn panels(&self, first: usize, count: usize) -> &'a [u8] {
+        let bytes = self.matrix.panel_bytes();
+        &self.view.bytes()[first * bytes..][..count * bytes]
+    }
+
+    /// Columns `start..start + depth` of a panel, and what follows; of rows, turned to a panel in `turned`, while the
+    /// panel `next` panels on is asked for. `start` must be a multiple of 32.
+    fn columns<'t>(
+        &self,
+        set: InstructionSet,
+        panel: usize,
+        start: usize,
+        turned: &'t mut [Line],
+        next: usize,
+    ) -> &'t [u8]
+    where
+        'a: 't,
+    {
+        let bytes = self.panels(panel, 1);
+        if !self.view.is_rows() {
+            return &bytes[self.matrix.kind().column_offset(start)..];
+        }
+        let row_bytes = 2 * self.matrix.cols();
+        // The same share of that panel, in the order of memory. There need not be one.
+        let ahead = (self.view.bytes().as_ptr())
+            .wrapping_add((panel + next) * bytes.len() + 2 * PANEL * start);
+        turn(set, &bytes[2 * start..], row_bytes, turned, ahead);
+        bytes_of(turned)
+    }
+}
+
 /// Up to six rows: the weights stream through once, each value used as it arrives.
-fn narrow(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Output) {
+fn narrow(set: InstructionSet, weights: Weights<'_>, x: &[f32], m: usize, out: Output) {
+    let w = weights.matrix;
     let panels = w.panels();
     let group = tile_panels(m, usize::MAX);
     let groups = panels.div_ceil(group);
@@ -349,7 +396,7 @@ fn narrow(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Outpu
         while first < end {
             let count = tile_panels(m, end - first);
             let mut c = [Line::ZERO; TILE_ROWS];
-            narrow_group(set, w, x, m, first, count, &mut c);
+            narrow_group(set, weights, x, m, first, count, &mut c);
             for (index, line) in c[..count * m].iter().enumerate() {
                 // SAFETY: the panels of this task are its own.
                 unsafe { out.write(index % m, first + index / m, line) }
@@ -361,64 +408,60 @@ fn narrow(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Outpu
 
 fn narrow_group(
     set: InstructionSet,
-    w: &PackedMatrix,
+    weights: Weights<'_>,
     x: &[f32],
     m: usize,
     first: usize,
     count: usize,
     c: &mut [Line],
 ) {
-    let (kind, cols) = (w.kind(), w.cols());
-    if reads_directly(set, kind, m) {
-        let stride = w.panel_bytes();
+    let (kind, cols) = (weights.matrix.kind(), weights.matrix.cols());
+    let is_direct = reads_directly(set, kind, m);
+    let mut multiply = |panels: Panels<'_>, start: usize, depth: usize| {
+        let x = Activations::Rows(&x[start..], cols);
+        let sums = Sums {
+            lines: &mut *c,
+            stride: m,
+            accumulate: start > 0,
+        };
+        tile(set, x, m, panels, depth, sums);
+    };
+    if is_direct && !weights.view.is_rows() {
         let panels = Panels {
-            data: w.panel_range(first, count),
+            data: weights.panels(first, count),
             kind,
-            stride,
+            stride: weights.matrix.panel_bytes(),
             count,
             ahead: &[],
         };
-        let sums = Sums {
-            lines: c,
-            stride: m,
-            accumulate: false,
-        };
-        tile(set, Activations::Rows(x, cols), m, panels, cols, sums);
-        return;
+        return multiply(panels, 0, cols);
     }
+    let mut turned = [Line::ZERO; 4 * NARROW_DEPTH / 2];
     let mut values = [Line::ZERO; 4 * NARROW_DEPTH];
     for start in (0..cols).step_by(NARROW_DEPTH) {
         let depth = NARROW_DEPTH.min(cols - start);
-        for (index, values) in values.chunks_mut(NARROW_DEPTH).take(count).enumerate() {
-            decode(
-                set,
-                kind,
-                w.panel(first + index),
-                start,
-                &mut values[..depth],
-            );
+        let pieces = turned
+            .chunks_mut(NARROW_DEPTH / 2)
+            .zip(values.chunks_mut(NARROW_DEPTH));
+        for (index, (turned, values)) in pieces.take(count).enumerate() {
+            let turned = &mut turned[..depth.div_ceil(2)];
+            let columns = weights.columns(set, first + index, start, turned, count);
+            if !is_direct {
+                decode(set, kind, columns, 0, &mut values[..depth]);
+            }
         }
-        let stride = NARROW_DEPTH * size_of::<Line>();
+        let (lines, kind, stride) = match is_direct {
+            true => (&turned[..], kind, NARROW_DEPTH / 2),
+            false => (&values[..], F32, NARROW_DEPTH),
+        };
         let panels = Panels {
-            data: bytes_of(&values),
-            kind: F32,
-            stride,
+            data: bytes_of(lines),
+            kind,
+            stride: stride * size_of::<Line>(),
             count,
             ahead: &[],
         };
-        let x = Activations::Rows(&x[start..], cols);
-        tile(
-            set,
-            x,
-            m,
-            panels,
-            depth,
-            Sums {
-                lines: c,
-                stride: m,
-                accumulate: start > 0,
-            },
-        );
+        multiply(panels, start, depth);
     }
 }
 
@@ -438,7 +481,8 @@ pub(crate) fn cut(total: usize, parts: usize, index: usize) -> usize {
 }
 
 /// Many rows: a stretch of columns of a panel is decoded once and meets a block of rows of `x`.
-fn wide(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Output) {
+fn wide(set: InstructionSet, weights: Weights<'_>, x: &[f32], m: usize, out: Output) {
+    let w = weights.matrix;
     let (panels, threads) = (w.panels(), threads());
     let blocks = m.div_ceil(WIDE_ROWS);
     let wanted = (2 * threads).div_ceil(blocks);
@@ -453,7 +497,7 @@ fn wide(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Output)
             let rows = cut(m, blocks, block)..cut(m, blocks, block + 1);
             let panels = cut(panels, groups, group)..cut(panels, groups, group + 1);
             let x = &packed[rows.start * w.cols()..rows.end * w.cols()];
-            wide_task(set, w, x, rows, panels, out);
+            wide_task(set, weights, x, rows, panels, out);
         };
         if parallel {
             for_each_task(blocks * groups, task);
@@ -465,16 +509,18 @@ fn wide(set: InstructionSet, w: &PackedMatrix, x: &[f32], m: usize, out: Output)
 
 fn wide_task(
     set: InstructionSet,
-    w: &PackedMatrix,
+    weights: Weights<'_>,
     x: &[f32],
     rows: Range<usize>,
     panels: Range<usize>,
     out: Output,
 ) {
+    let w = weights.matrix;
     let (kind, cols, m) = (w.kind(), w.cols(), rows.len());
     let tiles = m.div_ceil(TILE_ROWS);
-    with_scratch(panels.len() * m + WIDE_DEPTH, |scratch| {
-        let (values, c) = scratch.split_at_mut(WIDE_DEPTH);
+    with_scratch(panels.len() * m + 3 * WIDE_DEPTH / 2, |scratch| {
+        let (values, scratch) = scratch.split_at_mut(WIDE_DEPTH);
+        let (turned, c) = scratch.split_at_mut(WIDE_DEPTH / 2);
         if cols == 0 {
             c.fill(Line::ZERO);
         }
@@ -482,17 +528,19 @@ fn wide_task(
             let depth = WIDE_DEPTH.min(cols - start);
             let x = &x[start * m..][..depth * m];
             for (panel, c) in panels.clone().zip(c.chunks_exact_mut(m)) {
+                let turned = &mut turned[..depth.div_ceil(2)];
+                let columns = weights.columns(set, panel, start, turned, 1);
                 let (data, kind) = if reads_directly(set, kind, m.div_ceil(tiles))
                     && (tiles <= 2 || kind == F32)
                 {
-                    (&w.panel(panel)[kind.column_offset(start)..], kind)
+                    (columns, kind)
                 } else {
-                    decode(set, kind, w.panel(panel), start, &mut values[..depth]);
+                    decode(set, kind, columns, 0, &mut values[..depth]);
                     (bytes_of(values), F32)
                 };
                 // While this stretch is multiplied, the next one comes from memory: each tile
                 // fetches a share.
-                let next = next_stretch(w, &panels, panel, start);
+                let next = next_stretch(weights, &panels, panel, start);
                 let share = depth / 2 * 64;
                 for index in 0..tiles {
                     let (from, to) = (cut(m, tiles, index), cut(m, tiles, index + 1));
@@ -520,9 +568,10 @@ fn wide_task(
     });
 }
 
-/// The bytes that follow the stretch at column `start` of `panel` in the order of `wide_task`.
+/// The bytes that follow the stretch at column `start` of `panel` in the order of `wide_task`; none of rows, which are
+/// asked for when they are turned.
 fn next_stretch<'a>(
-    w: &'a PackedMatrix,
+    weights: Weights<'a>,
     panels: &Range<usize>,
     panel: usize,
     start: usize,
@@ -532,11 +581,12 @@ fn next_stretch<'a>(
     } else {
         (panels.start, start + WIDE_DEPTH)
     };
-    if start >= w.cols() {
+    let w = weights.matrix;
+    if start >= w.cols() || weights.view.is_rows() {
         return &[];
     }
     let end = w.cols().min(start + WIDE_DEPTH);
-    &w.panel(panel)[w.kind().column_offset(start)..w.kind().span(end)]
+    &weights.panels(panel, 1)[w.kind().column_offset(start)..w.kind().span(end)]
 }
 
 /// Rearranges `x[m, cols]` to `[block][stretch of columns][tile][column][row of the tile]`, the

@@ -4,6 +4,9 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
+mod panel;
+
+pub(crate) use panel::turn;
 
 use crate::InstructionSet;
 

@@ -41,6 +41,9 @@ pub(crate) struct GlobalArgs {
     /// Threads that compute [default: one a core]
     #[arg(long, global = true, value_name = "N", env = "AHA_THREADS", value_parser = positive_or_empty)]
     pub(crate) threads: Option<Count>,
+    /// Give each of these threads a core of its own (Linux; worth it where nothing else runs)
+    #[arg(long, global = true)]
+    pub(crate) pin_cores: bool,
     /// Log level (off, error, warn, info, debug, trace) or filter (aha_engine=debug)
     #[arg(long, global = true, value_name = "LEVEL", env = "AHA_LOG")]
     pub(crate) log: Option<String>,

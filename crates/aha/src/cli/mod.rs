@@ -203,15 +203,21 @@ fn execute(cli: Cli) -> Outcome {
     outcome
 }
 
-/// The pool that all products run on. Its size is decided here and nowhere else.
+/// The pool that all products run on. Its size, and where its threads may run, are decided here and nowhere else.
 fn start_compute_threads(global: &GlobalArgs) -> Outcome {
-    let Some(threads) = global.threads.flatten() else {
-        return Ok(());
-    };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .map_err(|error| Failure::message(format!("cannot start {threads} threads: {error}")))
+    if let Some(threads) = global.threads.flatten() {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()
+            .map_err(|error| {
+                Failure::message(format!("cannot start {threads} threads: {error}"))
+            })?;
+    }
+    if global.pin_cores {
+        aha_kernels::pin_threads(rayon::current_num_threads())
+            .map_err(|error| Failure::message(format!("--pin-cores: {error}")))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

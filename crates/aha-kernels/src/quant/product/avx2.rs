@@ -220,21 +220,23 @@ impl Lanes for Avx2 {
     unsafe fn run<S: Source<Self>, const ROWS: usize>(
         x: *const u32,
         units: usize,
-        panel: S,
+        source: S,
+        panels: usize,
         out: *mut Line,
     ) {
         #[target_feature(enable = "avx2,fma,f16c")]
         unsafe fn with_features<S: Source<Avx2>, const ROWS: usize>(
             x: *const u32,
             units: usize,
-            panel: S,
+            source: S,
+            panels: usize,
             out: *mut Line,
         ) {
             // SAFETY: the caller's promise.
-            unsafe { kernel::kernel::<Avx2, S, ROWS>(x, units, panel, out) }
+            unsafe { kernel::kernel::<Avx2, S, ROWS>(x, units, source, panels, out) }
         }
         // SAFETY: the caller's promise.
-        unsafe { with_features::<S, ROWS>(x, units, panel, out) }
+        unsafe { with_features::<S, ROWS>(x, units, source, panels, out) }
     }
 }
 

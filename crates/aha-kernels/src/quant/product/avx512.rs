@@ -140,21 +140,23 @@ impl Lanes for Avx512 {
     unsafe fn run<S: Source<Self>, const ROWS: usize>(
         x: *const u32,
         units: usize,
-        panel: S,
+        source: S,
+        panels: usize,
         out: *mut Line,
     ) {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
         unsafe fn with_features<S: Source<Avx512>, const ROWS: usize>(
             x: *const u32,
             units: usize,
-            panel: S,
+            source: S,
+            panels: usize,
             out: *mut Line,
         ) {
             // SAFETY: the caller's promise.
-            unsafe { kernel::kernel::<Avx512, S, ROWS>(x, units, panel, out) }
+            unsafe { kernel::kernel::<Avx512, S, ROWS>(x, units, source, panels, out) }
         }
         // SAFETY: the caller's promise.
-        unsafe { with_features::<S, ROWS>(x, units, panel, out) }
+        unsafe { with_features::<S, ROWS>(x, units, source, panels, out) }
     }
 }
 

@@ -85,13 +85,14 @@ pub(super) trait Lanes {
     unsafe fn run<S: Source<Self>, const ROWS: usize>(
         x: *const u32,
         units: usize,
-        panel: S,
+        source: S,
+        panels: usize,
         out: *mut Line,
     ) where
         Self: Sized;
 }
 
-/// Where a kernel finds the units of a panel.
+/// Where a kernel finds the units of a panel, the first of those of a tile.
 ///
 /// # Safety
 /// The panel must hold the unit, and the instruction set of `V` be present.
@@ -109,13 +110,15 @@ pub(super) trait Source<V: Lanes>: Copy {
     )]
     const UNPACKED: bool;
 
+    /// Panel `index` of the tile, for a unit.
+    unsafe fn panel(self, index: usize, unit: usize) -> Self;
     /// Scale and minimum of a group (any number where the format has no minima).
     unsafe fn factors<const GROUP: usize>(self, unit: usize) -> (V::Float, V::Float);
     /// The codes of columns `4 * STEP..4 * STEP + 4`, a byte each.
     unsafe fn words<const STEP: usize>(self, unit: usize) -> V::Words;
 }
 
-/// A panel as [`unpack`] leaves it.
+/// A panel as [`unpack`] leaves it, by itself.
 #[derive(Clone, Copy)]
 pub(super) struct Unpacked<const GROUPS: usize, const MINIMA: bool, const WIDE: bool> {
     panel: *const Line,
@@ -133,6 +136,11 @@ impl<V: Lanes, const GROUPS: usize, const MINIMA: bool, const WIDE: bool> Source
     const MINIMA: bool = MINIMA;
     const WIDE: bool = WIDE;
     const UNPACKED: bool = true;
+
+    #[inline(always)]
+    unsafe fn panel(self, _index: usize, _unit: usize) -> Self {
+        self
+    }
 
     #[inline(always)]
     unsafe fn factors<const GROUP: usize>(self, unit: usize) -> (V::Float, V::Float) {
@@ -165,9 +173,33 @@ impl<V: Lanes, const GROUPS: usize, const MINIMA: bool, const WIDE: bool> Source
 #[derive(Clone, Copy)]
 pub(super) struct Packed<const BITS: usize, const MINIMA: bool, const NESTED: bool> {
     panel: *const u8,
+    /// Bytes from one panel to the next.
+    stride: usize,
+    /// From a word to what is asked for with it.
+    ahead: usize,
+    /// The unit from which on that lies behind the panel, and how much further on the panel in its place is then:
+    /// that of the next tile.
+    turn: usize,
+    skip: usize,
 }
 
+/// Bytes that are asked for ahead of use, over all panels of a tile.
+const PREFETCH: usize = 8192;
+
 impl<const BITS: usize, const MINIMA: bool, const NESTED: bool> Packed<BITS, MINIMA, NESTED> {
+    /// The first of `count` panels of `units` units.
+    fn new(panel: *const u8, count: usize, stride: usize, units: usize) -> Self {
+        let ahead = PREFETCH / count;
+        let ahead_units = ahead / Self::PACKED_BYTES * Self::UNITS;
+        Self {
+            panel,
+            stride,
+            ahead,
+            turn: units.saturating_sub(ahead_units),
+            skip: (count - 1) * stride,
+        }
+    }
+
     const FORMAT: Format = Format::laid_out(BITS, MINIMA, NESTED);
     const UNITS: usize = Self::FORMAT.units();
     const PACKED_BYTES: usize = Self::FORMAT.packed_bytes();
@@ -185,9 +217,6 @@ impl<const BITS: usize, const MINIMA: bool, const NESTED: bool> Packed<BITS, MIN
     }
 }
 
-/// Bytes that are asked for ahead of use.
-const PREFETCH: usize = 6144;
-
 impl<V: Lanes, const BITS: usize, const MINIMA: bool, const NESTED: bool> Source<V>
     for Packed<BITS, MINIMA, NESTED>
 {
@@ -195,6 +224,16 @@ impl<V: Lanes, const BITS: usize, const MINIMA: bool, const NESTED: bool> Source
     const MINIMA: bool = MINIMA;
     const WIDE: bool = BITS == 8;
     const UNPACKED: bool = false;
+
+    #[inline(always)]
+    unsafe fn panel(self, index: usize, unit: usize) -> Self {
+        let turned = if unit < self.turn { 0 } else { self.skip };
+        Self {
+            panel: self.panel.wrapping_add(index * self.stride),
+            ahead: self.ahead + turned,
+            ..self
+        }
+    }
 
     #[inline(always)]
     unsafe fn factors<const GROUP: usize>(self, unit: usize) -> (V::Float, V::Float) {
@@ -236,11 +275,11 @@ impl<V: Lanes, const BITS: usize, const MINIMA: bool, const NESTED: bool> Source
             let (block, unit) = self.block(unit);
             let words = block.add(Self::SIDE_BYTES + unit * Self::CODE_BYTES);
             if STEP < BITS {
-                prefetch_at(words.wrapping_add(PREFETCH + 4 * PANEL * STEP));
+                prefetch_at(words.wrapping_add(self.ahead + 4 * PANEL * STEP));
             }
             if STEP == 0 && unit == 0 {
                 for line in 0..Self::SIDE_BYTES / 64 {
-                    prefetch_at(block.wrapping_add(PREFETCH + 64 * line));
+                    prefetch_at(block.wrapping_add(self.ahead + 64 * line));
                 }
             }
             match BITS {
@@ -313,11 +352,12 @@ macro_rules! with_layout {
 /// of rows that a tile may have.
 pub(super) unsafe fn multiply<V: Lanes, const MOST: usize>(tile: Tile<'_>) {
     match tile.panel {
-        Panel::Packed(panel) => {
-            let panel = panel.as_ptr();
+        Panel::Packed(panels, stride) => {
+            let (start, units) = (panels.as_ptr(), tile.row_units);
             macro_rules! packed {
                 ($bits:literal, $minima:literal, $nested:literal) => {{
-                    let panel = Packed::<$bits, $minima, $nested> { panel };
+                    let panel =
+                        Packed::<$bits, $minima, $nested>::new(start, tile.panels, stride, units);
                     // SAFETY: the caller's promises.
                     unsafe { rows::<V, _, MOST>(tile, panel) }
                 }};
@@ -346,15 +386,16 @@ pub(super) unsafe fn multiply<V: Lanes, const MOST: usize>(tile: Tile<'_>) {
     }
 }
 
-unsafe fn rows<V: Lanes, S: Source<V>, const MOST: usize>(tile: Tile<'_>, panel: S) {
+unsafe fn rows<V: Lanes, S: Source<V>, const MOST: usize>(tile: Tile<'_>, source: S) {
     let (x, units, sums) = (tile.x.as_ptr(), tile.row_units, tile.sums.as_mut_ptr());
+    let panels = tile.panels;
     macro_rules! shapes {
         ($($rows:literal)*) => {
             match tile.rows {
                 // Not a guard of the arm: only so are tiles that cannot be not compiled.
                 $($rows => if const { $rows <= MOST } {
                     // SAFETY: the caller's promises.
-                    unsafe { V::run::<S, $rows>(x, units, panel, sums) }
+                    unsafe { V::run::<S, $rows>(x, units, source, panels, sums) }
                 },)*
                 rows => unreachable!("no tile of {rows} rows"),
             }
@@ -363,7 +404,9 @@ unsafe fn rows<V: Lanes, S: Source<V>, const MOST: usize>(tile: Tile<'_>, panel:
     shapes!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
 }
 
-/// `ROWS` rows of `x`, as [`Layout`](super::Layout) has them, with a panel.
+/// `ROWS` rows of `x`, as [`Layout`](super::Layout) has them, with some panels, which advance side by side: several
+/// places of memory bring more at a time than one. Sums go to `[panel][row]`, and are there meanwhile, since they
+/// change once in a group of columns.
 ///
 /// # Safety
 /// As [`multiply`].
@@ -371,50 +414,56 @@ unsafe fn rows<V: Lanes, S: Source<V>, const MOST: usize>(tile: Tile<'_>, panel:
 pub(super) unsafe fn kernel<V: Lanes, S: Source<V>, const ROWS: usize>(
     x: *const u32,
     units: usize,
-    panel: S,
+    source: S,
+    panels: usize,
     out: *mut Line,
 ) {
     // SAFETY: the caller's promises; all offsets are those of the layouts.
     unsafe {
         let scales: *const f32 = x.add(ROWS * units * STEPS).cast();
         let row_sums = scales.add(ROWS * units);
-        let mut sums = [V::zeros(); ROWS];
+        for line in 0..panels * ROWS {
+            V::store(V::zeros(), out.add(line).cast());
+        }
         for unit in 0..units {
             let x = x.add(unit * STEPS * ROWS);
             let scales = scales.add(unit * ROWS);
             let row_sums = row_sums.add(unit * S::GROUPS * ROWS);
-            macro_rules! group {
-                ($group:literal: $($step:literal)*) => {{
-                    let row_sums = row_sums.add($group * ROWS);
-                    let mut integers = [V::integers(0); ROWS];
-                    if !S::MINIMA {
+            for index in 0..panels {
+                let panel = source.panel(index, unit);
+                let out: *mut f32 = out.add(index * ROWS).cast();
+                macro_rules! group {
+                    ($group:literal: $($step:literal)*) => {{
+                        let row_sums = row_sums.add($group * ROWS);
+                        let mut integers = [V::integers(0); ROWS];
+                        if !S::MINIMA {
+                            for row in 0..ROWS {
+                                integers[row] = V::integers(row_sums.add(row).cast::<i32>().read());
+                            }
+                        }
+                        $(
+                            let codes = V::codes(panel.words::<$step>(unit), S::WIDE);
+                            V::dot_rows::<$step, ROWS>(&mut integers, codes, x, S::WIDE);
+                        )*
+                        let (scale, minimum) = panel.factors::<$group>(unit);
                         for row in 0..ROWS {
-                            integers[row] = V::integers(row_sums.add(row).cast::<i32>().read());
+                            let (out, factor) = (out.add(PANEL * row), scales.add(row).read());
+                            let mut sums = V::load(out);
+                            sums = V::add_scaled(sums, integers[row], scale, factor);
+                            if S::MINIMA {
+                                sums = V::subtract(sums, minimum, row_sums.add(row).read());
+                            }
+                            V::store(sums, out);
                         }
-                    }
-                    $(
-                        let codes = V::codes(panel.words::<$step>(unit), S::WIDE);
-                        V::dot_rows::<$step, ROWS>(&mut integers, codes, x, S::WIDE);
-                    )*
-                    let (scale, minimum) = panel.factors::<$group>(unit);
-                    for row in 0..ROWS {
-                        let factor = scales.add(row).read();
-                        sums[row] = V::add_scaled(sums[row], integers[row], scale, factor);
-                        if S::MINIMA {
-                            sums[row] = V::subtract(sums[row], minimum, row_sums.add(row).read());
-                        }
-                    }
-                }};
+                    }};
+                }
+                if S::GROUPS == 1 {
+                    group!(0: 0 1 2 3 4 5 6 7);
+                } else {
+                    group!(0: 0 1 2 3);
+                    group!(1: 4 5 6 7);
+                }
             }
-            if S::GROUPS == 1 {
-                group!(0: 0 1 2 3 4 5 6 7);
-            } else {
-                group!(0: 0 1 2 3);
-                group!(1: 4 5 6 7);
-            }
-        }
-        for (row, sums) in sums.iter().enumerate() {
-            V::store(*sums, out.add(row).cast());
         }
     }
 }
@@ -433,7 +482,7 @@ pub(super) unsafe fn unpack<V: Lanes>(
     let (panel, out) = (panel.as_ptr(), out.as_mut_ptr());
     macro_rules! units {
         ($bits:literal, $minima:literal, $nested:literal) => {{
-            let source = Packed::<$bits, $minima, $nested> { panel };
+            let source = Packed::<$bits, $minima, $nested>::new(panel, 1, 0, units);
             // SAFETY: the caller's promises.
             unsafe { unpack_units::<V, _>(source, units, out) }
         }};

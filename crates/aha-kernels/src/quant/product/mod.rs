@@ -39,6 +39,9 @@ const MOST_ROWS: usize = 16;
 /// Panels that one tile of rows after another meets while they stay in the second-level cache.
 const GROUP: usize = 2;
 
+/// Panels that are read side by side where they come from memory.
+const STREAMS: usize = 8;
+
 /// How many rows of `x` a tile takes at most: as many as have their integer sums in registers. The scaled
 /// sums, which change once in a group of columns, may be elsewhere.
 fn most_rows(set: InstructionSet) -> usize {
@@ -57,16 +60,16 @@ fn unpacks(set: InstructionSet, tiles: usize) -> bool {
     !set.has_avx512() && tiles >= 6
 }
 
-/// A panel.
+/// Panels of a tile.
 #[derive(Clone, Copy)]
 enum Panel<'a> {
-    /// As it is kept.
-    Packed(&'a [u8]),
-    /// As [`unpack`] leaves it.
+    /// As they are kept, so many bytes from one to the next.
+    Packed(&'a [u8], usize),
+    /// One, as [`unpack`] leaves it.
     Unpacked(&'a [Line]),
 }
 
-/// A tile: rows of quantised activations with a panel.
+/// A tile: rows of quantised activations with some panels.
 struct Tile<'a> {
     format: &'a Format,
     /// Activations of the whole rows, see [`Layout`].
@@ -75,7 +78,8 @@ struct Tile<'a> {
     /// Units of a row.
     row_units: usize,
     panel: Panel<'a>,
-    /// A line a row.
+    panels: usize,
+    /// `[panel][row]`; what they hold does not matter.
     sums: &'a mut [Line],
 }
 
@@ -85,13 +89,15 @@ impl Tile<'_> {
         let words = self.row_units * (UNIT / 4 + 1 + self.format.groups());
         assert!((1..=most_rows(set)).contains(&self.rows));
         assert!(self.x.len() >= self.rows * words);
-        assert!(self.sums.len() >= self.rows);
+        assert!(self.panels >= 1 && self.sums.len() >= self.panels * self.rows);
         match self.panel {
-            Panel::Packed(panel) => {
+            Panel::Packed(panels, stride) => {
                 let bytes = self.format.panel_bytes(self.row_units * UNIT);
-                assert!(bytes.is_some_and(|bytes| panel.len() >= bytes));
+                let last = (self.panels - 1) * stride;
+                assert!(bytes.is_some_and(|bytes| panels.len() >= last + bytes));
             }
             Panel::Unpacked(lines) => {
+                assert!(self.panels == 1);
                 assert!(lines.len() >= self.row_units * self.format.unpacked_lines());
             }
         }
@@ -227,7 +233,12 @@ pub(crate) fn matmul(set: InstructionSet, jobs: &[Job<'_>], x: &[f32], m: usize)
 /// Products with the same activations.
 fn multiply(products: &[Product<'_>], x: &[u32], tiles: usize) {
     announce(products[0].m, products.iter().map(|product| product.w));
-    let group = if tiles == 1 { 1 } else { GROUP };
+    let panels: usize = products.iter().map(|product| product.w.panels()).sum();
+    let group = match tiles {
+        // As many as leave something for each thread.
+        1 => (panels / (2 * threads())).clamp(1, STREAMS),
+        _ => GROUP,
+    };
     let groups: SmallVec<[_; MATRICES]> = (products.iter())
         .map(|product| product.w.panels().div_ceil(group))
         .collect();
@@ -235,8 +246,10 @@ fn multiply(products: &[Product<'_>], x: &[u32], tiles: usize) {
     if tiles == 1 {
         // The weights stream through once, in the order that they lie in.
         let tasks = tasks(all, products.iter().map(Product::work).sum());
-        return for_each_job_piece(&groups, tasks, |product, panel| {
-            products[product].multiply(panel..panel + 1, x, tiles, 0..1);
+        return for_each_job_piece(&groups, tasks, |product, piece| {
+            let product = &products[product];
+            let panels = piece * group..product.w.panels().min((piece + 1) * group);
+            product.multiply_side_by_side(panels, x);
         });
     }
     // Rows are cut, too, where panels alone do not keep the threads busy.
@@ -275,10 +288,31 @@ impl Product<'_> {
             .saturating_mul(self.w.cols())
     }
 
+    /// Some panels with all rows, which are one tile.
+    fn multiply_side_by_side(&self, panels: Range<usize>, x: &[u32]) {
+        let mut sums = [Line::ZERO; STREAMS * MOST_ROWS];
+        let bytes = self.w.panel_range(panels.start, panels.len());
+        Tile {
+            format: &self.format,
+            x,
+            rows: self.m,
+            row_units: self.layout.units(),
+            panel: Panel::Packed(bytes, self.w.panel_bytes()),
+            panels: panels.len(),
+            sums: &mut sums,
+        }
+        .multiply(self.set);
+        for (index, line) in sums[..panels.len() * self.m].iter().enumerate() {
+            let (panel, row) = (panels.start + index / self.m, index % self.m);
+            // SAFETY: these panels are this task's own.
+            unsafe { self.out.write(row, panel, line) }
+        }
+    }
+
     /// Some panels with some of the tiles of rows.
     fn multiply(&self, panels: Range<usize>, x: &[u32], tiles: usize, own: Range<usize>) {
         if !unpacks(self.set, own.len()) {
-            let packed = |panel| Panel::Packed(self.w.panel(panel));
+            let packed = |panel| Panel::Packed(self.w.panel(panel), 0);
             return self.multiply_tiles(panels, packed, x, tiles, own);
         }
         let units = self.layout.units();
@@ -301,16 +335,17 @@ impl Product<'_> {
         tiles: usize,
         own: Range<usize>,
     ) {
+        let mut sums = [Line::ZERO; MOST_ROWS];
         for tile in own {
             let rows = cut(self.m, tiles, tile)..cut(self.m, tiles, tile + 1);
             for panel in panels.clone() {
-                let mut sums = [Line::ZERO; MOST_ROWS];
                 Tile {
                     format: &self.format,
                     x: &x[rows.start * self.layout.row_words()..],
                     rows: rows.len(),
                     row_units: self.layout.units(),
                     panel: panel_at(panel),
+                    panels: 1,
                     sums: &mut sums,
                 }
                 .multiply(self.set);

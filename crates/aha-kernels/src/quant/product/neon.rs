@@ -261,7 +261,8 @@ impl<const HOW: u8> Lanes for Neon<HOW> {
     unsafe fn run<S: Source<Self>, const ROWS: usize>(
         x: *const u32,
         units: usize,
-        panel: S,
+        source: S,
+        panels: usize,
         out: *mut Line,
     ) {
         macro_rules! with_features {
@@ -270,14 +271,15 @@ impl<const HOW: u8> Lanes for Neon<HOW> {
                 unsafe fn run<const HOW: u8, S: Source<Neon<HOW>>, const ROWS: usize>(
                     x: *const u32,
                     units: usize,
-                    panel: S,
+                    source: S,
+                    panels: usize,
                     out: *mut Line,
                 ) {
                     // SAFETY: the caller's promise.
-                    unsafe { $kernel(x, units, panel, out) }
+                    unsafe { $kernel(x, units, source, panels, out) }
                 }
                 // SAFETY: the caller's promise.
-                unsafe { run::<HOW, S, ROWS>(x, units, panel, out) }
+                unsafe { run::<HOW, S, ROWS>(x, units, source, panels, out) }
             }};
         }
         match HOW {

@@ -84,20 +84,40 @@ unsafe fn words_of_pair(at: *const u32, alone: bool) -> uint32x4_t {
     }
 }
 
-/// `ROWS` rows of `x`, as [`Layout`](super::Layout) has them in pairs, with a panel.
+/// `ROWS` rows of `x`, as [`Layout`](super::Layout) has them in pairs, with some panels, one after another.
 ///
 /// # Safety
 /// As [`kernel`](super::kernel::kernel), and I8MM must be present.
 #[inline(always)]
 #[allow(
     clippy::inline_always,
-    clippy::needless_range_loop,
-    reason = "only inlined does it have the instruction set; iterators over arrays of vectors are not taken apart"
+    reason = "only inlined does it have the instruction set"
 )]
 pub(super) unsafe fn kernel<const HOW: u8, S: Source<Neon<HOW>>, const ROWS: usize>(
     x: *const u32,
     units: usize,
-    panel: S,
+    source: S,
+    panels: usize,
+    out: *mut Line,
+) {
+    for index in 0..panels {
+        // SAFETY: the caller's promises.
+        unsafe { multiply::<HOW, S, ROWS>(x, units, source, index, out.add(index * ROWS)) }
+    }
+}
+
+/// The same with panel `index`.
+#[inline(always)]
+#[allow(
+    clippy::inline_always,
+    clippy::needless_range_loop,
+    reason = "only inlined does it have the instruction set; iterators over arrays of vectors are not taken apart"
+)]
+unsafe fn multiply<const HOW: u8, S: Source<Neon<HOW>>, const ROWS: usize>(
+    x: *const u32,
+    units: usize,
+    source: S,
+    index: usize,
     out: *mut Line,
 ) {
     let pairs = const { ROWS.div_ceil(2) };
@@ -109,6 +129,7 @@ pub(super) unsafe fn kernel<const HOW: u8, S: Source<Neon<HOW>>, const ROWS: usi
         let row_sums: *const u32 = scales.add(ROWS * units).cast();
         let mut sums = [[vdupq_n_f32(0.0); LANES]; MOST];
         for unit in 0..units {
+            let panel = source.panel(index, unit);
             let x = x.add(unit * STEPS * ROWS);
             let scales: *const u32 = scales.add(unit * ROWS).cast();
             let row_sums = row_sums.add(unit * S::GROUPS * ROWS);

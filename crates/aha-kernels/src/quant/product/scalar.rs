@@ -117,11 +117,12 @@ impl Lanes for Scalar {
     unsafe fn run<S: Source<Self>, const ROWS: usize>(
         x: *const u32,
         units: usize,
-        panel: S,
+        source: S,
+        panels: usize,
         out: *mut Line,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { kernel::kernel::<Self, S, ROWS>(x, units, panel, out) }
+        unsafe { kernel::kernel::<Self, S, ROWS>(x, units, source, panels, out) }
     }
 }
 

@@ -9,7 +9,7 @@ use aha_nn::weights::StoredType;
 use serde::Serialize;
 use std::fmt;
 
-/// Limits of the threads that compute, measured before the tests.
+/// Limits of the threads that compute.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     /// Bytes a second.
@@ -109,6 +109,15 @@ impl Bounds {
             arithmetic,
             operations,
         })
+    }
+
+    /// The larger of both limits.
+    pub(super) fn larger(self, other: Self) -> Self {
+        Self {
+            bandwidth: self.bandwidth.max(other.bandwidth),
+            operations: self.operations.max(other.operations),
+            ..self
+        }
     }
 
     /// `seconds` is what the test takes.

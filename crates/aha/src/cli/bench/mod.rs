@@ -27,10 +27,11 @@ tg128 x4 does so for four requests at once and counts the tokens of all. Greedy,
 no prefix cache.
 
 Percent of bound: what the test needs at least, as a share of what the same threads can do, which is
-measured before the tests; of the two bounds the one that leaves less room. On the CPU only.
+measured before and after the tests, the larger counting; of the two bounds the one that leaves less
+room. On the CPU only.
   bandwidth   every step of generation reads all weight matrices once: their bytes times the
-              steps of a second, against the bytes read from memory in a second (the best of five
-              passes over 512 MiB). Reads of the cache are left out.
+              steps of a second, against the bytes read from memory in a second (at one, four or
+              eight places at a time, the best stretch of 512 MiB). Reads of the cache are left out.
   arithmetic  two operations for each parameter of the layers and each token, for each parameter
               of the output head and each token that it is asked for (of a prompt, one), and for
               each value of a key and a value that a token sees; against multiply-adds in registers.
@@ -286,6 +287,11 @@ impl Bench {
         };
         let mut run = Run::new(&model, kept, peer)?;
         let samples = self.samples(&tests, &model, run.peer.as_mut())?;
+        // What memory gives changes meanwhile where others use it, too.
+        run.bounds = run.bounds.map(|before| match run.measure_bounds(&model) {
+            Some(after) => before.larger(after),
+            None => before,
+        });
         let results: Vec<_> = tests
             .iter()
             .zip(samples)
@@ -374,22 +380,27 @@ impl Bench {
 
 impl Run {
     fn new(model: &Model, kept: Kept, peer: Option<Peer>) -> Outcome<Self> {
-        let weights = WeightsSummary::of(model.path())?;
-        let threads = rayon::current_num_threads();
-        let bounds = model
-            .device()
-            .is_cpu()
-            .then(|| Bounds::measure(kept, weights.main_stored(), threads));
-        Ok(Self {
+        let mut run = Self {
             name: model.name().to_owned(),
             device: device_name(model),
-            threads,
+            threads: rayon::current_num_threads(),
             kept,
             shape: Shape::of(&Checkpoint::open(model.path())?),
-            weights,
-            bounds: bounds.flatten(),
+            weights: WeightsSummary::of(model.path())?,
+            bounds: None,
             peer,
-        })
+        };
+        run.bounds = run.measure_bounds(model);
+        Ok(run)
+    }
+
+    /// None where the model is on another device, whose limits are not known.
+    fn measure_bounds(&self, model: &Model) -> Option<Bounds> {
+        let stored = self.weights.main_stored();
+        let is_cpu = model.device().is_cpu();
+        is_cpu
+            .then(|| Bounds::measure(self.kept, stored, self.threads))
+            .flatten()
     }
 
     fn measurement(&self, test: Test, samples: Vec<f64>) -> Measurement {
@@ -510,8 +521,8 @@ impl Run {
         let threads = self.threads;
         if let Some(bounds) = self.bounds {
             text += &format!(
-                "\nMemory bandwidth: {:.1} GB/s read by {threads} threads (the best of five passes over \
-                 512 MiB).\nMultiply-adds: {:.0} GFLOP/s of {} by {threads} threads.\n",
+                "\nMemory bandwidth: {:.1} GB/s read by {threads} threads (the best stretch of 512 MiB, \
+                 before and after the tests).\nMultiply-adds: {:.0} GFLOP/s of {} by {threads} threads.\n",
                 bounds.bandwidth / 1e9,
                 bounds.operations / 1e9,
                 bounds.arithmetic.name()
