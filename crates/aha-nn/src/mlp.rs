@@ -168,6 +168,30 @@ impl GatedMlp {
     }
 }
 
+#[cfg(test)]
+impl GatedMlp {
+    /// Random weights, those of gate and up in one matrix where `fused`.
+    pub(crate) fn random(hidden_size: usize, intermediate_size: usize, fused: bool) -> Self {
+        let linear = |rows: usize, columns: usize| {
+            Linear::from_tensor(&crate::testing::random(&[rows, columns])).unwrap()
+        };
+        let gate_up = if fused {
+            GateUp::Fused(linear(2 * intermediate_size, hidden_size))
+        } else {
+            GateUp::Separate {
+                gate: linear(intermediate_size, hidden_size),
+                up: linear(intermediate_size, hidden_size),
+            }
+        };
+        Self {
+            gate_up,
+            down_proj: linear(hidden_size, intermediate_size),
+            intermediate_size,
+            activation: Activation::Silu,
+        }
+    }
+}
+
 impl GatedMlp {
     /// What goes into the last projection.
     fn inner(&self, x: &Tensor) -> candle_core::Result<Tensor> {

@@ -312,6 +312,7 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::random;
 
     fn config(normalized: bool, scale: f64) -> MoeConfig {
         MoeConfig {
@@ -359,5 +360,36 @@ mod tests {
         assert_eq!(routes.tokens, [0, 1, 2, 0, 1, 2]);
         assert_eq!(routes.places, [0, 1, 2, 3, 4, 5]);
         assert_eq!(routes.shares, [0.25; 6]);
+    }
+
+    #[test]
+    fn rows_and_tensors_give_the_same_bits() {
+        let mut parts = Parts::default();
+        for (shared, fused, normalized) in [(0, false, true), (9, true, false), (9, false, true)] {
+            let config = MoeConfig {
+                hidden_size: 24,
+                shared_intermediate_size: shared,
+                ..config(normalized, 1.5)
+            };
+            let experts = (0..4).map(|_| GatedMlp::random(24, 4, fused));
+            let mixture = MoeMlp {
+                router: Linear::from_tensor(&random(&[4, 24])).unwrap(),
+                experts: experts.collect(),
+                shared: (shared > 0).then(|| GatedMlp::random(24, shared, fused)),
+                config,
+            };
+            for tokens in [0, 1, 70, 5] {
+                let x = random(&[tokens, 24]);
+                let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let want = values(&mixture.forward(&x).unwrap());
+                let mut out = vec![f32::NAN; want.len()];
+                mixture
+                    .forward_rows(&values(&x), tokens, &mut parts, &mut out)
+                    .unwrap();
+                assert_eq!(out, want, "{tokens} tokens");
+            }
+            let wrong = mixture.forward_rows(&[0.0; 24], 1, &mut parts, &mut [0.0; 23]);
+            assert!(wrong.is_err());
+        }
     }
 }
