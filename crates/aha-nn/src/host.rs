@@ -230,7 +230,7 @@ fn recycled<T, U>(mut old: Vec<T>) -> Vec<U> {
 ///
 /// # Errors
 /// Those of the block, and when its result has another size than `out`.
-pub fn through_tensors(
+pub(crate) fn through_tensors(
     x: &[f32],
     tokens: usize,
     out: &mut [f32],

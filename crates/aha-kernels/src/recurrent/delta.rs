@@ -129,8 +129,8 @@ impl GatedDelta<'_> {
             let walk = |index: usize| {
                 let (sequence, head) = (self.sequences[index / heads], index % heads);
                 let start = (sequence.slot * heads + head) * state_size;
-                // SAFETY: each head of a slot has a state of its own, no two sequences share a slot (checked on entry), and
-                // each index runs once.
+                // SAFETY: each head of a slot has a state of its own, no two sequences share a slot (checked on
+                // entry), and each index runs once.
                 let state = unsafe { states.piece(start, state_size) };
                 self.walk(set, input, sequence, head, state, out);
             };
