@@ -49,8 +49,8 @@ pub use attention::{
 pub use bandwidth::measure_read_bandwidth;
 pub use depthwise::DepthwiseConv;
 pub use elementwise::{
-    add, add_bias, add_bias_and, add_rms_norm, layer_norm, layer_norm_on, rms_norm, rms_norm_on,
-    silu_mul, silu_mul_halves, silu_mul_on, softmax_weights,
+    add, add_bias, add_bias_and, add_rms_norm, layer_norm, layer_norm_on, multiply, rms_norm,
+    rms_norm_on, silu_mul, silu_mul_halves, silu_mul_on, softmax_weights,
 };
 pub use error::KernelError;
 pub use isa::{InstructionSet, instruction_set};

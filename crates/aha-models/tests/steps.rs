@@ -10,12 +10,14 @@ mod support;
 
 use aha_engine::Generator;
 use aha_models::decoder::Decoder;
+use aha_models::deepseek_ocr::LanguageConfig;
 use aha_models::{Checkpoint, LoadOptions, lfm2, minicpm4, qwen3, qwen3_5};
 use aha_nn::batch::{Batch, SequenceSlice};
 use aha_nn::cache::Cache;
-use aha_nn::weights::{DtypeRequest, Quantization};
+use aha_nn::weights::{DtypeRequest, NameMap, Quantization};
 use candle_core::{Device, Module};
 use std::sync::{Mutex, PoisonError};
+use support::copies::changed_copy;
 use support::{f32_options, fixture};
 
 #[global_allocator]
@@ -60,6 +62,17 @@ fn cache(decoder: &Decoder, sequences: usize) -> Cache {
     .unwrap()
 }
 
+/// A decoder of which two layers have experts, whose head is its embedding.
+fn with_experts(options: &LoadOptions) -> Decoder {
+    let home = changed_copy("deepseek_ocr/small", "config.json", |config| {
+        config["language_config"]["tie_word_embeddings"] = true.into();
+    });
+    let checkpoint = Checkpoint::open(home.path()).unwrap();
+    let weights = checkpoint.weights(NameMap::identity(), options).unwrap();
+    let config = LanguageConfig::read(&checkpoint).unwrap();
+    config.load(&weights).unwrap()
+}
+
 /// The same by tensors, for a decoder whose head is its embedding.
 fn forward_by_tensors(decoder: &Decoder, batch: &Batch, cache: &mut Cache) -> Vec<f32> {
     let rotation = decoder.rotation(batch).unwrap();
@@ -82,6 +95,7 @@ fn rows_and_tensors_give_the_same_bits() {
         qwen3::decoder(&open("qwen3/tied-dup"), &options).unwrap(),
         lfm2::decoder(&open("lfm2/lfm2"), &options).unwrap(),
         qwen3_5::decoder(&open("qwen3_5/tied-nothink"), &options).unwrap(),
+        with_experts(&options),
     ];
     for (index, decoder) in decoders.iter().enumerate() {
         let (mut rows, mut tensors) = (cache(decoder, 3), cache(decoder, 3));
@@ -128,6 +142,9 @@ fn steps_of_generation_take_no_memory() {
         ..LoadOptions::default()
     };
     let qwen3 = |options: &LoadOptions| qwen3::decoder(&open("qwen3/sharded"), options).unwrap();
+    let lfm2 = |options: &LoadOptions| lfm2::decoder(&open("lfm2/lfm2"), options).unwrap();
+    let qwen3_5 =
+        |options: &LoadOptions| qwen3_5::decoder(&open("qwen3_5/tied-nothink"), options).unwrap();
     let short = minicpm4::decoder(&open("minicpm4/tied-short"), &f32_options());
     let decoders = [
         ("f32", qwen3(&f32_options())),
@@ -136,6 +153,15 @@ fn steps_of_generation_take_no_memory() {
         ("q8_0", qwen3(&quantised(Quantization::Q8_0))),
         ("q4_0", qwen3(&quantised(Quantization::Q4_0))),
         ("scaled", short.unwrap()),
+        ("convolutions, f32", lfm2(&f32_options())),
+        ("convolutions, bf16", lfm2(&typed(DtypeRequest::Bf16))),
+        ("delta rule, f32", qwen3_5(&f32_options())),
+        ("delta rule, f16", qwen3_5(&typed(DtypeRequest::F16))),
+        ("experts, f32", with_experts(&f32_options())),
+        (
+            "experts, q8_0",
+            with_experts(&quantised(Quantization::Q8_0)),
+        ),
     ];
     let (_, first) = &decoders[0];
     let by_tensors = blocks_of_steps(first, 1, |batch, cache| {

@@ -3,8 +3,9 @@
 use crate::batch::{Batch, SequenceSlice};
 use crate::cache::{KvCache, append};
 use crate::cpu::borrowed;
-use crate::host::{HostStep, Parts, paged_sequences, through_tensors};
+use crate::host::{HostStep, Parts, multiply_rows, paged_sequences, through_tensors};
 use crate::linear::Linear;
+use crate::mlp::Activation;
 use crate::norm::RmsNorm;
 use crate::ragged::{RaggedAttention, SequenceBounds};
 use crate::rope::{RopePairing, Rotation};
@@ -200,7 +201,7 @@ impl SelfAttention {
     ) -> candle_core::Result<()> {
         let (tokens, config) = (step.num_tokens(), &self.config);
         let cache = match cache {
-            KvCache::Host(cache) if step.rotation.has_kernel() && !config.output_gate => cache,
+            KvCache::Host(cache) if step.rotation.has_kernel() => cache,
             cache => {
                 return through_tensors(x, tokens, out, |x| {
                     self.forward(x, step.rotation, step.batch, cache)
@@ -211,16 +212,35 @@ impl SelfAttention {
             config.num_heads * config.head_dim,
             config.num_kv_heads * config.head_dim,
         );
-        let [attended, queries, keys, values] =
-            parts.rows([width, width, kv_width, kv_width].map(|width| tokens * width));
+        let gate_width = if config.output_gate { width } else { 0 };
+        let widths = [width, width, kv_width, kv_width, gate_width, 2 * gate_width];
+        let [attended, queries, keys, values, gates, pairs] =
+            parts.rows(widths.map(|width| tokens * width));
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let projected = [&mut *queries, &mut *keys, &mut *values];
-        Linear::forward_rows(projections, x, tokens, projected)?;
+        let first = if config.output_gate {
+            &mut *pairs
+        } else {
+            &mut *queries
+        };
+        Linear::forward_rows(projections, x, tokens, [first, &mut *keys, &mut *values])?;
+        if config.output_gate {
+            split_gates(pairs, config.head_dim, queries, gates);
+        }
         let rows = [(&*queries, width), (&*keys, kv_width), (&*values, kv_width)]
             .map(|(values, stride)| Rows { values, stride });
         let rotation = Some(step.rotation);
         self.attend(rows, rotation, step.batch, step.sequences, cache, attended)?;
-        Linear::forward_rows([&self.o_proj], attended, tokens, [out])
+        if !config.output_gate {
+            return Linear::forward_rows([&self.o_proj], attended, tokens, [out]);
+        }
+        Activation::Sigmoid.forward_rows(gates)?;
+        let [attended, gates] = [&*attended, &*gates].map(|values| Rows {
+            values,
+            stride: width,
+        });
+        // The queries have served.
+        multiply_rows(attended, gates, width, queries)?;
+        Linear::forward_rows([&self.o_proj], queries, tokens, [out])
     }
 
     /// The CPU's kernel, which appends the tokens' keys and values to the cache, and reads all where they lie.
@@ -343,9 +363,18 @@ impl SelfAttention {
     /// The output projection of `attended` `[tokens, num_heads * head_dim]`, behind its gate where there is one.
     fn output(&self, mut attended: Tensor, gate: Option<Tensor>) -> candle_core::Result<Tensor> {
         if let Some(gate) = gate {
-            attended = (attended * candle_nn::ops::sigmoid(&gate)?)?;
+            attended = (attended * Activation::Sigmoid.forward(&gate)?)?;
         }
         self.o_proj.forward(&attended)
+    }
+}
+
+/// Takes the gate behind each head's query, `pairs` `[tokens, num_heads, 2 * head_dim]`, apart from it.
+fn split_gates(pairs: &[f32], head_dim: usize, queries: &mut [f32], gates: &mut [f32]) {
+    let heads = (queries.chunks_exact_mut(head_dim)).zip(gates.chunks_exact_mut(head_dim));
+    for (pair, (query, gate)) in pairs.chunks_exact(2 * head_dim).zip(heads) {
+        query.copy_from_slice(&pair[..head_dim]);
+        gate.copy_from_slice(&pair[head_dim..]);
     }
 }
 
@@ -588,6 +617,7 @@ mod tests {
                 batch: &batch,
                 rotation: &rotation,
                 sequences: &sequences,
+                recurrent_sequences: &[],
             };
             let (mut parts, mut rows) = (Parts::default(), vec![0.0; x.elem_count()]);
             let x = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();

@@ -2,11 +2,11 @@
 
 use crate::batch::Batch;
 use crate::cache::StateRows;
-use crate::cpu::contiguous_f32;
+use crate::cpu::borrowed;
+use crate::host::HostStep;
 use crate::short_conv::recurrent_sequences;
 use aha_kernels::RecurrentSequence;
-use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
-use std::sync::{Mutex, PoisonError};
+use candle_core::{D, DType, Device, Result, Tensor};
 
 /// Tokens that the chunked form computes at once.
 const CHUNK: usize = 64;
@@ -55,19 +55,63 @@ impl GatedDelta {
         batch: &Batch,
         states: &mut StateRows,
     ) -> Result<Tensor> {
-        if let StateRows::Host { values, .. } = states {
-            let kernel = Walk {
-                rule: self,
-                sequences: &recurrent_sequences(batch),
-                states: Mutex::new(values),
-            };
-            return qkv.contiguous()?.apply_op3_no_bwd(
-                &g.contiguous()?,
-                &beta.contiguous()?,
-                &kernel,
-            );
+        if matches!(states, StateRows::Device(_)) {
+            return self.forward_chunked(qkv, g, beta, batch, states);
         }
-        self.forward_chunked(qkv, g, beta, batch, states)
+        let shape = (qkv.dim(0)?, self.num_heads * self.value_dim);
+        let sequences: Vec<_> = recurrent_sequences(batch).collect();
+        let mut out = vec![0f32; shape.0 * shape.1];
+        let tensors = [qkv.contiguous()?, g.contiguous()?, beta.contiguous()?];
+        let [qkv, g, beta] = tensors.each_ref().map(borrowed);
+        let (qkv, g, beta) = (
+            qkv.contiguous_f32()?,
+            g.contiguous_f32()?,
+            beta.contiguous_f32()?,
+        );
+        self.walk(qkv, g, beta, &sequences, states, &mut out)?;
+        Tensor::from_vec(out, shape, &Device::Cpu)
+    }
+
+    /// The same from rows to rows on the CPU.
+    ///
+    /// # Errors
+    /// When the states are on another device, or a slice does not fit.
+    pub fn forward_rows(
+        &self,
+        qkv: &[f32],
+        g: &[f32],
+        beta: &[f32],
+        step: &HostStep<'_>,
+        states: &mut StateRows,
+        out: &mut [f32],
+    ) -> Result<()> {
+        self.walk(qkv, g, beta, step.recurrent_sequences, states, out)
+    }
+
+    /// The CPU's kernel.
+    fn walk(
+        &self,
+        qkv: &[f32],
+        g: &[f32],
+        beta: &[f32],
+        sequences: &[RecurrentSequence],
+        states: &mut StateRows,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let StateRows::Host { values, .. } = states else {
+            candle_core::bail!("the states are not on the CPU")
+        };
+        let kernel = aha_kernels::GatedDelta {
+            num_key_heads: self.num_key_heads,
+            num_heads: self.num_heads,
+            key_dim: self.key_dim,
+            value_dim: self.value_dim,
+            strided_groups: self.groups == HeadGroups::Strided,
+            sequences,
+        };
+        kernel
+            .forward(qkv, g, beta, values, out)
+            .map_err(candle_core::Error::wrap)
     }
 
     fn forward_chunked(
@@ -228,51 +272,6 @@ fn solve_unit_lower(lower: &Tensor, right: &Tensor) -> Result<Tensor> {
         &(right.narrow(1, half, rest)? - carried)?,
     )?;
     Tensor::cat(&[first, second], 1)
-}
-
-struct Walk<'a> {
-    rule: &'a GatedDelta,
-    sequences: &'a [RecurrentSequence],
-    states: Mutex<&'a mut Vec<f32>>,
-}
-
-impl CustomOp3 for Walk<'_> {
-    fn name(&self) -> &'static str {
-        "gated-delta"
-    }
-
-    fn cpu_fwd(
-        &self,
-        qkv: &CpuStorage,
-        qkv_layout: &Layout,
-        g: &CpuStorage,
-        g_layout: &Layout,
-        beta: &CpuStorage,
-        beta_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let tokens = qkv_layout.shape().dims2()?.0;
-        let width = self.rule.num_heads * self.rule.value_dim;
-        let mut out = vec![0f32; tokens * width];
-        let kernel = aha_kernels::GatedDelta {
-            num_key_heads: self.rule.num_key_heads,
-            num_heads: self.rule.num_heads,
-            key_dim: self.rule.key_dim,
-            value_dim: self.rule.value_dim,
-            strided_groups: self.rule.groups == HeadGroups::Strided,
-            sequences: self.sequences,
-        };
-        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        kernel
-            .forward(
-                contiguous_f32(qkv, qkv_layout)?,
-                contiguous_f32(g, g_layout)?,
-                contiguous_f32(beta, beta_layout)?,
-                &mut states,
-                &mut out,
-            )
-            .map_err(candle_core::Error::wrap)?;
-        Ok((CpuStorage::F32(out), Shape::from((tokens, width))))
-    }
 }
 
 #[cfg(test)]

@@ -6,9 +6,12 @@
 
 use crate::batch::Batch;
 use crate::linear::Linear;
+use crate::moe::ExpertMemory;
 use crate::norm::RmsNorm;
 use crate::rope::{RotaryEmbedding, Rotation};
-use aha_kernels::PagedSequence;
+use crate::short_conv::recurrent_sequences;
+pub use aha_kernels::Rows;
+use aha_kernels::{PagedSequence, RecurrentSequence};
 use candle_core::{Device, Error, Result, Tensor};
 use std::cell::Cell;
 
@@ -22,8 +25,10 @@ pub struct HostStep<'a> {
     pub batch: &'a Batch,
     /// Cosines and sines of their positions.
     pub rotation: &'a Rotation,
-    /// The batch's sequences, as the kernel takes them.
+    /// The batch's sequences, as attention's kernel takes them.
     pub(crate) sequences: &'a [PagedSequence<'a>],
+    /// The same, as the kernels of recurrent layers take them.
+    pub(crate) recurrent_sequences: &'a [RecurrentSequence],
 }
 
 impl HostStep<'_> {
@@ -33,16 +38,23 @@ impl HostStep<'_> {
     }
 }
 
+/// Most parts that a block has.
+const PARTS: usize = 6;
+
 /// Memory inside a block; blocks come one after another, so one set serves all.
 #[derive(Debug, Default)]
-pub struct Parts([Vec<f32>; 4]);
+pub struct Parts {
+    parts: [Vec<f32>; PARTS],
+    /// What a mixture of experts needs beside the memory of its experts, which is `parts`.
+    pub(crate) experts: ExpertMemory,
+}
 
 impl Parts {
-    /// Room for rows of so many values each, whose content is arbitrary.
-    pub(crate) fn rows<const N: usize>(&mut self, sizes: [usize; N]) -> [&mut [f32]; N] {
-        const { assert!(N <= 4) };
+    /// At most six parts of so many values each, whose content is arbitrary.
+    pub fn rows<const N: usize>(&mut self, sizes: [usize; N]) -> [&mut [f32]; N] {
+        const { assert!(N <= PARTS) };
         let mut sizes = sizes.into_iter();
-        let mut parts = self.0.iter_mut();
+        let mut parts = self.parts.iter_mut();
         std::array::from_fn(|_| match (parts.next(), sizes.next()) {
             (Some(part), Some(size)) => sized(part, size),
             _ => &mut [],
@@ -51,7 +63,7 @@ impl Parts {
 }
 
 /// The first `size` values of `memory`, which grows where it has not as many.
-fn sized(memory: &mut Vec<f32>, size: usize) -> &mut [f32] {
+pub(crate) fn sized(memory: &mut Vec<f32>, size: usize) -> &mut [f32] {
     if memory.len() < size {
         *memory = vec![0.0; size];
     }
@@ -124,6 +136,14 @@ pub fn scale_rows(rows: &mut [f32], scale: f64) {
     }
 }
 
+/// `out = a * b`, value by value; `out` and the parts of rows that `a` and `b` are hold `width` values a row.
+///
+/// # Errors
+/// When `width` is zero, or a slice does not fit.
+pub fn multiply_rows(a: Rows<'_>, b: Rows<'_>, width: usize, out: &mut [f32]) -> Result<()> {
+    aha_kernels::multiply(a, b, width, out).map_err(Error::wrap)
+}
+
 /// Memory of a thread's steps.
 #[derive(Debug, Default)]
 pub struct Workspace {
@@ -134,6 +154,7 @@ pub struct Workspace {
     rotation: Rotation,
     /// Empty: its memory alone is of use.
     sequences: Vec<PagedSequence<'static>>,
+    recurrent_sequences: Vec<RecurrentSequence>,
 }
 
 impl Workspace {
@@ -164,10 +185,13 @@ impl Workspace {
         rotary.rotate_on_host(batch, &mut self.rotation);
         let mut sequences: Vec<PagedSequence<'_>> = recycled(std::mem::take(&mut self.sequences));
         sequences.extend(paged_sequences(batch));
+        self.recurrent_sequences.clear();
+        self.recurrent_sequences.extend(recurrent_sequences(batch));
         let step = HostStep {
             batch,
             rotation: &self.rotation,
             sequences: &sequences,
+            recurrent_sequences: &self.recurrent_sequences,
         };
         let mut stream = Stream {
             hidden: sized(&mut self.hidden, size),
@@ -185,7 +209,7 @@ impl Workspace {
     }
 }
 
-/// A batch's sequences, as the kernel takes them.
+/// A batch's sequences, as attention's kernel takes them.
 pub(crate) fn paged_sequences(batch: &Batch) -> impl Iterator<Item = PagedSequence<'_>> {
     batch.sequences().iter().map(|sequence| PagedSequence {
         query_start: sequence.query_start,
@@ -206,7 +230,7 @@ fn recycled<T, U>(mut old: Vec<T>) -> Vec<U> {
 ///
 /// # Errors
 /// Those of the block, and when its result has another size than `out`.
-pub fn through_tensors(
+pub(crate) fn through_tensors(
     x: &[f32],
     tokens: usize,
     out: &mut [f32],

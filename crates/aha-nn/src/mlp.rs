@@ -53,6 +53,18 @@ impl Activation {
     }
 }
 
+impl Activation {
+    /// The same in place on the CPU.
+    ///
+    /// # Errors
+    /// Those of the kernel, which has none so far.
+    pub fn forward_rows(self, x: &mut [f32]) -> candle_core::Result<()> {
+        self.kernel()
+            .apply_in_place(x)
+            .map_err(candle_core::Error::wrap)
+    }
+}
+
 impl Module for Activation {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         if cpu::is_f32_on_cpu(x) {
@@ -94,6 +106,14 @@ pub fn gated(activation: Activation, gate: &Tensor, x: &Tensor) -> candle_core::
             .apply_op2_no_bwd(&x.contiguous()?, &cpu::SiluMul);
     }
     activation.forward(gate)? * x
+}
+
+/// `silu(gate) * x` on the CPU, of one length.
+///
+/// # Errors
+/// When the slices differ in length.
+pub fn silu_gated_rows(gate: &[f32], x: &[f32], out: &mut [f32]) -> candle_core::Result<()> {
+    aha_kernels::silu_mul(gate, x, out).map_err(candle_core::Error::wrap)
 }
 
 /// The two projections into a gated MLP, as releases store them.
@@ -148,6 +168,30 @@ impl GatedMlp {
     }
 }
 
+#[cfg(test)]
+impl GatedMlp {
+    /// Random weights, those of gate and up in one matrix where `fused`.
+    pub(crate) fn random(hidden_size: usize, intermediate_size: usize, fused: bool) -> Self {
+        let linear = |rows: usize, columns: usize| {
+            Linear::from_tensor(&crate::testing::random(&[rows, columns])).unwrap()
+        };
+        let gate_up = if fused {
+            GateUp::Fused(linear(2 * intermediate_size, hidden_size))
+        } else {
+            GateUp::Separate {
+                gate: linear(intermediate_size, hidden_size),
+                up: linear(intermediate_size, hidden_size),
+            }
+        };
+        Self {
+            gate_up,
+            down_proj: linear(hidden_size, intermediate_size),
+            intermediate_size,
+            activation: Activation::Silu,
+        }
+    }
+}
+
 impl GatedMlp {
     /// What goes into the last projection.
     fn inner(&self, x: &Tensor) -> candle_core::Result<Tensor> {
@@ -171,6 +215,15 @@ impl GatedMlp {
 }
 
 impl GatedMlp {
+    /// Sizes of the parts that [`forward_rows`](Self::forward_rows) takes.
+    pub(crate) fn part_sizes(&self, tokens: usize) -> [usize; 3] {
+        let size = tokens * self.intermediate_size;
+        match &self.gate_up {
+            GateUp::Separate { .. } => [size; 3],
+            GateUp::Fused(_) => [size, 2 * size, 0],
+        }
+    }
+
     /// The same from rows to rows on the CPU.
     ///
     /// # Errors
@@ -185,16 +238,16 @@ impl GatedMlp {
         if self.activation != Activation::Silu {
             return through_tensors(x, tokens, out, |x| self.forward(x));
         }
-        let size = tokens * self.intermediate_size;
+        let sizes = self.part_sizes(tokens);
         let inner = match &self.gate_up {
             GateUp::Separate { gate, up } => {
-                let [inner, gates, ups] = parts.rows([size; 3]);
+                let [inner, gates, ups] = parts.rows(sizes);
                 Linear::forward_rows([gate, up], x, tokens, [&mut *gates, &mut *ups])?;
-                aha_kernels::silu_mul(gates, ups, inner).map_err(candle_core::Error::wrap)?;
+                silu_gated_rows(gates, ups, inner)?;
                 inner
             }
             GateUp::Fused(both) => {
-                let [inner, halves] = parts.rows([size, 2 * size]);
+                let [inner, halves, _] = parts.rows(sizes);
                 Linear::forward_rows([both], x, tokens, [&mut *halves])?;
                 aha_kernels::silu_mul_halves(halves, self.intermediate_size, inner)
                     .map_err(candle_core::Error::wrap)?;

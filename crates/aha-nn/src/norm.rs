@@ -51,7 +51,7 @@ impl RmsNorm {
     ///
     /// # Errors
     /// When the norm is on another device, or the rows are not as wide.
-    pub(crate) fn forward_rows(&self, x: &[f32], out: &mut [f32]) -> candle_core::Result<()> {
+    pub fn forward_rows(&self, x: &[f32], out: &mut [f32]) -> candle_core::Result<()> {
         cpu::with_f32(&self.weight, |weight| {
             aha_kernels::rms_norm(x, weight, self.eps, out)
         })?

@@ -2,11 +2,11 @@
 
 use crate::batch::Batch;
 use crate::cache::StateRows;
-use crate::cpu::contiguous_f32;
+use crate::cpu::with_f32;
+use crate::host::HostStep;
 use crate::weights::{Result, Weights, WeightsError};
 use aha_kernels::RecurrentSequence;
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
-use std::sync::{Mutex, PoisonError};
+use candle_core::{DType, Tensor};
 
 /// A filter of `kernel_size` taps for each channel; the last tap meets the current token.
 #[derive(Debug, Clone)]
@@ -88,24 +88,55 @@ impl ShortConv {
         batch: &Batch,
         inputs: &mut StateRows,
     ) -> candle_core::Result<Tensor> {
-        match (&self.filter, inputs) {
-            (Filter::Host { weight, bias }, StateRows::Host { values, .. }) => {
-                let kernel = HostConv {
-                    conv: self,
-                    weight,
-                    bias: bias.as_deref(),
-                    sequences: &recurrent_sequences(batch),
-                    states: Mutex::new(values),
-                };
-                x.contiguous()?.apply_op1_no_bwd(&kernel)
+        match &self.filter {
+            Filter::Host { .. } => {
+                let x = x.contiguous()?;
+                let sequences: Vec<_> = recurrent_sequences(batch).collect();
+                let mut out = vec![0f32; x.elem_count()];
+                with_f32(&x, |x| self.filter(x, &sequences, inputs, &mut out))??;
+                Tensor::from_vec(out, x.shape(), x.device())
             }
-            (Filter::Device { weight, bias }, inputs) => {
+            Filter::Device { weight, bias } => {
                 self.forward_shifted(x, weight, bias.as_ref(), batch, inputs)
             }
-            (Filter::Host { .. }, StateRows::Device(_)) => {
-                candle_core::bail!("a filter on the CPU meets states on another device")
-            }
         }
+    }
+
+    /// The same from rows to rows on the CPU, both `[tokens, channels]`.
+    ///
+    /// # Errors
+    /// When filter or states are on another device, or a slice does not fit.
+    pub fn forward_rows(
+        &self,
+        x: &[f32],
+        step: &HostStep<'_>,
+        inputs: &mut StateRows,
+        out: &mut [f32],
+    ) -> candle_core::Result<()> {
+        self.filter(x, step.recurrent_sequences, inputs, out)
+    }
+
+    /// The CPU's kernel.
+    fn filter(
+        &self,
+        x: &[f32],
+        sequences: &[RecurrentSequence],
+        inputs: &mut StateRows,
+        out: &mut [f32],
+    ) -> candle_core::Result<()> {
+        let (Filter::Host { weight, bias }, StateRows::Host { values, .. }) =
+            (&self.filter, inputs)
+        else {
+            candle_core::bail!("a filter and its states are not both on the CPU")
+        };
+        let kernel = aha_kernels::ShortConv {
+            channels: self.channels,
+            kernel_size: self.kernel_size,
+            sequences,
+        };
+        kernel
+            .forward(x, weight, bias.as_deref(), values, out)
+            .map_err(candle_core::Error::wrap)
     }
 
     /// The same by Candle's own operations, for devices without a kernel of ours: a sum of shifted rows.
@@ -151,47 +182,14 @@ impl ShortConv {
     }
 }
 
-/// The batch's sequences as the kernels of recurrent layers see them.
-pub(crate) fn recurrent_sequences(batch: &Batch) -> Vec<RecurrentSequence> {
-    batch
-        .sequences()
-        .iter()
-        .map(|sequence| RecurrentSequence {
-            query_start: sequence.query_start,
-            query_len: sequence.query_len,
-            slot: sequence.state_slot as usize,
-            fresh: sequence.is_start(),
-        })
-        .collect()
-}
-
-struct HostConv<'a> {
-    conv: &'a ShortConv,
-    weight: &'a [f32],
-    bias: Option<&'a [f32]>,
-    sequences: &'a [RecurrentSequence],
-    states: Mutex<&'a mut Vec<f32>>,
-}
-
-impl CustomOp1 for HostConv<'_> {
-    fn name(&self) -> &'static str {
-        "short-conv"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let x = contiguous_f32(x, layout)?;
-        let mut out = vec![0f32; x.len()];
-        let kernel = aha_kernels::ShortConv {
-            channels: self.conv.channels,
-            kernel_size: self.conv.kernel_size,
-            sequences: self.sequences,
-        };
-        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        kernel
-            .forward(x, self.weight, self.bias, &mut states, &mut out)
-            .map_err(candle_core::Error::wrap)?;
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
-    }
+/// A batch's sequences, as the kernels of recurrent layers take them.
+pub(crate) fn recurrent_sequences(batch: &Batch) -> impl Iterator<Item = RecurrentSequence> {
+    batch.sequences().iter().map(|sequence| RecurrentSequence {
+        query_start: sequence.query_start,
+        query_len: sequence.query_len,
+        slot: sequence.state_slot as usize,
+        fresh: sequence.is_start(),
+    })
 }
 
 #[cfg(test)]

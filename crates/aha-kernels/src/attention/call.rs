@@ -148,7 +148,7 @@ impl Bias<'_> {
 
 /// The output array, which tasks fill piece by piece.
 #[derive(Clone, Copy)]
-pub(super) struct Output {
+pub(crate) struct Output {
     start: *mut f32,
     len: usize,
 }
@@ -159,7 +159,7 @@ unsafe impl Send for Output {}
 unsafe impl Sync for Output {}
 
 impl Output {
-    pub(super) fn new(out: &mut [f32]) -> Self {
+    pub(crate) fn new(out: &mut [f32]) -> Self {
         Self {
             start: out.as_mut_ptr(),
             len: out.len(),
@@ -170,7 +170,7 @@ impl Output {
     ///
     /// # Safety
     /// No other piece that overlaps this one may be alive.
-    pub(super) unsafe fn piece<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
+    pub(crate) unsafe fn piece<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
         assert!(start <= self.len && len <= self.len - start);
         // SAFETY: inside the array (asserted) and not shared (the caller's promise).
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }

@@ -10,7 +10,7 @@ pub use softmax::softmax_weights;
 
 use crate::error::{check_len, checked_mul};
 use crate::pool::{for_each_stretch, for_each_stretch_of_two};
-use crate::{InstructionSet, KernelError, instruction_set};
+use crate::{InstructionSet, KernelError, Rows, instruction_set};
 
 /// Values below which threads cost more than they bring.
 pub(crate) const PARALLEL_FROM: usize = 64 * 1024;
@@ -279,6 +279,47 @@ pub fn add(x: &mut [f32], other: &[f32]) -> Result<(), KernelError> {
     Ok(())
 }
 
+/// `out = a * b`, value by value; `out` and the parts of rows that `a` and `b` are hold `width` values a row.
+///
+/// # Errors
+/// When `width` is zero, or a slice does not fit.
+pub fn multiply(
+    a: Rows<'_>,
+    b: Rows<'_>,
+    width: usize,
+    out: &mut [f32],
+) -> Result<(), KernelError> {
+    check_rows("length of out", out.len(), "width", width)?;
+    let rows = out.len() / width;
+    for (argument, factor) in [("a", a), ("b", b)] {
+        let last = checked_mul(rows.saturating_sub(1), factor.stride)?;
+        let least = if rows == 0 {
+            0
+        } else {
+            last.saturating_add(width)
+        };
+        if factor.values.len() < least {
+            return Err(KernelError::Length {
+                argument,
+                expected: least,
+                actual: factor.values.len(),
+            });
+        }
+    }
+    // One product a value: every body gives the same bits.
+    for_each_stretch(out, PARALLEL_FROM, stretch_of(width), |start, out| {
+        for (index, out) in out.chunks_exact_mut(width).enumerate() {
+            let row = start / width + index;
+            let a = &a.values[row * a.stride..][..width];
+            let b = &b.values[row * b.stride..][..width];
+            for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+                *out = a * b;
+            }
+        }
+    });
+    Ok(())
+}
+
 /// The size of the stretches that tasks take, in whole rows of `size` values.
 fn stretch_of(size: usize) -> usize {
     CHUNK.div_ceil(size) * size
@@ -419,6 +460,26 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_rows_are_multiplied() {
+        for rows in [0, 1, 3, 9000] {
+            let (x, other) = (values(rows * 20, 1), values(rows * 9, 2));
+            let mut out = vec![f32::NAN; rows * 9];
+            let a = Rows {
+                values: x.get(11..).unwrap_or_default(),
+                stride: 20,
+            };
+            let b = Rows {
+                values: &other,
+                stride: 9,
+            };
+            multiply(a, b, 9, &mut out).unwrap();
+            for (index, out) in out.iter().enumerate() {
+                assert_eq!(*out, x[index / 9 * 20 + 11 + index % 9] * other[index]);
+            }
+        }
+    }
+
+    #[test]
     fn silu_mul_agrees_with_double_precision() {
         for len in [0, 1, 7, 8, 100, 70_000] {
             let gate: Vec<f32> = values(len, 1)
@@ -502,5 +563,14 @@ mod tests {
         assert!(add_bias_and(&mut [0.0; 4], &[0.0; 2], &[0.0; 3]).is_err());
         assert!(add_bias_and(&mut [0.0; 4], &[], &[0.0; 4]).is_err());
         assert!(add(&mut [0.0; 4], &[0.0; 3]).is_err());
+        let product = |a: &[f32], b: &[f32], width: usize| {
+            let rows = |values, stride| Rows { values, stride };
+            multiply(rows(a, 3), rows(b, 2), width, &mut [0.0; 4])
+        };
+        assert!(product(&[0.0; 5], &[0.0; 4], 2).is_ok());
+        assert!(product(&[0.0; 4], &[0.0; 4], 2).is_err());
+        assert!(product(&[0.0; 5], &[0.0; 3], 2).is_err());
+        assert!(product(&[0.0; 5], &[0.0; 4], 3).is_err());
+        assert!(product(&[0.0; 5], &[0.0; 4], 0).is_err());
     }
 }

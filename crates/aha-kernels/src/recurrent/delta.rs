@@ -4,14 +4,19 @@
 //! cache walks through all tokens of a step before the next slice does; the walk is bound by arithmetic, as the
 //! chunked form is, and gives the same bits however a prompt is cut.
 
-use super::{RecurrentSequence, lend_states};
+use super::{RecurrentSequence, begin};
+use crate::attention::Output;
+use crate::buffer::{flat_mut, with_scratch};
 use crate::error::check_len;
 use crate::fused::multiply_add;
-use crate::pool::for_each_chunk;
+use crate::pack::PANEL;
+use crate::pool::{for_each_stretch, for_each_task};
 use crate::{InstructionSet, KernelError, instruction_set};
 
 /// Columns of the state that walk together.
 const COLUMNS: usize = 32;
+/// Values (those of states once for each token) below which threads cost more than they bring.
+const PARALLEL_FROM: usize = 64 * 1024;
 /// Added to the squared length of queries and keys before the root.
 const EPSILON: f32 = 1e-6;
 
@@ -103,70 +108,60 @@ impl GatedDelta<'_> {
         check_len("qkv", tokens * self.width(), qkv.len())?;
         check_len("out", tokens * heads * self.value_dim, out.len())?;
         let state_size = self.key_dim * self.value_dim;
-        let states = lend_states(self.sequences, tokens, states, heads * state_size)?;
-
-        let (q, k) = self.unit_queries_and_keys(qkv, tokens);
-        let decay: Vec<f32> = g.iter().map(|g| g.exp()).collect();
-        let input = Input {
-            q: &q,
-            k: &k,
-            qkv,
-            decay: &decay,
-            beta,
-        };
-        struct Walk<'a> {
-            sequence: RecurrentSequence,
-            head: usize,
-            state: &'a mut [f32],
-            /// `[query_len, value_dim]`.
-            rows: Vec<f32>,
-        }
-        let mut walks: Vec<Walk<'_>> = self
-            .sequences
-            .iter()
-            .zip(states)
-            .flat_map(|(sequence, states)| {
-                let heads = states.chunks_exact_mut(state_size).enumerate();
-                heads.map(|(head, state)| Walk {
-                    sequence: *sequence,
-                    head,
-                    state,
-                    rows: Vec::new(),
-                })
-            })
-            .collect();
-        for_each_chunk(&mut walks, 1, |_, walks| {
-            for walk in walks {
-                walk.rows = self.walk(set, input, walk.sequence, walk.head, walk.state);
+        begin(self.sequences, tokens, states, heads * state_size)?;
+        let size = tokens * key_heads * self.key_dim;
+        with_scratch((2 * size + g.len()).div_ceil(PANEL), |scratch| {
+            let (q, scratch) = flat_mut(scratch).split_at_mut(size);
+            let (k, scratch) = scratch.split_at_mut(size);
+            let decay = &mut scratch[..g.len()];
+            self.unit_queries_and_keys(qkv, q, k);
+            for (decay, g) in decay.iter_mut().zip(g) {
+                *decay = g.exp();
+            }
+            let input = Input {
+                q,
+                k,
+                qkv,
+                decay,
+                beta,
+            };
+            let (states, out) = (Output::new(states), Output::new(out));
+            let walk = |index: usize| {
+                let (sequence, head) = (self.sequences[index / heads], index % heads);
+                let start = (sequence.slot * heads + head) * state_size;
+                // SAFETY: each head of a slot has a state of its own, no two sequences share a slot (checked on
+                // entry), and each index runs once.
+                let state = unsafe { states.piece(start, state_size) };
+                self.walk(set, input, sequence, head, state, out);
+            };
+            let walks = self.sequences.len() * heads;
+            if tokens * heads * state_size < PARALLEL_FROM {
+                (0..walks).for_each(walk);
+            } else {
+                for_each_task(walks, walk);
             }
         });
-        for walk in walks {
-            for (token, row) in walk.rows.chunks_exact(self.value_dim).enumerate() {
-                let token = walk.sequence.query_start + token;
-                let at = (token * heads + walk.head) * self.value_dim;
-                out[at..at + self.value_dim].copy_from_slice(row);
-            }
-        }
         Ok(())
     }
 
     /// Queries over their length and `√key_dim`, keys over their length.
-    fn unit_queries_and_keys(&self, qkv: &[f32], tokens: usize) -> (Vec<f32>, Vec<f32>) {
+    fn unit_queries_and_keys(&self, qkv: &[f32], q: &mut [f32], k: &mut [f32]) {
         let size = self.num_key_heads * self.key_dim;
-        let (mut q, mut k) = (vec![0f32; tokens * size], vec![0f32; tokens * size]);
         let scale = 1.0 / (self.key_dim as f32).sqrt();
         let unit = |from: usize, scale: f32, out: &mut [f32]| {
-            for_each_chunk(out, size, |token, row| {
-                let source = &qkv[token * self.width() + from..][..size];
-                unit_heads(source, self.key_dim, scale, row);
+            for_each_stretch(out, PARALLEL_FROM, size, |start, rows| {
+                for (index, row) in rows.chunks_exact_mut(size).enumerate() {
+                    let token = start / size + index;
+                    let source = &qkv[token * self.width() + from..][..size];
+                    unit_heads(source, self.key_dim, scale, row);
+                }
             });
         };
-        unit(0, scale, &mut q);
-        unit(size, 1.0, &mut k);
-        (q, k)
+        unit(0, scale, q);
+        unit(size, 1.0, k);
     }
 
-    /// One head's walk through a sequence's tokens; returns its outputs `[query_len, value_dim]`.
+    /// One head's walk through a sequence's tokens, whose rows of `out` it alone writes for this head.
     fn walk(
         &self,
         set: InstructionSet,
@@ -174,36 +169,41 @@ impl GatedDelta<'_> {
         sequence: RecurrentSequence,
         head: usize,
         state: &mut [f32],
-    ) -> Vec<f32> {
-        let mut out = vec![0f32; sequence.query_len * self.value_dim];
-        let mut columns: Vec<Row> = vec![[0.0; COLUMNS]; self.key_dim];
-        for first in (0..self.value_dim).step_by(COLUMNS) {
-            let width = COLUMNS.min(self.value_dim - first);
-            for (row, state) in columns.iter_mut().zip(state.chunks_exact(self.value_dim)) {
-                row[..width].copy_from_slice(&state[first..first + width]);
-            }
-            let slice = Slice {
-                rule: self,
-                sequence,
-                head,
-                first,
-                width,
-            };
-            match set {
-                #[cfg(target_arch = "x86_64")]
-                set if set.has_avx2() => {
-                    // SAFETY: the instruction set is present (required on entry).
-                    unsafe { slice.walk_avx2(input, &mut columns, &mut out) }
+        out: Output,
+    ) {
+        with_scratch(self.key_dim * (COLUMNS / PANEL), |scratch| {
+            let columns: &mut [Row] = flat_mut(scratch).as_chunks_mut().0;
+            for first in (0..self.value_dim).step_by(COLUMNS) {
+                let width = COLUMNS.min(self.value_dim - first);
+                if width < COLUMNS {
+                    // What is left of other work could be slow to compute with.
+                    columns.fill([0.0; COLUMNS]);
                 }
-                #[cfg(target_arch = "aarch64")]
-                set if set.has_neon() => slice.walk::<true>(input, &mut columns, &mut out),
-                _ => slice.walk::<false>(input, &mut columns, &mut out),
+                for (row, state) in columns.iter_mut().zip(state.chunks_exact(self.value_dim)) {
+                    row[..width].copy_from_slice(&state[first..first + width]);
+                }
+                let slice = Slice {
+                    rule: self,
+                    sequence,
+                    head,
+                    first,
+                    width,
+                };
+                match set {
+                    #[cfg(target_arch = "x86_64")]
+                    set if set.has_avx2() => {
+                        // SAFETY: the instruction set is present (required on entry).
+                        unsafe { slice.walk_avx2(input, columns, out) }
+                    }
+                    #[cfg(target_arch = "aarch64")]
+                    set if set.has_neon() => slice.walk::<true>(input, columns, out),
+                    _ => slice.walk::<false>(input, columns, out),
+                }
+                for (row, state) in columns.iter().zip(state.chunks_exact_mut(self.value_dim)) {
+                    state[first..first + width].copy_from_slice(&row[..width]);
+                }
             }
-            for (row, state) in columns.iter().zip(state.chunks_exact_mut(self.value_dim)) {
-                state[first..first + width].copy_from_slice(&row[..width]);
-            }
-        }
-        out
+        });
     }
 }
 
@@ -231,13 +231,13 @@ struct Slice<'a> {
 impl Slice<'_> {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    fn walk_avx2(&self, input: Input<'_>, columns: &mut [Row], out: &mut [f32]) {
+    fn walk_avx2(&self, input: Input<'_>, columns: &mut [Row], out: Output) {
         self.walk::<true>(input, columns, out);
     }
 
     /// The same source for both bodies; with `FUSED` it is compiled for processors with fused multiply-add.
     #[inline(always)]
-    fn walk<const FUSED: bool>(&self, input: Input<'_>, columns: &mut [Row], out: &mut [f32]) {
+    fn walk<const FUSED: bool>(&self, input: Input<'_>, columns: &mut [Row], out: Output) {
         let GatedDelta {
             num_key_heads,
             num_heads,
@@ -252,8 +252,8 @@ impl Slice<'_> {
             self.head / (num_heads / num_key_heads)
         };
         let value_start = 2 * num_key_heads * key_dim + self.head * value_dim + self.first;
-        for (index, out) in out.chunks_exact_mut(value_dim).enumerate() {
-            let token = self.sequence.query_start + index;
+        for token in self.sequence.query_start..self.sequence.query_start + self.sequence.query_len
+        {
             let key_at = (token * num_key_heads + key_head) * key_dim;
             let (q, k) = (
                 &input.q[key_at..key_at + key_dim],
@@ -295,7 +295,10 @@ impl Slice<'_> {
                     answer[column] = multiply_add::<FUSED>(kept, *q, answer[column]);
                 }
             }
-            out[self.first..self.first + self.width].copy_from_slice(&answer[..self.width]);
+            let start = gate * value_dim + self.first;
+            // SAFETY: this slice of columns alone writes these values of the token's row.
+            let out = unsafe { out.piece(start, self.width) };
+            out.copy_from_slice(&answer[..self.width]);
         }
     }
 }

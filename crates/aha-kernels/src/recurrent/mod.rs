@@ -7,6 +7,7 @@ pub use delta::GatedDelta;
 pub use short_conv::ShortConv;
 
 use crate::KernelError;
+use crate::buffer::with_indices;
 use crate::error::check_len;
 
 /// One sequence's share of a step of a recurrent layer.
@@ -22,45 +23,37 @@ pub struct RecurrentSequence {
     pub fresh: bool,
 }
 
-/// Checks that the sequences lie end to end over all `tokens` and that no two share a slot; then lends each sequence
-/// its state of `size` values, in the order of the sequences, with those of beginners zeroed.
-fn lend_states<'s>(
+/// Checks that the sequences lie end to end over all `tokens`, that each has a state of `size` values among `states`, in
+/// the order of the slots, and that no two share one; then zeroes the states of beginners.
+fn begin(
     sequences: &[RecurrentSequence],
     tokens: usize,
-    states: &'s mut [f32],
+    states: &mut [f32],
     size: usize,
-) -> Result<Vec<&'s mut [f32]>, KernelError> {
+) -> Result<(), KernelError> {
     let mut end = 0;
-    let mut order: Vec<usize> = (0..sequences.len()).collect();
     for sequence in sequences {
         check_len("rows before a sequence", end, sequence.query_start)?;
         end += sequence.query_len;
     }
     check_len("rows of the sequences", tokens, end)?;
-    order.sort_unstable_by_key(|&index| sequences[index].slot);
-    let mut lent: Vec<Option<&mut [f32]>> = sequences.iter().map(|_| None).collect();
-    let mut rest = states;
-    let mut next_slot = 0;
-    for index in order {
-        let slot = sequences[index].slot;
-        let skipped = slot
-            .checked_sub(next_slot)
-            .and_then(|gap| gap.checked_mul(size));
-        let taken = skipped.and_then(|skipped| {
-            let (_, from) = std::mem::take(&mut rest).split_at_mut_checked(skipped)?;
-            from.split_at_mut_checked(size)
-        });
-        let Some((state, after)) = taken else {
-            return Err(KernelError::Slot { slot });
-        };
-        if sequences[index].fresh {
-            state.fill(0.0);
+    with_indices(|slots| {
+        slots.extend(sequences.iter().map(|sequence| sequence.slot));
+        slots.sort_unstable();
+        let mut next_slot = 0;
+        for &slot in slots.iter() {
+            let end = slot.checked_add(1).and_then(|end| end.checked_mul(size));
+            if slot < next_slot || end.is_none_or(|end| end > states.len()) {
+                return Err(KernelError::Slot { slot });
+            }
+            next_slot = slot + 1;
         }
-        lent[index] = Some(state);
-        rest = after;
-        next_slot = slot + 1;
+        Ok(())
+    })?;
+    for sequence in sequences.iter().filter(|sequence| sequence.fresh) {
+        states[sequence.slot * size..][..size].fill(0.0);
     }
-    Ok(lent.into_iter().flatten().collect())
+    Ok(())
 }
 
 #[cfg(test)]
@@ -68,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_are_lent_in_order_and_never_twice() {
+    fn states_of_beginners_are_zeroed_and_none_is_shared() {
         let sequence = |query_start, query_len, slot, fresh| RecurrentSequence {
             query_start,
             query_len,
@@ -76,22 +69,22 @@ mod tests {
             fresh,
         };
         let mut states: Vec<f32> = (0..8).map(|value| value as f32).collect();
-        let lent = lend_states(
+        begin(
             &[sequence(0, 2, 3, false), sequence(2, 1, 1, true)],
             3,
             &mut states,
             2,
         )
         .unwrap();
-        assert_eq!(lent[0], [6.0, 7.0]);
-        assert_eq!(lent[1], [0.0, 0.0]);
+        assert_eq!(states, [0.0, 1.0, 0.0, 0.0, 4.0, 5.0, 6.0, 7.0]);
         for wrong in [
             [sequence(0, 2, 1, false), sequence(2, 1, 1, true)],
             [sequence(0, 2, 1, false), sequence(2, 1, 4, true)],
+            [sequence(0, 2, 1, false), sequence(2, 1, usize::MAX, true)],
             [sequence(0, 2, 1, false), sequence(1, 2, 0, true)],
             [sequence(0, 2, 1, false), sequence(2, 2, 0, true)],
         ] {
-            assert!(lend_states(&wrong, 3, &mut states, 2).is_err(), "{wrong:?}");
+            assert!(begin(&wrong, 3, &mut states, 2).is_err(), "{wrong:?}");
         }
     }
 }

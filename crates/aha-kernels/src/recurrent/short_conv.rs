@@ -1,6 +1,6 @@
 //! Causal depthwise convolution over a few tokens, as LFM2 and gated DeltaNet have it.
 
-use super::{RecurrentSequence, lend_states};
+use super::{RecurrentSequence, begin};
 use crate::KernelError;
 use crate::error::check_len;
 use crate::pool::for_each_stretch;
@@ -45,8 +45,9 @@ impl ShortConv<'_> {
         check_len("bias", channels, bias.map_or(channels, <[f32]>::len))?;
         check_len("x", out.len(), x.len())?;
         let past = (taps - 1) * channels;
-        let states = lend_states(self.sequences, x.len() / channels, states, past)?;
-        for (sequence, state) in self.sequences.iter().zip(states) {
+        begin(self.sequences, x.len() / channels, states, past)?;
+        for sequence in self.sequences {
+            let state = &mut states[sequence.slot * past..][..past];
             let rows = sequence.query_start * channels
                 ..(sequence.query_start + sequence.query_len) * channels;
             let (x, out) = (&x[rows.clone()], &mut out[rows]);

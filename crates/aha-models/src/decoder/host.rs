@@ -4,8 +4,8 @@
 use super::{Decoder, DecoderLayer, DecoderStack, FeedForward};
 use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, LayerCache};
-use aha_nn::host::{HostStep, Parts, Stream, Workspace, head_rows, scale_rows, through_tensors};
-use candle_core::{DType, Device, Module, Result, Tensor};
+use aha_nn::host::{HostStep, Parts, Stream, Workspace, head_rows, scale_rows};
+use candle_core::{DType, Device, Result, Tensor};
 
 impl FeedForward {
     /// From rows to rows, both `[tokens, hidden_size]`.
@@ -18,7 +18,7 @@ impl FeedForward {
     ) -> Result<()> {
         match self {
             Self::Dense(mlp) => mlp.forward_rows(x, tokens, parts, out),
-            Self::Experts(experts) => through_tensors(x, tokens, out, |x| experts.forward(x)),
+            Self::Experts(experts) => experts.forward_rows(x, tokens, parts, out),
         }
     }
 }

@@ -6,7 +6,7 @@ use aha_engine::Generator;
 use aha_nn::attention::{AttentionConfig, SelfAttention};
 use aha_nn::batch::Batch;
 use aha_nn::cache::{Cache, CacheSpec, LayerCache, LayerSpec};
-use aha_nn::host::{HostStep, Parts, through_tensors};
+use aha_nn::host::{HostStep, Parts};
 use aha_nn::linear::{Embedding, Linear};
 use aha_nn::mlp::{Activation, GatedMlp, Residual, add_residual};
 use aha_nn::moe::MoeMlp;
@@ -171,13 +171,9 @@ pub trait TokenMixer: fmt::Debug + Send + Sync {
         x: &[f32],
         step: &HostStep<'_>,
         cache: &mut LayerCache,
-        _parts: &mut Parts,
+        parts: &mut Parts,
         out: &mut [f32],
-    ) -> Result<()> {
-        through_tensors(x, step.num_tokens(), out, |x| {
-            self.forward(x, step.rotation, step.batch, cache)
-        })
-    }
+    ) -> Result<()>;
 }
 
 impl TokenMixer for SelfAttention {

@@ -6,6 +6,7 @@ use crate::error::LoadError;
 use aha_nn::attention::SelfAttention;
 use aha_nn::batch::Batch;
 use aha_nn::cache::{LayerCache, LayerSpec};
+use aha_nn::host::{HostStep, Parts, Rows, multiply_rows};
 use aha_nn::linear::Linear;
 use aha_nn::rope::Rotation;
 use aha_nn::short_conv::ShortConv;
@@ -62,6 +63,33 @@ impl TokenMixer for GatedShortConv {
         let inputs = &mut cache.recurrent()?.inputs;
         let filtered = self.conv.forward(&(b * u)?, batch, inputs)?;
         self.out_proj.forward(&(c * filtered)?)
+    }
+
+    fn forward_rows(
+        &self,
+        x: &[f32],
+        step: &HostStep<'_>,
+        cache: &mut LayerCache,
+        parts: &mut Parts,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (tokens, width) = (step.num_tokens(), self.hidden_size);
+        let [projected, product, filtered] =
+            parts.rows([3 * width, width, width].map(|width| tokens * width));
+        Linear::forward_rows([&self.in_proj], x, tokens, [&mut *projected])?;
+        let [b, c, u] = [0, width, 2 * width].map(|start| Rows {
+            values: projected.get(start..).unwrap_or_default(),
+            stride: 3 * width,
+        });
+        multiply_rows(b, u, width, product)?;
+        let inputs = &mut cache.recurrent()?.inputs;
+        self.conv.forward_rows(product, step, inputs, filtered)?;
+        let filtered = Rows {
+            values: filtered,
+            stride: width,
+        };
+        multiply_rows(c, filtered, width, product)?;
+        Linear::forward_rows([&self.out_proj], product, tokens, [out])
     }
 }
 

@@ -7,12 +7,14 @@ use aha_nn::attention::SelfAttention;
 use aha_nn::batch::Batch;
 use aha_nn::cache::{LayerCache, LayerSpec};
 use aha_nn::gated_delta::GatedDelta;
+use aha_nn::host::{HostStep, Parts};
 use aha_nn::linear::Linear;
-use aha_nn::mlp::{Activation, gated};
+use aha_nn::mlp::{Activation, gated, silu_gated_rows};
 use aha_nn::norm::RmsNorm;
 use aha_nn::rope::Rotation;
 use aha_nn::short_conv::ShortConv;
 use aha_nn::weights::{Result as WeightsResult, Weights, WeightsError};
+use aha_nn::with_f32;
 use candle_core::{DType, Module, Result, Tensor};
 
 /// Linear attention by the gated delta rule (arXiv 2412.06464), after a short convolution and before a gated norm.
@@ -83,6 +85,21 @@ impl GatedDeltaNet {
         let softplus = (a.relu()? + (a.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
         softplus.broadcast_mul(&self.decay_rate)
     }
+
+    /// The same on the CPU, in the place of `a` `[tokens, num_heads]`.
+    fn log_decay_rows(&self, a: &mut [f32]) -> Result<()> {
+        let mut turn = |rates: &[f32], biases: &[f32]| {
+            for row in a.chunks_exact_mut(self.rule.num_heads) {
+                for ((a, bias), rate) in row.iter_mut().zip(biases).zip(rates) {
+                    let sum = *a + bias;
+                    *a = (sum.max(0.0) + ((-sum.abs()).exp() + 1.0).ln()) * rate;
+                }
+            }
+        };
+        with_f32(&self.decay_rate, |rates| {
+            with_f32(&self.dt_bias, |biases| turn(rates, biases))
+        })?
+    }
 }
 
 impl TokenMixer for GatedDeltaNet {
@@ -124,6 +141,40 @@ impl TokenMixer for GatedDeltaNet {
         let z = self.in_proj_z.forward(x)?;
         self.out_proj
             .forward(&gated(Activation::Silu, &z, &output)?)
+    }
+
+    fn forward_rows(
+        &self,
+        x: &[f32],
+        step: &HostStep<'_>,
+        cache: &mut LayerCache,
+        parts: &mut Parts,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (tokens, heads) = (step.num_tokens(), self.rule.num_heads);
+        let (channels, values) = (self.rule.width(), heads * self.rule.value_dim);
+        let cache = cache.recurrent()?;
+        let [qkv, filtered, z, beta, decay, output] = parts
+            .rows([channels, channels, values, heads, heads, values].map(|width| tokens * width));
+        let maps = [&self.in_proj_qkv, &self.in_proj_z];
+        Linear::forward_rows(maps, x, tokens, [&mut *qkv, &mut *z])?;
+        let maps = [&self.in_proj_b, &self.in_proj_a];
+        Linear::forward_rows(maps, x, tokens, [&mut *beta, &mut *decay])?;
+
+        self.conv1d
+            .forward_rows(qkv, step, &mut cache.inputs, filtered)?;
+        Activation::Silu.forward_rows(filtered)?;
+        Activation::Sigmoid.forward_rows(beta)?;
+        self.log_decay_rows(decay)?;
+        let matrices = &mut cache.matrices;
+        self.rule
+            .forward_rows(filtered, decay, beta, step, matrices, output)?;
+
+        // What went into the convolution has served, and is wider.
+        let normed = &mut qkv[..tokens * values];
+        self.norm.forward_rows(output, normed)?;
+        silu_gated_rows(z, normed, output)?;
+        Linear::forward_rows([&self.out_proj], output, tokens, [out])
     }
 }
 
