@@ -185,8 +185,8 @@ mod amx {
 /// The instruction set that the kernels use: the best one this processor has.
 ///
 /// `AHA_KERNELS=scalar`, `avx2`, `avx512`, `amx`, `neon`, `dotprod` or `i8mm` in the environment, read once, asks
-/// for another. A value that is unknown or that the processor lacks has no effect; compare the answer of this function
-/// with the wish to find out.
+/// for another. A value that is unknown or that the processor lacks has no effect here; programs compare it with the
+/// names of [`InstructionSet::available`] first, as `aha` does.
 pub fn instruction_set() -> InstructionSet {
     static CHOSEN: OnceLock<InstructionSet> = OnceLock::new();
     *CHOSEN.get_or_init(|| choose(std::env::var("AHA_KERNELS").ok().as_deref()))

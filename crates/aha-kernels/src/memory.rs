@@ -15,8 +15,9 @@ use crate::KernelError;
 use crate::buffer::Line;
 use crate::pool::for_each_task;
 
-/// Bytes of a region, unless a piece wants more or there is no room for so many. What nobody writes takes no memory.
-const REGION_BYTES: usize = 1 << 30;
+/// Bytes of a region, unless a piece wants more or there is no room for so many. What nobody writes takes no memory,
+/// except where systems promise memory before it is used.
+const REGION_BYTES: usize = if cfg!(unix) { 1 << 30 } else { 0 };
 
 /// A large page, on which regions start.
 const LARGE_PAGE: usize = 2 << 20;

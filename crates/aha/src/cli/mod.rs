@@ -205,19 +205,33 @@ fn execute(cli: Cli) -> Outcome {
 
 /// The pool that all products run on. Its size, and where its threads may run, are decided here and nowhere else.
 fn start_compute_threads(global: &GlobalArgs) -> Outcome {
-    if let Some(threads) = global.threads.flatten() {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global()
-            .map_err(|error| {
-                Failure::message(format!("cannot start {threads} threads: {error}"))
-            })?;
-    }
+    check_kernels(std::env::var("AHA_KERNELS").unwrap_or_default().as_str())?;
+    let wish = global.threads.flatten();
     if global.pin_cores {
-        aha_kernels::pin_threads(rayon::current_num_threads())
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        aha_kernels::pin_threads(wish.unwrap_or_else(cores))
             .map_err(|error| Failure::message(format!("--pin-cores: {error}")))?;
     }
-    Ok(())
+    let Some(threads) = wish else {
+        return Ok(());
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|error| Failure::message(format!("cannot start {threads} threads: {error}")))
+}
+
+/// Refuses a wish for kernels that this processor cannot run: they would be others than asked for.
+fn check_kernels(wish: &str) -> Outcome {
+    let sets = || aha_kernels::InstructionSet::available().map(aha_kernels::InstructionSet::name);
+    if wish.is_empty() || sets().any(|name| name == wish) {
+        return Ok(());
+    }
+    let names: Vec<_> = sets().collect();
+    Err(Failure::usage(format!(
+        "AHA_KERNELS is {wish:?}, which this processor does not have or nobody knows; it may be {}",
+        names.join(", ")
+    )))
 }
 
 #[cfg(test)]

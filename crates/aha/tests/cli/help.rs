@@ -187,3 +187,20 @@ fn an_empty_variable_is_as_good_as_none() {
     let ran = command.env("AHA_THREADS", "").env("AHA_LOG", "").output();
     assert!(ran.unwrap().status.success());
 }
+
+#[test]
+fn kernels_that_the_processor_lacks_are_refused() {
+    let home = Home::new();
+    let ran = |value: &str| {
+        let mut command = home.command(&["list"]);
+        command.env("AHA_KERNELS", value).output().unwrap()
+    };
+    assert!(ran("scalar").status.success() && ran("").status.success());
+    let refused = ran("mmx");
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{error}");
+    assert!(
+        error.contains("AHA_KERNELS is \"mmx\"") && error.contains("scalar"),
+        "{error}"
+    );
+}

@@ -57,6 +57,25 @@ fn the_answer_is_the_references() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn pinned_threads_answer_alike_and_need_a_core_each() {
+    let home = Home::new();
+    let expected = run(&home, &["-i", "once upon a time"]);
+    let pinned = ["-i", "once upon a time", "--pin-cores", "--threads", "1"];
+    assert_eq!(run(&home, &pinned), expected);
+    let all = std::thread::available_parallelism().unwrap().to_string();
+    let pinned = ["-i", "once upon a time", "--pin-cores", "--threads", &all];
+    assert_eq!(run(&home, &pinned), expected);
+    let error = home
+        .run(&["list", "--pin-cores", "--threads", "5000"])
+        .failed(1);
+    assert!(
+        error.starts_with("error: --pin-cores: threads cannot be bound to cores: there are 5000 threads"),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_answer_does_not_depend_on_the_number_of_threads() {
     let home = Home::new();
     let one = run(&home, &["-i", "Hello!", "--threads", "1"]);
