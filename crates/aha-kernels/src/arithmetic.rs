@@ -51,6 +51,13 @@ impl Arithmetic {
 pub fn measure_multiply_add_rate(arithmetic: Arithmetic, threads: usize) -> Option<f64> {
     let set = instruction_set();
     match arithmetic {
+        #[cfg(target_arch = "x86_64")]
+        Arithmetic::F32 if set.has_avx512() => {
+            Some(rate(threads, 2 * 16 * REGISTERS, || {
+                // SAFETY: the instruction set is present, or it would not have been chosen.
+                black_box(unsafe { multiply_add_avx512(ROUNDS) });
+            }))
+        }
         Arithmetic::F32 => Some(rate(threads, 2 * LANES, || match set {
             #[cfg(target_arch = "x86_64")]
             set if set.has_avx2() => {
@@ -199,6 +206,19 @@ fn int8_dotprod(rounds: usize) -> [int32x4_t; REGISTERS] {
                     options(pure, nomem, nostack, preserves_flags)
                 );
             }
+        }
+    }
+    sums
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn multiply_add_avx512(rounds: usize) -> [__m512; REGISTERS] {
+    let (factor, term) = black_box((_mm512_set1_ps(0.999), _mm512_set1_ps(1e-3)));
+    let mut sums = [_mm512_set1_ps(1.0); REGISTERS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, factor, term);
         }
     }
     sums

@@ -29,6 +29,7 @@ impl<'a> Source<'a> {
     /// Keys of panel `panels.start` and, for a tile of `rows` queries, some that follow.
     pub(super) fn keys(
         self,
+        set: InstructionSet,
         (kv_head, head_dim): (usize, usize),
         rows: usize,
         panels: Range<usize>,
@@ -38,7 +39,7 @@ impl<'a> Source<'a> {
                 data: bytes_of(&keys[panels.start * head_dim..]),
                 kind: WeightKind::F32,
                 stride: head_dim * size_of::<Line>(),
-                count: tile_panels(rows, panels.len()),
+                count: tile_panels(set, rows, panels.len()),
                 ahead: &[],
             },
             Self::Cached { cache, pages } => {

@@ -364,7 +364,7 @@ impl Head<'_> {
             let x = Activations::Packed(&flat(self.queries)[from * dim..(from + count) * dim]);
             let mut panel = panels.start;
             while panel < panels.end {
-                let w = source.keys((self.kv_head, dim), count, panel..panels.end);
+                let w = source.keys(call.set, (self.kv_head, dim), count, panel..panels.end);
                 let together = w.count;
                 let sums = Sums {
                     lines: &mut self.scores[panel * rows + from..],
@@ -438,7 +438,7 @@ impl Head<'_> {
                 let x = Activations::Rows(&probabilities[from * KEYS + seen.start..], KEYS);
                 let mut panel = 0;
                 while panel < panels {
-                    let together = tile_panels(count, panels - panel);
+                    let together = tile_panels(set, count, panels - panel);
                     let w = source.values(self.kv_head, seen.start, panel, together);
                     let sums = Sums {
                         lines: &mut self.sums[panel * rows + from..],

@@ -7,6 +7,9 @@ use super::{Activations, Panels, Sums};
 use crate::buffer::{Line, prefetch_at};
 use crate::pack::WeightKind;
 
+/// Sums of the largest tile, two registers each.
+pub(super) const MOST_SUMS: usize = 6;
+
 /// Bytes that the narrow kernels ask for ahead of use, a panel.
 const PREFETCH: usize = 1024;
 

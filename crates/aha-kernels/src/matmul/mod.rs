@@ -6,6 +6,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -26,8 +28,12 @@ use crate::pool::{TASKS, for_each_piece, for_each_task, threads, with_foresight}
 use crate::quant;
 use crate::transpose::{transpose, turn};
 
-/// Rows of `x` that a tile holds at most: 6 x 16 accumulators fill twelve of AVX2's sixteen registers, and 24 of NEON's 32.
+/// Rows of `x` that a tile holds at most: 6 x 16 accumulators fill twelve of AVX2's sixteen registers, and 24 of NEON's 32;
+/// on AVX-512 they do so with two panels at a time.
 pub(crate) const TILE_ROWS: usize = 6;
+
+/// Sums of the largest tile: a line for each row and panel.
+const TILE_SUMS: usize = 12;
 
 /// Multiply-adds below which threads cost more than they bring.
 pub(crate) const PARALLEL_FROM: usize = 64 * 1024;
@@ -84,20 +90,9 @@ pub(crate) struct Sums<'a> {
     pub(crate) accumulate: bool,
 }
 
-impl<'a> Sums<'a> {
-    /// The sums of a single panel.
-    fn new(lines: &'a mut [Line], accumulate: bool) -> Self {
-        Self {
-            lines,
-            stride: 0,
-            accumulate,
-        }
-    }
-}
-
 /// Multiplies `rows` rows of `x` with `w.count` panels over `depth` columns.
 ///
-/// `rows * w.count` may be at most six; the portable kernel takes `F32` panels only.
+/// `rows` and `w.count` must be such as [`tile_panels`] allows; the portable kernel takes `F32` panels only.
 pub(crate) fn tile(
     set: InstructionSet,
     x: Activations<'_>,
@@ -108,7 +103,8 @@ pub(crate) fn tile(
 ) {
     debug_assert!(reads_directly(set, w.kind, 1));
     // The kernels below index without further checks.
-    assert!(matches!(w.count, 1 | 2 | 4) && rows >= 1 && rows * w.count <= TILE_ROWS);
+    assert!(matches!(w.count, 1 | 2 | 4) && (1..=TILE_ROWS).contains(&rows));
+    assert!(rows * w.count <= most_sums(set));
     let last = w.count - 1;
     assert!(w.data.len() >= last * w.stride + w.kind.span(depth));
     assert!(sums.lines.len() >= last * sums.stride + rows);
@@ -118,8 +114,13 @@ pub(crate) fn tile(
     }
     match set {
         #[cfg(target_arch = "x86_64")]
-        set if set.has_avx2() => {
+        set if set.has_avx512() => {
             // SAFETY: the lengths were checked above, the instruction set when it was chosen.
+            unsafe { avx512::tile(x, rows, w, depth, sums) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        set if set.has_avx2() => {
+            // SAFETY: as above.
             unsafe { avx2::tile(x, rows, w, depth, sums) }
         }
         #[cfg(target_arch = "aarch64")]
@@ -142,8 +143,13 @@ pub(crate) fn decode(
 ) {
     match set {
         #[cfg(target_arch = "x86_64")]
-        set if set.has_avx2() => {
+        set if set.has_avx512() => {
             // SAFETY: the instruction set was checked when it was chosen.
+            unsafe { avx512::decode(kind, panel, start, out) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        set if set.has_avx2() => {
+            // SAFETY: as above.
             unsafe { avx2::decode(kind, panel, start, out) }
         }
         #[cfg(target_arch = "aarch64")]
@@ -155,12 +161,25 @@ pub(crate) fn decode(
     }
 }
 
-/// How many panels a tile of `rows` rows takes: enough independent sums to hide the latency of the
-/// multiply-add, no more than there are `left`.
-pub(crate) fn tile_panels(rows: usize, left: usize) -> usize {
-    let wanted: usize = match rows {
-        1 => 4,
-        2 | 3 => 2,
+/// Lines of sums that the registers of an instruction set hold.
+fn most_sums(set: InstructionSet) -> usize {
+    match set {
+        #[cfg(target_arch = "x86_64")]
+        set if set.has_avx512() => avx512::MOST_SUMS,
+        #[cfg(target_arch = "x86_64")]
+        set if set.has_avx2() => avx2::MOST_SUMS,
+        #[cfg(target_arch = "aarch64")]
+        set if set.has_neon() => neon::MOST_SUMS,
+        _ => TILE_ROWS,
+    }
+}
+
+/// How many panels a tile of `rows` rows takes: as many as there are registers for their sums, up to four, which hides
+/// the latency of the multiply-add; no more than there are `left`.
+pub(crate) fn tile_panels(set: InstructionSet, rows: usize, left: usize) -> usize {
+    let wanted: usize = match most_sums(set) / rows {
+        4.. => 4,
+        2.. => 2,
         _ => 1,
     };
     if left >= wanted {
@@ -357,7 +376,7 @@ impl<'a> Weights<'a> {
         &self.view.bytes()[first * bytes..][..count * bytes]
     }
 
-    /// Columns `start..start + depth` of a panel, and what follows; of rows, turned to a panel in `turned`, while the
+    /// Columns `start..start + depth` of a panel, and all that follows; of rows, turned to a panel in `turned`, while the
     /// panel `next` panels on is asked for. `start` must be a multiple of 32.
     fn columns<'t>(
         &self,
@@ -372,7 +391,8 @@ impl<'a> Weights<'a> {
     {
         let bytes = self.panels(panel, 1);
         if !self.view.is_rows() {
-            return &bytes[self.matrix.kind().column_offset(start)..];
+            let offset = self.matrix.kind().column_offset(start);
+            return &self.view.bytes()[panel * bytes.len() + offset..];
         }
         let row_bytes = 2 * self.matrix.cols();
         // The same share of that panel, in the order of memory. There need not be one.
@@ -387,15 +407,15 @@ impl<'a> Weights<'a> {
 fn narrow(set: InstructionSet, weights: Weights<'_>, x: &[f32], m: usize, out: Output) {
     let w = weights.matrix;
     let panels = w.panels();
-    let group = tile_panels(m, usize::MAX);
+    let group = tile_panels(set, m, usize::MAX);
     let groups = panels.div_ceil(group);
     let tasks = tasks(groups, m.saturating_mul(w.rows()).saturating_mul(w.cols()));
     for_each_task(tasks, |task| {
         let end = panels.min((task + 1) * groups / tasks * group);
         let mut first = task * groups / tasks * group;
         while first < end {
-            let count = tile_panels(m, end - first);
-            let mut c = [Line::ZERO; TILE_ROWS];
+            let count = tile_panels(set, m, end - first);
+            let mut c = [Line::ZERO; TILE_SUMS];
             narrow_group(set, weights, x, m, first, count, &mut c);
             for (index, line) in c[..count * m].iter().enumerate() {
                 // SAFETY: the panels of this task are its own.
@@ -518,45 +538,58 @@ fn wide_task(
     let w = weights.matrix;
     let (kind, cols, m) = (w.kind(), w.cols(), rows.len());
     let tiles = m.div_ceil(TILE_ROWS);
-    with_scratch(panels.len() * m + 3 * WIDE_DEPTH / 2, |scratch| {
-        let (values, scratch) = scratch.split_at_mut(WIDE_DEPTH);
-        let (turned, c) = scratch.split_at_mut(WIDE_DEPTH / 2);
+    let tile_rows = m.div_ceil(tiles);
+    let is_direct = reads_directly(set, kind, tile_rows) && (tiles <= 2 || kind == F32);
+    let most = tile_panels(set, tile_rows, usize::MAX);
+    with_scratch(panels.len() * m + (most + 1) * WIDE_DEPTH, |scratch| {
+        let (values, scratch) = scratch.split_at_mut(most * WIDE_DEPTH);
+        let (turned, c) = scratch.split_at_mut(WIDE_DEPTH);
         if cols == 0 {
             c.fill(Line::ZERO);
         }
         for start in (0..cols).step_by(WIDE_DEPTH) {
             let depth = WIDE_DEPTH.min(cols - start);
             let x = &x[start * m..][..depth * m];
-            for (panel, c) in panels.clone().zip(c.chunks_exact_mut(m)) {
+            let mut first = panels.start;
+            while first < panels.end {
+                let count = tile_panels(set, tile_rows, panels.end - first);
+                let c = &mut c[(first - panels.start) * m..];
                 let turned = &mut turned[..depth.div_ceil(2)];
-                let columns = weights.columns(set, panel, start, turned, 1);
-                let (data, kind) = if reads_directly(set, kind, m.div_ceil(tiles))
-                    && (tiles <= 2 || kind == F32)
-                {
-                    (columns, kind)
+                if !is_direct {
+                    for (index, values) in values.chunks_mut(WIDE_DEPTH).take(count).enumerate() {
+                        let columns = weights.columns(set, first + index, start, turned, 1);
+                        decode(set, kind, columns, 0, &mut values[..depth]);
+                    }
+                }
+                let (data, kind, stride) = if is_direct {
+                    let columns = weights.columns(set, first, start, turned, 1);
+                    (columns, kind, w.panel_bytes())
                 } else {
-                    decode(set, kind, columns, 0, &mut values[..depth]);
-                    (bytes_of(values), F32)
+                    let stride = WIDE_DEPTH * size_of::<Line>();
+                    (bytes_of(values), F32, stride)
                 };
-                // While this stretch is multiplied, the next one comes from memory: each tile
-                // fetches a share.
-                let next = next_stretch(weights, &panels, panel, start);
-                let share = depth / 2 * 64;
+                // While these stretches are multiplied, the next ones come from memory: each tile fetches a share.
+                let share = depth / 2 * size_of::<Line>();
                 for index in 0..tiles {
                     let (from, to) = (cut(m, tiles, index), cut(m, tiles, index + 1));
-                    let ahead = next.get(index * share..).unwrap_or_default();
-                    let ahead = &ahead[..share.min(ahead.len())];
-                    let panel = Panels {
+                    let next = next_stretch(weights, &panels, first + index % count, count, start);
+                    let ahead = next.get(index / count * share..).unwrap_or_default();
+                    let w = Panels {
                         data,
                         kind,
-                        stride: 0,
-                        count: 1,
-                        ahead,
+                        stride,
+                        count,
+                        ahead: &ahead[..share.min(ahead.len())],
                     };
                     let x = Activations::Packed(&x[from * depth..to * depth]);
-                    let lines = &mut c[from..to];
-                    tile(set, x, to - from, panel, depth, Sums::new(lines, start > 0));
+                    let sums = Sums {
+                        lines: &mut c[from..],
+                        stride: m,
+                        accumulate: start > 0,
+                    };
+                    tile(set, x, to - from, w, depth, sums);
                 }
+                first += count;
             }
         }
         for (index, row) in rows.enumerate() {
@@ -568,18 +601,20 @@ fn wide_task(
     });
 }
 
-/// The bytes that follow the stretch at column `start` of `panel` in the order of `wide_task`; none of rows, which are
-/// asked for when they are turned.
+/// The bytes that come `count` panels after the stretch at column `start` of `panel` in the order of `wide_task`; none of
+/// rows, which are asked for when they are turned.
 fn next_stretch<'a>(
     weights: Weights<'a>,
     panels: &Range<usize>,
     panel: usize,
+    count: usize,
     start: usize,
 ) -> &'a [u8] {
-    let (panel, start) = if panel + 1 < panels.end {
-        (panel + 1, start)
+    let (panel, start) = if panel + count < panels.end {
+        (panel + count, start)
     } else {
-        (panels.start, start + WIDE_DEPTH)
+        let over = (panel + count - panels.end) % panels.len();
+        (panels.start + over, start + WIDE_DEPTH)
     };
     let w = weights.matrix;
     if start >= w.cols() || weights.view.is_rows() {

@@ -4,9 +4,12 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::shapes::{all_shapes, multiply_tile, shapes};
-use super::{Activations, Panels, Sums, TILE_ROWS};
+use super::{Activations, Panels, Sums};
 use crate::buffer::{Line, prefetch_at, prefetch_now};
 use crate::pack::WeightKind;
+
+/// Sums of the largest tile, four registers each.
+pub(super) const MOST_SUMS: usize = 6;
 
 /// Bytes that the narrow kernels ask for ahead of use, a panel.
 const PREFETCH: usize = 1024;
@@ -106,7 +109,7 @@ pub(super) unsafe fn tile(
     depth: usize,
     sums: Sums<'_>,
 ) {
-    if w.kind != WeightKind::F32 && w.count > 1 && rows * w.count == TILE_ROWS {
+    if w.kind != WeightKind::F32 && w.count > 1 && rows * w.count == MOST_SUMS {
         // Beside so many sums there is no room to unpack 16-bit weights in: one panel after another.
         for panel in 0..w.count {
             let one = Panels {
@@ -197,7 +200,7 @@ unsafe fn kernel<
                             multiply_add(sums, &column, value(2 * pair + half, row));
                         }
                     }
-                    if ROWS * PANELS == TILE_ROWS {
+                    if ROWS * PANELS == MOST_SUMS {
                         settle(&mut sums[ROWS - 1][PARTS - 1]);
                     }
                 }

@@ -1,6 +1,7 @@
 //! Which kernel a tile gets: each shape is compiled apart, so that its sums stay in registers.
 //!
-//! The macros call the `kernel` of the module that uses them, with its `F32`, `F16` and `Bf16`.
+//! The macros call the `kernel` of the module that uses them, with its `F32`, `F16` and `Bf16`, for tiles of up to its
+//! `MOST_SUMS` sums.
 
 /// Runs the kernel for a tile whose lengths were checked, see [`super::tile`].
 macro_rules! multiply_tile {
@@ -48,8 +49,8 @@ macro_rules! all_shapes {
     }};
     ($columns:ty, $packed:literal, $lines:literal, $x:expr, $stride:expr, $tile:expr) => {
         shapes!(
-            $columns, $packed, $lines, $x, $stride, $tile, 1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1,
-            3 x 2, 4 x 1, 5 x 1, 6 x 1
+            $columns, $packed, $lines, $x, $stride, $tile, 1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 2 x 4,
+            3 x 1, 3 x 2, 3 x 4, 4 x 1, 4 x 2, 5 x 1, 5 x 2, 6 x 1, 6 x 2
         )
     };
 }
@@ -61,7 +62,8 @@ macro_rules! shapes {
     ) => {{
         let (rows, w, depth, data, c, c_stride, accumulate) = $tile;
         match (rows, w.count) {
-            $(($rows, $panels) => {
+            // Not a guard of the arm: only so are tiles that cannot be not compiled.
+            $(($rows, $panels) => if const { $rows * $panels <= MOST_SUMS } {
                 // SAFETY: the caller's promise.
                 unsafe {
                     kernel::<$columns, $rows, $panels, $packed, $lines>(

@@ -70,7 +70,9 @@ fn pinned_threads_answer_alike_and_need_a_core_each() {
         .run(&["list", "--pin-cores", "--threads", "5000"])
         .failed(1);
     assert!(
-        error.starts_with("error: --pin-cores: threads cannot be bound to cores: there are 5000 threads"),
+        error.starts_with(
+            "error: --pin-cores: threads cannot be bound to cores: there are 5000 threads"
+        ),
         "{error}"
     );
 }
