@@ -248,7 +248,7 @@ mod tests {
         for bytes in [0, 1, 63, 64, 65, 4096, 3 << 20, 200_000] {
             let fill = |index: usize, piece: &mut [u8]| {
                 assert!(piece.iter().all(|byte| *byte == 0));
-                piece.fill(index as u8 + 1);
+                piece.fill((index as u8).wrapping_add(1));
             };
             pieces.push(AlignedBytes::filled(bytes, 1000, fill).unwrap());
             if bytes == 4096 {
@@ -262,7 +262,8 @@ mod tests {
         assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
         for piece in &pieces {
             assert!(piece.start.cast::<Line>().is_aligned());
-            let is_filled = |(index, byte): (usize, &u8)| *byte == (index / 1000) as u8 + 1;
+            let is_filled =
+                |(index, byte): (usize, &u8)| *byte == ((index / 1000) as u8).wrapping_add(1);
             assert!(piece.as_slice().iter().enumerate().all(is_filled));
         }
     }
