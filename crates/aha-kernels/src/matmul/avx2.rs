@@ -1,54 +1,34 @@
-//! The AVX2 kernels: each accumulator lane is one chain of fused multiply-adds.
+//! The AVX2 lanes: two registers.
 
 use std::arch::x86_64::*;
 
-use super::shapes::{all_shapes, multiply_tile, shapes};
+use super::lanes::{self, Bf16, Columns, F16, F32, Lanes};
+use super::shapes::{Operands, all_shapes, multiply_tile, shapes};
 use super::{Activations, Panels, Sums};
-use crate::buffer::{Line, prefetch_at};
+use crate::buffer::Line;
 use crate::pack::WeightKind;
 
 /// Sums of the largest tile, two registers each.
 pub(super) const MOST_SUMS: usize = 6;
 
-/// Bytes that the narrow kernels ask for ahead of use, a panel.
-const PREFETCH: usize = 1024;
+struct Avx2;
 
-/// Sixteen weights of one column.
-type Column = [__m256; 2];
-
-/// How columns are read from a panel.
-trait Columns {
-    /// Bytes of two columns.
-    const PAIR_BYTES: usize;
-
-    /// Reads two columns.
-    ///
-    /// # Safety
-    /// `PAIR_BYTES` must be readable at `at`, and AVX2, FMA and F16C present.
-    unsafe fn pair(at: *const u8) -> [Column; 2];
-
-    /// Reads the last column of an odd number.
-    ///
-    /// # Safety
-    /// As `pair`, for the bytes of one column (of two for `bf16`, whose panels are filled up).
-    unsafe fn single(at: *const u8) -> Column;
-}
-
-struct F32;
-struct F16;
-struct Bf16;
-
-impl Columns for F32 {
-    const PAIR_BYTES: usize = 128;
+#[allow(
+    clippy::inline_always,
+    reason = "only inlined do they have the instruction set"
+)]
+impl Lanes for Avx2 {
+    type Line = [__m256; 2];
+    type Value = __m256;
 
     #[inline(always)]
-    unsafe fn pair(at: *const u8) -> [Column; 2] {
+    unsafe fn zeros() -> Self::Line {
         // SAFETY: the caller's promise.
-        unsafe { [Self::single(at), Self::single(at.add(64))] }
+        unsafe { [_mm256_setzero_ps(); 2] }
     }
 
     #[inline(always)]
-    unsafe fn single(at: *const u8) -> Column {
+    unsafe fn load(at: *const u8) -> Self::Line {
         // SAFETY: the caller's promise.
         unsafe {
             [
@@ -57,19 +37,19 @@ impl Columns for F32 {
             ]
         }
     }
-}
-
-impl Columns for F16 {
-    const PAIR_BYTES: usize = 64;
 
     #[inline(always)]
-    unsafe fn pair(at: *const u8) -> [Column; 2] {
+    unsafe fn store(line: Self::Line, at: *mut Line) {
         // SAFETY: the caller's promise.
-        unsafe { [Self::single(at), Self::single(at.add(32))] }
+        unsafe {
+            let at: *mut f32 = at.cast();
+            _mm256_store_ps(at, line[0]);
+            _mm256_store_ps(at.add(8), line[1]);
+        }
     }
 
     #[inline(always)]
-    unsafe fn single(at: *const u8) -> Column {
+    unsafe fn halves(at: *const u8) -> Self::Line {
         // SAFETY: the caller's promise.
         unsafe {
             [
@@ -78,28 +58,43 @@ impl Columns for F16 {
             ]
         }
     }
-}
-
-impl Columns for Bf16 {
-    const PAIR_BYTES: usize = 64;
 
     #[inline(always)]
-    unsafe fn pair(at: *const u8) -> [Column; 2] {
+    unsafe fn pairs(at: *const u8) -> [Self::Line; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            let low = _mm256_loadu_si256(at.cast());
-            let high = _mm256_loadu_si256(at.add(32).cast());
+            let (low, high) = (
+                _mm256_loadu_si256(at.cast()),
+                _mm256_loadu_si256(at.add(32).cast()),
+            );
             let upper_half = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
-            let even = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
-            let odd = |v| _mm256_castsi256_ps(_mm256_and_si256(v, upper_half));
-            [[even(low), even(high)], [odd(low), odd(high)]]
+            let even = [_mm256_slli_epi32::<16>(low), _mm256_slli_epi32::<16>(high)];
+            let odd = [
+                _mm256_and_si256(low, upper_half),
+                _mm256_and_si256(high, upper_half),
+            ];
+            [
+                [_mm256_castsi256_ps(even[0]), _mm256_castsi256_ps(even[1])],
+                [_mm256_castsi256_ps(odd[0]), _mm256_castsi256_ps(odd[1])],
+            ]
         }
     }
 
     #[inline(always)]
-    unsafe fn single(at: *const u8) -> Column {
+    unsafe fn broadcast(at: *const f32) -> Self::Value {
         // SAFETY: the caller's promise.
-        unsafe { Self::pair(at)[0] }
+        unsafe { _mm256_broadcast_ss(&*at) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(value: Self::Value, column: Self::Line, sums: Self::Line) -> Self::Line {
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                _mm256_fmadd_ps(value, column[0], sums[0]),
+                _mm256_fmadd_ps(value, column[1], sums[1]),
+            ]
+        }
     }
 }
 
@@ -117,128 +112,26 @@ pub(super) unsafe fn tile(
     multiply_tile!(x, rows, w, depth, sums);
 }
 
-#[allow(
-    clippy::too_many_arguments,
-    reason = "one flat call into the innermost loop"
-)]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn kernel<
-    C: Columns,
+    C: Columns<Avx2>,
     const ROWS: usize,
     const PANELS: usize,
     const PACKED: bool,
     const LINES: usize,
 >(
-    x: *const f32,
-    x_stride: usize,
-    w: *const u8,
-    w_stride: usize,
-    ahead: &[u8],
-    depth: usize,
-    c: *mut Line,
-    c_stride: usize,
-    accumulate: bool,
+    tile: Operands<'_>,
 ) {
-    // SAFETY: the caller checked all lengths; every offset below stays within them.
-    unsafe {
-        let mut sums = [[[_mm256_setzero_ps(); 2]; ROWS]; PANELS];
-        if accumulate {
-            for (panel, sums) in sums.iter_mut().enumerate() {
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let line: *const f32 = c.add(panel * c_stride + row).cast();
-                    *sums = [_mm256_load_ps(line), _mm256_load_ps(line.add(8))];
-                }
-            }
-        }
-        let value = |k: usize, row: usize| {
-            let at = if PACKED {
-                x.add(k * ROWS + row)
-            } else {
-                x.add(row * x_stride + k)
-            };
-            _mm256_broadcast_ss(&*at)
-        };
-        for pair in 0..depth / 2 {
-            for line in 0..LINES {
-                prefetch_at(ahead.as_ptr().wrapping_add(64 * (pair * LINES + line)));
-            }
-            let mut columns = [[[_mm256_setzero_ps(); 2]; 2]; PANELS];
-            for (panel, columns) in columns.iter_mut().enumerate() {
-                let at = w.add(panel * w_stride + pair * C::PAIR_BYTES);
-                if !PACKED && LINES == 0 {
-                    for line in (0..C::PAIR_BYTES).step_by(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH + line).cast());
-                    }
-                }
-                *columns = C::pair(at);
-            }
-            for half in 0..2 {
-                for row in 0..ROWS {
-                    let value = value(2 * pair + half, row);
-                    for (sums, columns) in sums.iter_mut().zip(&columns) {
-                        let [low, high] = columns[half];
-                        let sums = &mut sums[row];
-                        sums[0] = _mm256_fmadd_ps(value, low, sums[0]);
-                        sums[1] = _mm256_fmadd_ps(value, high, sums[1]);
-                    }
-                }
-            }
-        }
-        if depth % 2 == 1 {
-            for (panel, sums) in sums.iter_mut().enumerate() {
-                let [low, high] = C::single(w.add(panel * w_stride + depth / 2 * C::PAIR_BYTES));
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let value = value(depth - 1, row);
-                    sums[0] = _mm256_fmadd_ps(value, low, sums[0]);
-                    sums[1] = _mm256_fmadd_ps(value, high, sums[1]);
-                }
-            }
-        }
-        for (panel, sums) in sums.iter().enumerate() {
-            for (row, sums) in sums.iter().enumerate() {
-                let line: *mut f32 = c.add(panel * c_stride + row).cast();
-                _mm256_store_ps(line, sums[0]);
-                _mm256_store_ps(line.add(8), sums[1]);
-            }
-        }
-    }
+    // SAFETY: the caller's promise.
+    unsafe { lanes::kernel::<Avx2, C, ROWS, PANELS, PACKED, LINES>(tile) }
 }
 
 /// See [`super::decode`].
 ///
 /// # Safety
 /// AVX2, FMA and F16C must be present.
-pub(super) unsafe fn decode(kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
-    let panel = &panel[kind.column_offset(start)..];
-    assert!(panel.len() >= kind.span(out.len()));
-    // SAFETY: the panel holds a column for each line of `out` (asserted).
-    unsafe {
-        match kind {
-            WeightKind::F32 => decode_columns::<F32>(panel, out),
-            WeightKind::F16 => decode_columns::<F16>(panel, out),
-            _ => decode_columns::<Bf16>(panel, out),
-        }
-    }
-}
-
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn decode_columns<C: Columns>(panel: &[u8], out: &mut [Line]) {
-    let mut at = panel.as_ptr();
-    // SAFETY: the caller checked that `panel` holds as many columns as `out` has lines.
-    unsafe {
-        let store = |line: &mut Line, column: Column| {
-            _mm256_store_ps(line.0.as_mut_ptr(), column[0]);
-            _mm256_store_ps(line.0.as_mut_ptr().add(8), column[1]);
-        };
-        let mut pairs = out.chunks_exact_mut(2);
-        for pair in &mut pairs {
-            let [first, second] = C::pair(at);
-            store(&mut pair[0], first);
-            store(&mut pair[1], second);
-            at = at.add(C::PAIR_BYTES);
-        }
-        if let [last] = pairs.into_remainder() {
-            store(last, C::single(at));
-        }
-    }
+pub(super) unsafe fn decode(kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
+    // SAFETY: the caller's promise.
+    unsafe { lanes::decode::<Avx2>(kind, panel, start, out) }
 }

@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::shapes::{all_shapes, multiply_tile, shapes};
+use super::shapes::{Operands, all_shapes, multiply_tile, shapes};
 use super::{Activations, Panels, Sums};
 use crate::buffer::{Line, prefetch_at, prefetch_now};
 use crate::pack::WeightKind;
@@ -129,10 +129,6 @@ pub(super) unsafe fn tile(
     multiply_tile!(x, rows, w, depth, sums);
 }
 
-#[allow(
-    clippy::too_many_arguments,
-    reason = "one flat call into the innermost loop"
-)]
 #[target_feature(enable = "neon")]
 unsafe fn kernel<
     C: Columns,
@@ -141,16 +137,19 @@ unsafe fn kernel<
     const PACKED: bool,
     const LINES: usize,
 >(
-    x: *const f32,
-    x_stride: usize,
-    w: *const u8,
-    w_stride: usize,
-    ahead: &[u8],
-    depth: usize,
-    c: *mut Line,
-    c_stride: usize,
-    accumulate: bool,
+    tile: Operands<'_>,
 ) {
+    let Operands {
+        x,
+        x_stride,
+        w,
+        w_stride,
+        ahead,
+        depth,
+        c,
+        c_stride,
+        accumulate,
+    } = tile;
     // SAFETY: the caller checked all lengths; every offset below stays within them.
     unsafe {
         let mut sums = [[[vdupq_n_f32(0.0); PARTS]; ROWS]; PANELS];

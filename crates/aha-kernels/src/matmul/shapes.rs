@@ -3,6 +3,22 @@
 //! The macros call the `kernel` of the module that uses them, with its `F32`, `F16` and `Bf16`, for tiles of up to its
 //! `MOST_SUMS` sums.
 
+use crate::buffer::Line;
+
+/// Where a tile's activations, weights and results are; lengths are as [`super::tile`] asserts.
+pub(super) struct Operands<'a> {
+    pub(super) x: *const f32,
+    /// Values from one row to the next, where activations are not packed.
+    pub(super) x_stride: usize,
+    pub(super) w: *const u8,
+    pub(super) w_stride: usize,
+    pub(super) ahead: &'a [u8],
+    pub(super) depth: usize,
+    pub(super) c: *mut Line,
+    pub(super) c_stride: usize,
+    pub(super) accumulate: bool,
+}
+
 /// Runs the kernel for a tile whose lengths were checked, see [`super::tile`].
 macro_rules! multiply_tile {
     ($x:expr, $rows:expr, $w:expr, $depth:expr, $sums:expr) => {{
@@ -66,9 +82,17 @@ macro_rules! shapes {
             $(($rows, $panels) => if const { $rows * $panels <= MOST_SUMS } {
                 // SAFETY: the caller's promise.
                 unsafe {
-                    kernel::<$columns, $rows, $panels, $packed, $lines>(
-                        $x, $stride, data, w.stride, w.ahead, depth, c, c_stride, accumulate,
-                    );
+                    kernel::<$columns, $rows, $panels, $packed, $lines>(Operands {
+                        x: $x,
+                        x_stride: $stride,
+                        w: data,
+                        w_stride: w.stride,
+                        ahead: w.ahead,
+                        depth,
+                        c,
+                        c_stride,
+                        accumulate,
+                    });
                 }
             })*
             (rows, panels) => unreachable!("no tile of {rows} rows and {panels} panels"),
