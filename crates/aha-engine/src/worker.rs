@@ -21,8 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-/// Of a step's time, what packing matrices behind it may take, and at most so much: those of Qwen3-0.6B are packed
-/// within some forty steps, and no token waits long for it.
+/// Of a step's time, what packing matrices behind it may take, and at most so much, so that no token waits long for it.
 const PACKING_SHARE: u32 = 8;
 const PACKING_TIME: Duration = Duration::from_millis(20);
 

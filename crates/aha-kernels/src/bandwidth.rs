@@ -24,7 +24,7 @@ const PREFETCH: usize = 2048;
 ///
 /// This is the ceiling of a product with a single row, which reads every weight once. A thread reads at one place, at
 /// four or at eight in turn, since how many bring the most depends on the processor; the best of a few rounds counts. The
-/// measurement takes well under a second and 512 MiB of memory. Zero when that memory is not to be had.
+/// measurement takes about a second and 512 MiB of memory. Zero when that memory is not to be had.
 pub fn measure_read_bandwidth(threads: usize) -> f64 {
     let threads = threads.max(1);
     // The same kind of memory that weights lie in.

@@ -93,7 +93,7 @@ unsafe fn multiply<const ROWS: usize>(tile: Tile<'_>) {
 /// # Safety
 /// AVX-512 must be present.
 #[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn pack(rows: &[u8], pairs: usize, panel: &mut [u8]) {
+pub(super) unsafe fn pack(rows: &[u8], pairs: usize, panel: &mut [u8]) {
     let row_bytes = 4 * pairs;
     assert!(pairs.is_multiple_of(STEP) && rows.len() >= PANEL * row_bytes);
     assert!(panel.len() >= PANEL * row_bytes);

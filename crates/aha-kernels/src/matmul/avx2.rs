@@ -2,11 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::{self, Bf16, Columns, F16, F32, Lanes};
-use super::shapes::{Operands, all_shapes, multiply_tile, shapes};
-use super::{Activations, Panels, Sums};
+use super::lanes::{Lanes, functions};
 use crate::buffer::Line;
-use crate::pack::WeightKind;
 
 /// Sums of the largest tile, two registers each.
 pub(super) const MOST_SUMS: usize = 6;
@@ -98,40 +95,4 @@ impl Lanes for Avx2 {
     }
 }
 
-/// See [`super::tile`].
-///
-/// # Safety
-/// The lengths must be as `super::tile` asserts, and AVX2, FMA and F16C present.
-pub(super) unsafe fn tile(
-    x: Activations<'_>,
-    rows: usize,
-    w: Panels<'_>,
-    depth: usize,
-    sums: Sums<'_>,
-) {
-    multiply_tile!(x, rows, w, depth, sums);
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn kernel<
-    C: Columns<Avx2>,
-    const ROWS: usize,
-    const PANELS: usize,
-    const PACKED: bool,
-    const LINES: usize,
->(
-    tile: Operands<'_>,
-) {
-    // SAFETY: the caller's promise.
-    unsafe { lanes::kernel::<Avx2, C, ROWS, PANELS, PACKED, LINES>(tile) }
-}
-
-/// See [`super::decode`].
-///
-/// # Safety
-/// AVX2, FMA and F16C must be present.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn decode(kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
-    // SAFETY: the caller's promise.
-    unsafe { lanes::decode::<Avx2>(kind, panel, start, out) }
-}
+functions!(Avx2, "avx2,fma,f16c");

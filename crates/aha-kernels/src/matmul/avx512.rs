@@ -2,11 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::{self, Bf16, Columns, F16, F32, Lanes};
-use super::shapes::{Operands, all_shapes, multiply_tile, shapes};
-use super::{Activations, Panels, Sums};
+use super::lanes::{Lanes, functions};
 use crate::buffer::Line;
-use crate::pack::WeightKind;
 
 /// Sums of the largest tile, a register each.
 pub(super) const MOST_SUMS: usize = 12;
@@ -73,40 +70,4 @@ impl Lanes for Avx512 {
     }
 }
 
-/// See [`super::tile`].
-///
-/// # Safety
-/// The lengths must be as `super::tile` asserts, and AVX-512 present.
-pub(super) unsafe fn tile(
-    x: Activations<'_>,
-    rows: usize,
-    w: Panels<'_>,
-    depth: usize,
-    sums: Sums<'_>,
-) {
-    multiply_tile!(x, rows, w, depth, sums);
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn kernel<
-    C: Columns<Avx512>,
-    const ROWS: usize,
-    const PANELS: usize,
-    const PACKED: bool,
-    const LINES: usize,
->(
-    tile: Operands<'_>,
-) {
-    // SAFETY: the caller's promise.
-    unsafe { lanes::kernel::<Avx512, C, ROWS, PANELS, PACKED, LINES>(tile) }
-}
-
-/// See [`super::decode`].
-///
-/// # Safety
-/// AVX-512 must be present.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn decode(kind: WeightKind, panel: &[u8], start: usize, out: &mut [Line]) {
-    // SAFETY: the caller's promise.
-    unsafe { lanes::decode::<Avx512>(kind, panel, start, out) }
-}
+functions!(Avx512, "avx512f,avx512bw,avx512dq,avx512vl");

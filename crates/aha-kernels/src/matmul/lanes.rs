@@ -249,3 +249,58 @@ unsafe fn decode_columns<L: Lanes, C: Columns<L>>(panel: &[u8], out: &mut [Line]
         }
     }
 }
+
+/// The functions of a module for an instruction set: the above, compiled for its features.
+macro_rules! functions {
+    ($lanes:ty, $features:literal) => {
+        use super::lanes::{self, Bf16, Columns, F16, F32};
+        use super::shapes::{Operands, all_shapes, multiply_tile, shapes};
+        use super::{Activations, Panels, Sums};
+        use crate::pack::WeightKind;
+
+        /// See [`super::tile`].
+        ///
+        /// # Safety
+        /// The lengths must be as `super::tile` asserts, and the instruction set present.
+        pub(super) unsafe fn tile(
+            x: Activations<'_>,
+            rows: usize,
+            w: Panels<'_>,
+            depth: usize,
+            sums: Sums<'_>,
+        ) {
+            multiply_tile!(x, rows, w, depth, sums);
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn kernel<
+            C: Columns<$lanes>,
+            const ROWS: usize,
+            const PANELS: usize,
+            const PACKED: bool,
+            const LINES: usize,
+        >(
+            tile: Operands<'_>,
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe { lanes::kernel::<$lanes, C, ROWS, PANELS, PACKED, LINES>(tile) }
+        }
+
+        /// See [`super::decode`].
+        ///
+        /// # Safety
+        /// The instruction set must be present.
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn decode(
+            kind: WeightKind,
+            panel: &[u8],
+            start: usize,
+            out: &mut [Line],
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe { lanes::decode::<$lanes>(kind, panel, start, out) }
+        }
+    };
+}
+
+pub(super) use functions;

@@ -458,33 +458,34 @@ fn narrow_group(
         };
         return multiply(panels, 0, cols);
     }
-    let mut turned = [Line::ZERO; 4 * NARROW_DEPTH / 2];
-    let mut values = [Line::ZERO; 4 * NARROW_DEPTH];
-    for start in (0..cols).step_by(NARROW_DEPTH) {
-        let depth = NARROW_DEPTH.min(cols - start);
-        let pieces = turned
-            .chunks_mut(NARROW_DEPTH / 2)
-            .zip(values.chunks_mut(NARROW_DEPTH));
-        for (index, (turned, values)) in pieces.take(count).enumerate() {
-            let turned = &mut turned[..depth.div_ceil(2)];
-            let columns = weights.columns(set, first + index, start, turned, count);
-            if !is_direct {
-                decode(set, kind, columns, 0, &mut values[..depth]);
+    with_scratch(4 * NARROW_DEPTH / 2 * 3, |scratch| {
+        let (turned, values) = scratch.split_at_mut(4 * NARROW_DEPTH / 2);
+        for start in (0..cols).step_by(NARROW_DEPTH) {
+            let depth = NARROW_DEPTH.min(cols - start);
+            let pieces = turned
+                .chunks_mut(NARROW_DEPTH / 2)
+                .zip(values.chunks_mut(NARROW_DEPTH));
+            for (index, (turned, values)) in pieces.take(count).enumerate() {
+                let turned = &mut turned[..depth.div_ceil(2)];
+                let columns = weights.columns(set, first + index, start, turned, count);
+                if !is_direct {
+                    decode(set, kind, columns, 0, &mut values[..depth]);
+                }
             }
+            let (lines, kind, stride) = match is_direct {
+                true => (&turned[..], kind, NARROW_DEPTH / 2),
+                false => (&values[..], F32, NARROW_DEPTH),
+            };
+            let panels = Panels {
+                data: bytes_of(lines),
+                kind,
+                stride: stride * size_of::<Line>(),
+                count,
+                ahead: &[],
+            };
+            multiply(panels, start, depth);
         }
-        let (lines, kind, stride) = match is_direct {
-            true => (&turned[..], kind, NARROW_DEPTH / 2),
-            false => (&values[..], F32, NARROW_DEPTH),
-        };
-        let panels = Panels {
-            data: bytes_of(lines),
-            kind,
-            stride: stride * size_of::<Line>(),
-            count,
-            ahead: &[],
-        };
-        multiply(panels, start, depth);
-    }
+    });
 }
 
 /// Whether tiles of `rows` rows read panels of this kind as they are. From five rows on, the registers

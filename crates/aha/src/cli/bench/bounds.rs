@@ -96,7 +96,7 @@ impl Bound {
 }
 
 impl Bounds {
-    /// Takes well under a second. None when the memory for it is not to be had.
+    /// Takes about a second. None when the memory for it is not to be had.
     pub(super) fn measure(kept: Kept, stored: Option<StoredType>, threads: usize) -> Option<Self> {
         let bandwidth = measure_read_bandwidth(threads);
         let wanted = kept.arithmetic(stored);
